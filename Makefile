@@ -1,0 +1,42 @@
+# Two commands are enough: `make demo` and `make test`. Each makes its own environment.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+OUT ?= demo-output
+
+.PHONY: demo test lint unit format bench clean help
+
+help:
+	@echo "make demo   prune, train and export a model on real data; writes $(OUT)/"
+	@echo "make test   lint, type-check and test"
+	@echo "make bench  time a step against other implementations; writes benchmarks/results/"
+
+$(BIN)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --editable . --group test --group lint
+	touch $@
+
+demo: $(BIN)/.ready
+	$(BIN)/keras-ntt demo --output $(OUT)
+
+test: lint unit
+
+lint: $(BIN)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+unit: $(BIN)/.ready
+	$(BIN)/python -m pytest
+
+format: $(BIN)/.ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(BIN)/.ready
+	$(BIN)/python benchmarks/ntt_step.py
+
+clean:
+	rm -rf $(VENV) $(OUT) .pytest_cache .ruff_cache .mypy_cache

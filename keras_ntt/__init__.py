@@ -1,0 +1,37 @@
+"""Prune Keras models before training, without labels, by Neural Tangent Transfer."""
+
+from keras_ntt.export import ExportError, ExportReport, export_tflite, tflite_predict
+from keras_ntt.mask_files import load_masks, save_masks
+from keras_ntt.ntk import empirical_ntk
+from keras_ntt.objective import NTTLoss, ntt_loss
+from keras_ntt.policies import PruningPolicy
+from keras_ntt.pruning import prune_neural_tangent
+from keras_ntt.report import SparsityReport, sparsity_report
+from keras_ntt.schedules import NTTSchedule, PruningSchedule
+from keras_ntt.sparse_model import apply_masks, get_masks, restore_masks, strip_pruning
+from keras_ntt.transfer import NeuralTangentTransfer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ExportError",
+    "ExportReport",
+    "NTTLoss",
+    "NTTSchedule",
+    "NeuralTangentTransfer",
+    "PruningPolicy",
+    "PruningSchedule",
+    "SparsityReport",
+    "apply_masks",
+    "empirical_ntk",
+    "export_tflite",
+    "get_masks",
+    "load_masks",
+    "ntt_loss",
+    "prune_neural_tangent",
+    "restore_masks",
+    "save_masks",
+    "sparsity_report",
+    "strip_pruning",
+    "tflite_predict",
+]

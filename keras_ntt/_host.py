@@ -1,0 +1,100 @@
+"""The host: everything that has to know how Keras 3 keeps models and variables.
+
+The numerical core below this package speaks TensorFlow tensors only. What it needs to know of
+Keras (raw variables, the nodes of a functional graph, values put in place of variables) it asks
+here, so that private names of Keras are touched in one file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras.src.models.functional import Functional
+
+
+def require_tensorflow_backend() -> None:
+    """Raise if Keras does not compute with TensorFlow.
+
+    Raises:
+        RuntimeError: If ``keras.backend.backend()`` is not ``"tensorflow"``.
+    """
+    backend = keras.backend.backend()
+    if backend != "tensorflow":
+        raise RuntimeError(
+            "keras_ntt differentiates with tf.GradientTape and needs Keras on the TensorFlow "
+            "backend. Set the environment variable KERAS_BACKEND=tensorflow before Keras is "
+            f"imported. Received: backend={backend!r}"
+        )
+
+
+def is_legacy_keras(obj: Any) -> bool:
+    """Tell whether `obj` belongs to tf_keras (Keras 2) rather than Keras 3."""
+    return any(
+        cls.__module__.split(".")[0] == "tf_keras"
+        or cls.__module__.startswith("tensorflow.python.keras")
+        for cls in type(obj).__mro__
+    )
+
+
+def raw(variable: Any) -> tf.Variable:
+    """Return the ``tf.Variable`` behind a Keras variable, for a tape to watch."""
+    return variable._value if isinstance(variable, keras.Variable) else variable
+
+
+def value_of(variable: keras.Variable) -> tf.Tensor:
+    """Return the value a variable has here, which `values_in_place` may have replaced."""
+    return tf.convert_to_tensor(variable.value)
+
+
+@contextlib.contextmanager
+def values_in_place(values: Mapping[int, tuple[Any, tf.Tensor]]) -> Iterator[None]:
+    """Compute with other values than the variables hold, without assigning to them.
+
+    Args:
+        values: For each variable to replace, ``id(variable) -> (variable, tensor)``.
+    """
+    if not values:
+        yield
+        return
+    with keras.StatelessScope(state_mapping=list(values.values())):
+        yield
+
+
+def functional_of(model: Any) -> Any | None:
+    """Return the functional graph that `model.call` runs, or None if it runs other code.
+
+    Sequential models and functional models have one. A subclass that overrides ``call`` has
+    code of its own, whatever its base class.
+    """
+    if isinstance(model, keras.Sequential):
+        same = type(model).call is keras.Sequential.call
+        return model._functional if same else None
+    if isinstance(model, Functional) and type(model).call is Functional.call:
+        return model
+    return None
+
+
+def nodes_in_order(functional: Any) -> list[Any]:
+    """Return the nodes of a functional graph, each after the nodes that it reads."""
+    by_depth = functional._nodes_by_depth
+    return [
+        node
+        for depth in sorted(by_depth, reverse=True)
+        for node in by_depth[depth]
+        if node.operation is not None and not node.is_input
+    ]
+
+
+def get_mask(tensor: Any) -> tf.Tensor | None:
+    """Return the Keras timestep mask that travels with `tensor`, if any."""
+    return getattr(tensor, "_keras_mask", None)
+
+
+def set_mask(tensor: Any, mask: tf.Tensor | None) -> None:
+    """Make `mask` travel with `tensor`, as Keras layers expect it."""
+    if mask is not None:
+        tensor._keras_mask = mask

@@ -1,0 +1,191 @@
+"""Checks at the border: what came in, why it will not do, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_ntt import _host
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Raise a ValueError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(
+            f"{name} must be one of {', '.join(map(repr, choices))}. Received: {name}={value!r}"
+        )
+
+
+def check_number(name: str, value: Any) -> float:
+    """Return a finite, non-negative number as a float, or raise a ValueError."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = float("nan")
+    if isinstance(value, bool) or not np.isfinite(number) or number < 0:
+        raise ValueError(
+            f"{name} must be a finite number of at least 0. Received: {name}={value!r}"
+        )
+    return number
+
+
+def check_model(model: Any, name: str = "model") -> None:
+    """Raise unless `model` is a built Keras 3 model with finite weights.
+
+    Raises:
+        RuntimeError: If Keras runs on another backend than TensorFlow.
+        TypeError: If it is not a Keras 3 model.
+        ValueError: If it is not built, or a weight is NaN or infinite.
+    """
+    _host.require_tensorflow_backend()
+    if _host.is_legacy_keras(model):
+        raise TypeError(
+            f"{name} is a tf_keras (Keras 2) model, and keras_ntt works on Keras 3 models. Build "
+            "it with `import keras`, or load it from a .keras file or its weights into a Keras 3 "
+            f"twin. Received: {name} of type {type(model).__module__}.{type(model).__name__}"
+        )
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            f"{name} must be a keras.Model. Received: {name} of type {type(model).__name__}"
+        )
+    if not model.built or (_host.functional_of(model) is None and not model.weights):
+        raise ValueError(
+            f"{name} has no weights yet because its input shape is not known. Call it once on a "
+            "batch, or begin it with keras.Input(shape). "
+            f"Received: {name}={model.name!r}, not built"
+        )
+    for variable in model.weights:
+        value = keras.ops.convert_to_numpy(variable)
+        if np.issubdtype(value.dtype, np.floating) and not np.isfinite(value).all():
+            raise ValueError(
+                f"The weight {variable.path!r} of {name} holds NaN or infinity, from which no "
+                "derivative can be taken. Initialize or load the weights again. "
+                f"Received: {int((~np.isfinite(value)).sum())} such entries of {value.size}"
+            )
+
+
+def check_trainable(model: keras.Model, name: str = "model") -> None:
+    """Raise a ValueError if a model has no trainable weights to differentiate by."""
+    if not model.trainable_variables:
+        raise ValueError(
+            f"{name} has no trainable weights, so its tangent kernel is empty. Set "
+            f"`layer.trainable = True` where it was frozen. Received: {name}={model.name!r}"
+        )
+
+
+def check_single_output(model: keras.Model, name: str = "model") -> None:
+    """Raise a ValueError if a model has several outputs."""
+    functional = _host.functional_of(model)
+    if functional is not None and len(functional.outputs) != 1:
+        raise ValueError(
+            f"{name} has several outputs, of which there is no single tangent kernel. Make a "
+            "model of one of them, keras.Model(model.input, model.output[0]), or concatenate "
+            f"them. Received: {name}={model.name!r} with {len(functional.outputs)} outputs"
+        )
+
+
+def check_differentiable(model: Any, name: str = "model") -> None:
+    """Raise unless a model has a tangent kernel that can be taken."""
+    check_model(model, name)
+    check_single_output(model, name)
+    check_trainable(model, name)
+
+
+def check_pair(student: keras.Model, teacher: keras.Model | None) -> None:
+    """Raise a ValueError if the outputs or inputs of two models cannot be compared."""
+    if teacher is None:
+        return
+    if teacher is student:
+        raise ValueError(
+            "teacher and student are the same model, which cannot both stay dense and become "
+            "sparse. Leave the teacher out to use the student as it is now. "
+            f"Received: {student.name!r} twice"
+        )
+    check_shapes(student, teacher)
+
+
+def check_shapes(student: keras.Model, teacher: keras.Model) -> None:
+    """Raise a ValueError if two models have inputs or outputs of different shapes."""
+    ours, theirs = _host.functional_of(student), _host.functional_of(teacher)
+    if ours is None or theirs is None:
+        return
+    for what in ("inputs", "outputs"):
+        shapes = [[tuple(t.shape) for t in getattr(f, what)] for f in (ours, theirs)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"student and teacher must have {what} of the same shape, because their outputs "
+                f"on the same inputs are compared. Received: {what} {shapes[0]} of the student "
+                f"and {shapes[1]} of the teacher"
+            )
+
+
+def check_structure(x: Any, model: keras.Model, name: str = "inputs") -> None:
+    """Raise a ValueError if tensors or their specs do not fit what a model takes.
+
+    Args:
+        x: Arrays, tensors or ``tf.TensorSpec``, nested as the model takes them.
+        model: The model.
+        name: What to call them in the message.
+    """
+    functional = _host.functional_of(model)
+    leaves = keras.tree.flatten(x)
+    if functional is None:
+        return
+    if len(leaves) != len(functional.inputs):
+        raise ValueError(
+            f"The model {model.name!r} takes {len(functional.inputs)} input(s). "
+            f"Received: {name} with {len(leaves)} array(s)"
+        )
+    for leaf, symbol in zip(leaves, functional.inputs, strict=True):
+        dtype = keras.backend.standardize_dtype(leaf.dtype)
+        if "float" in symbol.dtype and "float" not in dtype:
+            raise ValueError(
+                f"{name} hold whole numbers, but the input {symbol.name!r} is {symbol.dtype} and "
+                "the scale matters to the tangent kernel. Scale them as you do for training, "
+                f"for example x.astype('float32') / 255. Received: {name} of dtype {dtype}"
+            )
+        if leaf.shape is None or getattr(leaf.shape, "rank", 0) is None:
+            continue
+        given, wanted = tuple(leaf.shape), tuple(symbol.shape)
+        fits = len(given) == len(wanted) and all(
+            g is None or w is None or g == w for g, w in zip(given[1:], wanted[1:], strict=True)
+        )
+        if not fits:
+            raise ValueError(
+                f"{name} do not have the shape that the model {model.name!r} takes, "
+                f"{('batch', *wanted[1:])}. Received: {name} of shape {given}"
+            )
+
+
+def check_arrays(x: Any, model: keras.Model, name: str = "inputs") -> None:
+    """Raise a ValueError if arrays do not fit a model, are empty, or are not finite."""
+    check_structure(x, model, name)
+    for leaf in keras.tree.flatten(x):
+        value = np.asarray(leaf)
+        if value.ndim == 0 or value.shape[0] == 0:
+            raise ValueError(
+                f"{name} hold no samples. Received: {name} of shape {tuple(value.shape)}"
+            )
+        if np.issubdtype(value.dtype, np.floating) and not np.isfinite(value).all():
+            raise ValueError(
+                f"{name} hold NaN or infinity. Remove or fill in those samples. Received: "
+                f"{int((~np.isfinite(value)).sum())} such entries of {value.size}"
+            )
+
+
+def is_concrete(x: Any) -> bool:
+    """Tell whether `x` holds values that can be looked at, not tensors of a graph."""
+    return all(
+        isinstance(t, np.ndarray) or (tf.is_tensor(t) and hasattr(t, "numpy"))
+        for t in keras.tree.flatten(x)
+    )
+
+
+def is_array(x: Any) -> bool:
+    """Tell whether `x` is an array, a tensor, or a nest of them (not a dataset)."""
+    leaves = keras.tree.flatten(x)
+    return bool(leaves) and all(isinstance(t, np.ndarray | tf.Tensor) for t in leaves)

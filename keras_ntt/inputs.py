@@ -1,0 +1,83 @@
+"""Inputs without labels, in an order that a resumed run can repeat."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_ntt import _host, checks
+
+
+def without_labels(data: Any) -> Any:
+    """Return the inputs of a batch: x of ``(x,)``, ``(x, y)`` or ``(x, y, sample_weight)``."""
+    return data[0] if isinstance(data, tuple) else data
+
+
+def batches(
+    x: Any, batch_size: int, *, seed: keras.Variable, step: keras.Variable, shuffle: bool
+) -> tf.data.Dataset:
+    """Return a data set of batches whose order follows from a seed and the step it begins at.
+
+    Args:
+        x: Arrays ``[n, ...]``, nested as the model takes them.
+        batch_size: Samples a batch; the last one may be smaller.
+        seed: Integer variable.
+        step: Integer variable, read when an epoch begins.
+        shuffle: Whether to draw a new order each epoch.
+
+    Returns:
+        The data set, of ``ceil(n / batch_size)`` batches.
+    """
+    arrays = keras.tree.map_structure(tf.convert_to_tensor, x)
+    n = int(keras.tree.flatten(arrays)[0].shape[0])
+
+    def order(_: tf.Tensor) -> tf.data.Dataset:
+        indices = tf.range(n)
+        if shuffle:
+            key = tf.stack([_host.value_of(seed), _host.value_of(step)])
+            indices = tf.random.experimental.stateless_shuffle(indices, key)
+        return tf.data.Dataset.from_tensor_slices(indices)
+
+    def take(indices: tf.Tensor) -> Any:
+        return keras.tree.map_structure(lambda a: tf.gather(a, indices), arrays)
+
+    dataset = tf.data.Dataset.range(1).flat_map(order).batch(batch_size).map(take)
+    cardinality = tf.data.experimental.assert_cardinality(-(-n // batch_size))
+    return dataset.apply(cardinality).prefetch(2)
+
+
+def check(x: Any, model: keras.Model, name: str) -> None:
+    """Raise a ValueError if inputs that can be looked at beforehand do not fit a model.
+
+    Args:
+        x: Arrays or a data set. Generators are looked at batch by batch, when they come.
+        model: The model.
+        name: What to call the inputs in the message.
+    """
+    if x is None:
+        raise ValueError(f"There are no {name}. Received: None")
+    if checks.is_array(x):
+        checks.check_arrays(x, model, name)
+    elif isinstance(x, tf.data.Dataset):
+        checks.check_structure(without_labels(x.element_spec), model, name)
+        if int(x.cardinality()) == 0:
+            raise ValueError(f"{name} hold no batches. Received: an empty tf.data.Dataset")
+    elif isinstance(x, keras.utils.PyDataset):
+        if x.num_batches == 0:
+            raise ValueError(f"{name} hold no batches. Received: an empty PyDataset")
+    elif not hasattr(x, "__next__"):
+        raise ValueError(
+            f"{name} must be arrays, a tf.data.Dataset, a keras.utils.PyDataset or a generator of "
+            f"batches. Received: {name} of type {type(x).__name__}"
+        )
+
+
+def check_batch_size(batch_size: Any) -> int:
+    """Return a positive integer or raise a ValueError."""
+    if isinstance(batch_size, bool) or int(batch_size) != batch_size or batch_size < 1:
+        raise ValueError(
+            f"batch_size must be a positive integer. Received: batch_size={batch_size!r}"
+        )
+    return int(batch_size)

@@ -1,0 +1,37 @@
+"""Per layer type: how its outputs depend on its inputs and its weights.
+
+`linearize` runs one call of the network and returns an object that pulls derivatives back
+through it. Layers without weights need nothing more than a gradient; layers with weights also
+give the derivative by them, structured where a rule knows how and exact for all others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from keras_ntt.layer_rules import affine, weightless
+from keras_ntt.layer_rules.base import LayerRule, Linearization, find_rule
+from keras_ntt.layer_rules.unknown import Unknown
+from keras_ntt.network import Call
+
+__all__ = ["LayerRule", "Linearization", "affine", "find_rule", "linearize", "weightless"]
+
+
+def linearize(call: Call, tensors: Sequence[tf.Tensor]) -> Linearization:
+    """Run a call and return its linearization, by the best rule there is.
+
+    Args:
+        call: The call.
+        tensors: Values of its inputs.
+
+    Returns:
+        Its outputs, with a way back.
+    """
+    rule = find_rule(call.operation)
+    if rule is not None:
+        return rule(call, tensors)
+    if call.weights:
+        return Unknown(call, tensors)
+    return weightless.General(call, tensors)

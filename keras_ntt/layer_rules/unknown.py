@@ -1,0 +1,77 @@
+"""The exact path for layers with weights that have no rule.
+
+The derivative by the weights is formed sample by sample and output by output. It assumes nothing
+of the layer but that samples do not see each other in inference mode, and costs accordingly: a
+rule is worth writing for a layer that is used much.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import keras
+import tensorflow as tf
+
+from keras_ntt import _host
+from keras_ntt.factors import Factor, JacobianFactor
+from keras_ntt.layer_rules import stacking
+from keras_ntt.layer_rules.base import Cotangents, Linearization
+from keras_ntt.layer_rules.stacking import Stacked
+from keras_ntt.layer_rules.weightless import General, copies_of
+from keras_ntt.network import Call
+
+
+class Unknown(Linearization):
+    """Any layer with weights, by one small tape a sample and output."""
+
+    def __init__(self, call: Call, tensors: Sequence[tf.Tensor]):
+        self._call = call
+        self._tensors = list(tensors)
+        self._general = General(call, tensors)
+        self.outputs = self._general.outputs
+
+    def backward(
+        self, cotangents: Cotangents, wanted: Sequence[bool]
+    ) -> tuple[list[Stacked | None], list[Factor]]:
+        variables = tuple(self._call.weights)
+        back: list[Stacked | None] = [None] * len(self._tensors)
+        if any(wanted):
+            back, _ = self._general.backward(cotangents, wanted)
+        copies = copies_of(cotangents)
+        return back, [JacobianFactor(self._jacobian(cotangents, copies), copies, variables)]
+
+    def _jacobian(self, cotangents: Cotangents, copies: int) -> tf.Tensor:
+        """Return the derivative by the call's weights, ``[n * c, size]``."""
+        used = [(i, ct.tensor) for i, ct in enumerate(cotangents) if ct is not None]
+        rows = [stacking.repeat(t, copies) for t in self._tensors]
+        masks = [_host.get_mask(t) for t in self._tensors]
+        mask_rows = [stacking.repeat(m, copies) for m in masks if m is not None]
+        values = [tf.convert_to_tensor(_host.value_of(v)) for v in self._call.weights]
+
+        def row(arguments: tuple) -> tf.Tensor:
+            row_tensors, row_masks, row_cotangents = arguments
+            rest = iter(row_masks)
+            samples = []
+            for tensor, mask in zip(row_tensors, masks, strict=True):
+                sample = tensor[None]
+                if mask is not None:
+                    _host.set_mask(sample, next(rest)[None])
+                samples.append(sample)
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(values)
+                pairs = zip(self._call.weights, values, strict=True)
+                with _host.values_in_place({id(v): (v, value) for v, value in pairs}):
+                    outputs = self._call.run(*samples)
+            gradients = tape.gradient(
+                [outputs[i] for i, _ in used],
+                values,
+                [
+                    tf.cast(ct[None], outputs[i].dtype)
+                    for (i, _), ct in zip(used, row_cotangents, strict=True)
+                ],
+                unconnected_gradients=tf.UnconnectedGradients.ZERO,
+            )
+            return tf.concat([tf.reshape(g, [-1]) for g in gradients], axis=0)
+
+        arguments = (rows, mask_rows, [ct for _, ct in used])
+        return tf.vectorized_map(row, keras.tree.map_structure(tf.convert_to_tensor, arguments))

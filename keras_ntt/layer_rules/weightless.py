@@ -1,0 +1,233 @@
+"""Rules for layers and operations without trainable weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import tensorflow as tf
+from keras import activations, layers
+
+from keras_ntt import _host
+from keras_ntt.factors import Factor
+from keras_ntt.layer_rules import stacking
+from keras_ntt.layer_rules.base import Cotangents, Linearization, rule_for
+from keras_ntt.layer_rules.stacking import Stacked
+from keras_ntt.network import Call
+
+Gradients = tuple[list[Stacked | None], list[Factor]]
+
+# Applied entry by entry, so that the derivative is one number an entry.
+ELEMENTWISE: frozenset[Callable] = frozenset(
+    getattr(activations, name)
+    for name in (
+        "celu", "elu", "exponential", "gelu", "hard_shrink", "hard_sigmoid", "hard_silu",
+        "hard_tanh", "leaky_relu", "linear", "log_sigmoid", "mish", "relu", "relu6", "selu",
+        "sigmoid", "silu", "soft_shrink", "softplus", "softsign", "squareplus", "tanh",
+        "tanh_shrink", "threshold",
+    )
+    if hasattr(activations, name)
+)  # fmt: skip
+
+
+def is_floating(tensor: tf.Tensor) -> bool:
+    """Tell whether a tensor can carry a derivative."""
+    return tensor.dtype.is_floating
+
+
+class General(Linearization):
+    """Any operation: its gradient by a tape, on the batch repeated once an output."""
+
+    def __init__(self, call: Call, tensors: Sequence[tf.Tensor]):
+        self._call = call
+        self._tensors = list(tensors)
+        self.outputs = call.run(*tensors)
+
+    def backward(self, cotangents: Cotangents, wanted: Sequence[bool]) -> Gradients:
+        copies = copies_of(cotangents)
+        repeated = [self._repeated(tensor, copies) for tensor in self._tensors]
+        return _by_tape(self._call, repeated, cotangents, wanted), []
+
+    def _repeated(self, tensor: tf.Tensor, copies: int) -> tf.Tensor:
+        """Return rows of which the gradient is taken, with the tensor's mask."""
+        mask = _host.get_mask(tensor)
+        rows = stacking.repeat(tensor, copies)
+        if mask is not None:
+            _host.set_mask(rows, stacking.repeat(mask, copies))
+        return rows
+
+
+class Linear(General):
+    """A linear operation: its gradient does not depend on the values of the inputs."""
+
+    def _repeated(self, tensor: tf.Tensor, copies: int) -> tf.Tensor:
+        # In a graph the operation on the zeros is dead code: only their shape is used.
+        return stacking.zeros(tensor, copies)
+
+
+def copies_of(cotangents: Cotangents) -> int:
+    """Return the number of outputs that cotangents are stacked for."""
+    return next(ct.copies for ct in cotangents if ct is not None)
+
+
+def _by_tape(
+    call: Call, tensors: list[tf.Tensor], cotangents: Cotangents, wanted: Sequence[bool]
+) -> list[Stacked | None]:
+    copies = copies_of(cotangents)
+    chosen = [w and is_floating(t) for t, w in zip(tensors, wanted, strict=True)]
+    sources = [t for t, take in zip(tensors, chosen, strict=True) if take]
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(sources)
+        outputs = call.run(*tensors)
+    used = [(y, ct) for y, ct in zip(outputs, cotangents, strict=True) if ct is not None]
+    gradients = iter(
+        tape.gradient(
+            [y for y, _ in used], sources, [tf.cast(ct.tensor, y.dtype) for y, ct in used]
+        )
+    )
+    found = [next(gradients) if take else None for take in chosen]
+    return [None if g is None else Stacked(g, copies) for g in found]
+
+
+class Reshaped(Linearization):
+    """An operation that leaves the entries of a sample and their order alone."""
+
+    def __init__(self, call: Call, tensors: Sequence[tf.Tensor]):
+        self._like = tensors[0]
+        self.outputs = call.run(*tensors)
+
+    def backward(self, cotangents: Cotangents, wanted: Sequence[bool]) -> Gradients:
+        (cotangent,) = cotangents
+        assert cotangent is not None
+        back = tf.reshape(cotangent.tensor, stacking.batch_shape(self._like))
+        back = stacking.restack(back, self._like, cotangent.copies)
+        return [cotangent.with_rows(back)], []
+
+
+class Elementwise(Linearization):
+    """A function applied to each entry: one derivative an entry serves all outputs."""
+
+    def __init__(self, function: Callable, tensor: tf.Tensor, output: tf.Tensor | None = None):
+        self._function = function
+        self._tensor = tensor
+        self.outputs = [function(tensor) if output is None else output]
+
+    def backward(self, cotangents: Cotangents, wanted: Sequence[bool]) -> Gradients:
+        (cotangent,) = cotangents
+        assert cotangent is not None
+        if self._function is activations.linear:
+            return [cotangent], []
+        if self._function is activations.relu:
+            slope = tf.cast(self.outputs[0] > 0, self._tensor.dtype)
+        else:
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(self._tensor)
+                values = self._function(self._tensor)
+            slope = tape.gradient(values, self._tensor)
+        return [cotangent.scaled(slope)], []
+
+
+class MaxPooled(Linearization):
+    """Maxima over windows that do not overlap: each goes back to its one winner."""
+
+    def __init__(self, call: Call, tensors: Sequence[tf.Tensor]):
+        self._call = call
+        (self._tensor,) = tensors
+        self.outputs = call.run(*tensors)
+
+    def backward(self, cotangents: Cotangents, wanted: Sequence[bool]) -> Gradients:
+        (cotangent,) = cotangents
+        assert cotangent is not None
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(self._tensor)
+            pooled = self._call.run(self._tensor)
+        winners = tf.stop_gradient(tape.gradient(pooled, self._tensor))
+        window = self._call.operation.pool_size
+        shape = stacking.batch_shape(self._tensor)[1:]
+        rows = _spread(cotangent.tensor, window, shape)
+        return [cotangent.with_rows(rows).scaled(winners * math.prod(window))], []
+
+
+def _spread(x: tf.Tensor, window: Sequence[int], shape: Sequence[int]) -> tf.Tensor:
+    """Share out the entries of ``[n, *spatial, channels]`` evenly over their windows.
+
+    Args:
+        x: One entry a window.
+        window: Sizes of the windows, along each spatial axis.
+        shape: Shape of a sample of the result; entries in no window are zero.
+
+    Returns:
+        The gradient of the mean over windows, ``[n, *shape]``.
+    """
+    n = tf.shape(x)[0] if x.shape[0] is None else x.shape[0]
+    if len(window) == 1:
+        wide = _spread(x[:, :, None], (*window, 1), (shape[0], 1, shape[1]))
+        return wide[:, :, 0]
+    arguments = {
+        "orig_input_shape": tf.stack([n, *shape]),
+        "grad": x,
+        "ksize": [1, *window, 1],
+        "strides": [1, *window, 1],
+        "padding": "VALID",
+    }
+    return (tf.raw_ops.AvgPoolGrad if len(window) == 2 else tf.raw_ops.AvgPool3DGrad)(**arguments)
+
+
+@rule_for(layers.Flatten, layers.Reshape, layers.Dropout, layers.SpatialDropout1D,
+          layers.SpatialDropout2D, layers.SpatialDropout3D, layers.GaussianNoise,
+          layers.GaussianDropout, layers.AlphaDropout, layers.ActivityRegularization,
+          layers.Identity)  # fmt: skip
+def reshaped(call: Call, tensors: Sequence[tf.Tensor]) -> Linearization:
+    """Layers that change nothing but the shape in inference mode."""
+    (tensor,) = tensors
+    moves = getattr(call.operation, "data_format", None) == "channels_first"
+    if moves and isinstance(call.operation, layers.Flatten) and tensor.shape.rank > 2:
+        return Linear(call, tensors)
+    return Reshaped(call, tensors)
+
+
+@rule_for(layers.Add, layers.Subtract, layers.Average, layers.Concatenate, layers.Permute,
+          layers.RepeatVector, layers.ZeroPadding1D, layers.ZeroPadding2D, layers.ZeroPadding3D,
+          layers.Cropping1D, layers.Cropping2D, layers.Cropping3D, layers.AveragePooling1D,
+          layers.AveragePooling2D, layers.AveragePooling3D, layers.GlobalAveragePooling2D,
+          layers.GlobalAveragePooling3D)  # fmt: skip
+def linear(call: Call, tensors: Sequence[tf.Tensor]) -> Linearization:
+    """Layers that are linear in their inputs."""
+    if len({t.dtype for t in tensors}) > 1 or not all(map(is_floating, tensors)):
+        return General(call, tensors)
+    return Linear(call, tensors)
+
+
+@rule_for(layers.Activation)
+def activation(call: Call, tensors: Sequence[tf.Tensor]) -> Linearization:
+    """Activations, entry by entry where they are."""
+    function = call.operation.activation
+    if function not in ELEMENTWISE or len(tensors) != 1:
+        return General(call, tensors)
+    (output,) = call.run(*tensors)
+    return Elementwise(function, tensors[0], output)
+
+
+@rule_for(layers.ReLU, layers.LeakyReLU, layers.ELU)
+def activation_layer(call: Call, tensors: Sequence[tf.Tensor]) -> Linearization:
+    """Layers that apply one function to each entry."""
+    (tensor,) = tensors
+    return Elementwise(lambda x: call.run(x)[0], tensor)
+
+
+@rule_for(layers.MaxPooling1D, layers.MaxPooling2D, layers.MaxPooling3D)
+def max_pooling(call: Call, tensors: Sequence[tf.Tensor]) -> Linearization:
+    """Maximum over windows; a faster form where the windows do not overlap."""
+    layer = call.operation
+    disjoint = (
+        tuple(layer.strides) == tuple(layer.pool_size)
+        and layer.padding == "valid"
+        and layer.data_format == "channels_last"
+        and None not in tensors[0].shape[1:]
+    )
+    return MaxPooled(call, tensors) if disjoint else General(call, tensors)
+
+
+def by_default(call: Call, tensors: Sequence[tf.Tensor]) -> Linearization:
+    """Anything else without weights."""
+    return General(call, tensors)

@@ -1,0 +1,113 @@
+"""From scores to binary masks with exact counts.
+
+scores -> allocation (how many entries each tensor keeps) -> the largest scores
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import tensorflow as tf
+
+from keras_ntt import checks
+
+ALLOCATIONS: tuple[str, ...] = ("layerwise", "global")
+
+
+def _nearest(size: int, sparsity: float) -> int:
+    return max(round(size * (1 - sparsity)), 1)
+
+
+def _original(size: int, sparsity: float) -> int:
+    return max(size - 1 - int(sparsity * size), 0)
+
+
+_COUNT_RULES: dict[str, Callable[[int, float], int]] = {
+    "nearest": _nearest,
+    "original": _original,
+}
+COUNT_RULES: tuple[str, ...] = tuple(_COUNT_RULES)
+
+
+def keep_count(size: int, sparsity: float, rule: str = "nearest") -> int:
+    """Return how many of `size` entries are kept.
+
+    Args:
+        size: Number of entries.
+        sparsity: Fraction of zeros, in [0, 1).
+        rule: ``"nearest"`` keeps ``max(round(size * (1 - sparsity)), 1)``, as
+            tensorflow-model-optimization does. ``"original"`` keeps what the published code of
+            Neural Tangent Transfer keeps: the entries above the sorted score at index
+            ``int(sparsity * size)``, one fewer.
+
+    Returns:
+        The number of entries kept.
+
+    >>> keep_count(192, 0.7), keep_count(192, 0.7, "original"), keep_count(10, 0.99)
+    (58, 57, 1)
+    """
+    return _COUNT_RULES[rule](size, sparsity)
+
+
+Saliency = Callable[[Sequence[tf.Tensor]], Sequence[tf.Tensor]]
+"""Values of weights -> scores of the same shapes; the highest are kept."""
+
+
+@dataclass(frozen=True)
+class MaskRule:
+    """How masks are chosen from the values of weights.
+
+    Attributes:
+        sizes: Numbers of entries of the weights.
+        saliency: The score.
+        allocation: ``"layerwise"``: the same sparsity in each weight. ``"global"``: the largest
+            scores of all weights together.
+        count_rule: See `keep_count`.
+    """
+
+    sizes: tuple[int, ...]
+    saliency: Saliency
+    allocation: str = "layerwise"
+    count_rule: str = "nearest"
+
+    def __post_init__(self) -> None:
+        checks.check_choice("allocation", self.allocation, ALLOCATIONS)
+        checks.check_choice("count_rule", self.count_rule, COUNT_RULES)
+
+    def counts(self, sparsity: float) -> list[int]:
+        """Return how many entries are kept: one number a weight, or one for all of them.
+
+        >>> from keras_ntt.saliency import magnitude
+        >>> MaskRule((100, 20), magnitude).counts(0.9)
+        [10, 2]
+        >>> MaskRule((100, 20), magnitude, "global").counts(0.9)
+        [12]
+        """
+        sizes = [sum(self.sizes)] if self.allocation == "global" else self.sizes
+        return [keep_count(size, sparsity, self.count_rule) for size in sizes]
+
+    def choose(
+        self, weights: Sequence[tf.Tensor], counts: Sequence[int] | tf.Tensor
+    ) -> list[tf.Tensor]:
+        """Return the masks of the highest scores; of equal scores the first are taken.
+
+        Args:
+            weights: Values of the weights.
+            counts: What `counts` returned, as integers or an integer tensor.
+
+        Returns:
+            Boolean tensors of the weights' shapes.
+        """
+        flat = [tf.reshape(score, [-1]) for score in self.saliency(weights)]
+        if self.allocation == "global":
+            chosen = tf.split(_largest(tf.concat(flat, axis=0), counts[0]), self.sizes)
+        else:
+            chosen = [_largest(score, counts[i]) for i, score in enumerate(flat)]
+        return [tf.reshape(m, w.shape) for m, w in zip(chosen, weights, strict=True)]
+
+
+def _largest(scores: tf.Tensor, count: int | tf.Tensor) -> tf.Tensor:
+    order = tf.argsort(scores, direction="DESCENDING", stable=True)
+    rank = tf.math.invert_permutation(order)
+    return rank < tf.cast(count, rank.dtype)

@@ -1,0 +1,165 @@
+"""A Keras model as the core sees it: a flat list of layer calls in inference mode.
+
+Sequential and functional models are unrolled, nested ones included, into `Call`s that read and
+write numbered slots. A model whose ``call`` is the user's own code becomes a single `Call`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_ntt import _host
+
+
+class _Slot:
+    """The place of a tensor among the arguments of a call."""
+
+    def __init__(self, index: int):
+        self.index = index
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One application of a layer or operation.
+
+    Attributes:
+        operation: The Keras layer, model or operation that is called.
+        arguments: Its ``(args, kwargs)``, with slots where tensors go.
+        inputs: Numbers of the slots that are read, in the order of the arguments.
+        outputs: Numbers of the slots that are written, in the order of the flat outputs.
+    """
+
+    operation: Any
+    arguments: tuple[tuple[Any, ...], dict[str, Any]]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+    def run(self, *tensors: tf.Tensor) -> list[tf.Tensor]:
+        """Apply the operation to tensors in the order of `inputs`; return the flat outputs."""
+        at = dict(zip(self.inputs, tensors, strict=True))
+        args, kwargs = keras.tree.map_structure(
+            lambda leaf: at[leaf.index] if isinstance(leaf, _Slot) else leaf, self.arguments
+        )
+        return keras.tree.flatten(self.operation(*args, **kwargs))
+
+    @property
+    def weights(self) -> list[keras.Variable]:
+        """The trainable variables of the operation (none for plain operations)."""
+        if isinstance(self.operation, keras.layers.Layer):
+            return self.operation.trainable_variables
+        return []
+
+
+def call_on(function: Any) -> Call:
+    """Return the call of a function of one tensor."""
+    return Call(function, ((_Slot(0),), {}), (0,), (1,))
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A model unrolled.
+
+    Attributes:
+        model: The Keras model.
+        calls: Its calls, each after those whose slots it reads.
+        inputs: Slots of the model's inputs.
+        outputs: Slots of the model's outputs.
+        input_dtypes: The dtype each input is cast to; None leaves it as it comes.
+    """
+
+    model: Any
+    calls: tuple[Call, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    input_dtypes: tuple[str | None, ...]
+
+    def prepare(self, x: Any) -> list[tf.Tensor]:
+        """Return the model's inputs as a flat list of tensors of the right dtypes."""
+        tensors = [tf.convert_to_tensor(t) for t in keras.tree.flatten(x)]
+        if len(tensors) != len(self.inputs):
+            raise ValueError(
+                f"The model {self.model.name!r} has {len(self.inputs)} input(s), so it needs as "
+                f"many arrays. Received: {len(tensors)} array(s)"
+            )
+        return [
+            t if dtype is None else tf.cast(t, dtype)
+            for t, dtype in zip(tensors, self.input_dtypes, strict=True)
+        ]
+
+
+def _call_arguments(node_args: Any, node_kwargs: Any, operation: Any) -> Any:
+    """Add ``training=False`` where the operation takes it."""
+    kwargs = dict(node_kwargs)
+    if isinstance(operation, keras.layers.Layer):
+        parameters = inspect.signature(operation.call).parameters
+        if "training" in parameters:
+            kwargs["training"] = False
+    return tuple(node_args), kwargs
+
+
+def unroll(model: Any) -> Network:
+    """Unroll a built Keras model into its calls.
+
+    Args:
+        model: A built Keras 3 model.
+
+    Returns:
+        The `Network`. Nested Sequential and functional models are unrolled too; layers and
+        models with code of their own are left whole.
+    """
+    calls: list[Call] = []
+    count = 0
+
+    def new_slot() -> int:
+        nonlocal count
+        count += 1
+        return count - 1
+
+    def add(functional: Any, inputs: list[int]) -> list[int]:
+        slot_of = {id(t): s for t, s in zip(functional.inputs, inputs, strict=True)}
+        for node in _host.nodes_in_order(functional):
+            symbols = node.input_tensors
+            if any(id(t) not in slot_of for t in symbols):
+                continue
+            operation = node.operation
+            nested = _host.functional_of(operation)
+            extra = set(node.arguments.kwargs) - {"training"}
+            if nested is not None and not extra:
+                given = keras.tree.flatten(node.arguments.args)
+                if len(given) == len(nested.inputs) and all(id(t) in slot_of for t in given):
+                    outputs = add(nested, [slot_of[id(t)] for t in given])
+                    slot_of.update({id(t): s for t, s in zip(node.outputs, outputs, strict=True)})
+                    continue
+            reads: dict[int, None] = {}
+
+            def to_slot(leaf: Any, reads: dict[int, None] = reads) -> Any:
+                if isinstance(leaf, keras.KerasTensor):
+                    index = slot_of[id(leaf)]
+                    reads[index] = None
+                    return _Slot(index)
+                return leaf
+
+            args, kwargs = keras.tree.map_structure(
+                to_slot, (tuple(node.arguments.args), dict(node.arguments.kwargs))
+            )
+            writes = tuple(new_slot() for _ in node.outputs)
+            slot_of.update({id(t): s for t, s in zip(node.outputs, writes, strict=True)})
+            arguments = _call_arguments(args, kwargs, operation)
+            calls.append(Call(operation, arguments, tuple(reads), writes))
+        return [slot_of[id(t)] for t in functional.outputs]
+
+    functional = _host.functional_of(model)
+    if functional is not None:
+        inputs = [new_slot() for _ in functional.inputs]
+        outputs = add(functional, inputs)
+        dtypes = tuple(keras.backend.standardize_dtype(t.dtype) for t in functional.inputs)
+        return Network(model, tuple(calls), tuple(inputs), tuple(outputs), dtypes)
+    slot_in, slot_out = new_slot(), new_slot()
+    arguments = _call_arguments((_Slot(slot_in),), {}, model)
+    call = Call(model, arguments, (slot_in,), (slot_out,))
+    return Network(model, (call,), (slot_in,), (slot_out,), (None,))

@@ -1,0 +1,184 @@
+"""The empirical neural tangent kernel.
+
+For a network f with weights w,
+
+    ntk(x1, x2)[i, j, a, b] = < d f_a(x1_i) / dw , d f_b(x2_j) / dw >
+
+(Jacot, Gabriel & Hongler, "Neural Tangent Kernel", NeurIPS 2018), in inference mode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from keras_ntt import _host, checks
+from keras_ntt.factors import Factor, JacobianFactor, Masks, gather, product
+from keras_ntt.layer_rules import Linearization, linearize
+from keras_ntt.layer_rules.stacking import Stacked
+from keras_ntt.network import Network, unroll
+from keras_ntt.sparse_model import kept_entries
+
+Values = Mapping[int, tuple[keras.Variable, tf.Tensor]]
+
+
+class Tangents(NamedTuple):
+    """A batch's outputs and their derivatives by the trainable weights.
+
+    Attributes:
+        outputs: ``[n, c]``.
+        factors: The derivatives, no two by the same variable.
+    """
+
+    outputs: tf.Tensor
+    factors: list[Factor]
+
+
+def tangents(network: Network, x: Any, values: Values | None = None) -> Tangents:
+    """Run a network and differentiate its outputs by its trainable weights.
+
+    Args:
+        network: The unrolled model.
+        x: A batch of inputs, ``[n, ...]`` each.
+        values: Values to use in place of some variables' own.
+
+    Returns:
+        Outputs and derivatives.
+    """
+    with _host.values_in_place(values or {}):
+        tensors = dict(zip(network.inputs, network.prepare(x), strict=True))
+        active: set[int] = set()
+        done: list[Linearization] = []
+        for call in network.calls:
+            step = linearize(call, [tensors[s] for s in call.inputs])
+            done.append(step)
+            tensors.update(zip(call.outputs, step.outputs, strict=True))
+            if call.weights or active.intersection(call.inputs):
+                active.update(call.outputs)
+        (slot,) = network.outputs
+        outputs = tensors[slot]
+        size = outputs.shape[1:].num_elements()
+        n = tf.shape(outputs)[0] if outputs.shape[0] is None else outputs.shape[0]
+        seeds = tf.tile(tf.eye(size, dtype=outputs.dtype), [n, 1])
+        seeds = tf.reshape(seeds, [n * size, *outputs.shape[1:]])
+        cotangents: dict[int, Stacked] = {slot: Stacked(seeds, size)}
+        factors: list[Factor] = []
+        for call, step in zip(reversed(network.calls), reversed(done), strict=True):
+            given = [cotangents.pop(s, None) for s in call.outputs]
+            if all(ct is None for ct in given) or not active.intersection(call.outputs):
+                continue
+            wanted = [s in active for s in call.inputs]
+            back, new = step.backward(given, wanted)
+            factors.extend(new)
+            for index, ct in zip(call.inputs, back, strict=True):
+                if ct is not None:
+                    cotangents[index] = cotangents[index] + ct if index in cotangents else ct
+        return Tangents(tf.reshape(outputs, [-1, size]), gather(factors))
+
+
+def kernel_matrix(
+    first: list[Factor], second: list[Factor], *, masks: Masks | None = None, trace: bool = False
+) -> tf.Tensor:
+    """Sum the products of the factors of two batches.
+
+    Args:
+        first: Factors of n1 samples.
+        second: Factors by the same weights of n2 samples.
+        masks: Entries of the weights that count; all where there is no mask.
+        trace: Sum over equal outputs only.
+
+    Returns:
+        ``[n1 * c, n2 * c]``, or with `trace` ``[n1, n2]``.
+    """
+    terms = [
+        product(f1, f2, masks=masks, trace=trace) for f1, f2 in zip(first, second, strict=True)
+    ]
+    return tf.add_n(terms)
+
+
+def empirical_ntk(
+    model: keras.Model,
+    x1: Any,
+    x2: Any = None,
+    *,
+    wrt: str = "all",
+    outputs: str = "full",
+    implementation: str = "auto",
+) -> tf.Tensor:
+    """Return the empirical neural tangent kernel of a model, in inference mode.
+
+    Args:
+        model: A built Keras model with one output tensor; its outputs beyond the batch axis are
+            flattened to c outputs.
+        x1: Inputs ``[n1, ...]``.
+        x2: Inputs ``[n2, ...]``; None means `x1`.
+        wrt: The weights that the outputs are differentiated by. ``"all"``: every entry of every
+            trainable weight. ``"kept"``: of pruned weights only the entries that are kept; these
+            are given by the masks that the model holds or, if it holds none, by the exact zeros
+            of its kernels.
+        outputs: ``"full"`` or ``"trace"``.
+        implementation: ``"auto"``: structured derivatives (Novak, Sohl-Dickstein & Schoenholz,
+            "Fast Finite Width Neural Tangent Kernel", ICML 2022, section 3.3). ``"jacobian"``:
+            the definition, one gradient a sample and output; slow, to check by.
+
+    Returns:
+        For ``outputs="full"`` ``[n1, n2, c, c]``; for ``"trace"`` ``[n1, n2]``, the mean over
+        the outputs of the diagonal. The dtype is that of the model's outputs.
+
+    Raises:
+        TypeError: If `model` is not a Keras 3 model.
+        ValueError: If the model is not built, has no trainable weights or several outputs, or
+            if an argument or the inputs do not fit.
+
+    Example:
+    >>> import keras, numpy as np
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    >>> x = np.array([[1.0, 2.0], [3.0, 0.5]], "float32")
+    >>> keras.ops.convert_to_numpy(empirical_ntk(model, x, outputs="trace"))  # x x^T + 1
+    array([[ 6.  ,  5.  ],
+           [ 5.  , 10.25]], dtype=float32)
+    """
+    checks.check_differentiable(model)
+    checks.check_choice("wrt", wrt, ("all", "kept"))
+    checks.check_choice("outputs", outputs, ("full", "trace"))
+    checks.check_choice("implementation", implementation, ("auto", "jacobian"))
+    for name, x in (("x1", x1), ("x2", x2)):
+        if x is not None:
+            checks.check_arrays(x, model, name)
+    masks = None
+    if wrt == "kept":
+        masks = {key: tf.constant(mask) for key, mask in kept_entries(model).items()}
+    differentiate = tangents if implementation == "auto" else _tangents_by_definition
+    network = unroll(model)
+    first = differentiate(network, x1)
+    second = first if x2 is None else differentiate(network, x2)
+    c = first.factors[0].copies
+    trace = outputs == "trace"
+    matrix = kernel_matrix(first.factors, second.factors, masks=masks, trace=trace)
+    if trace:
+        return matrix / c
+    blocks = tf.reshape(matrix, [first.outputs.shape[0], c, second.outputs.shape[0], c])
+    return tf.transpose(blocks, [0, 2, 1, 3])
+
+
+def _tangents_by_definition(network: Network, x: Any) -> Tangents:
+    """Differentiate output by output and sample by sample; the oracle for `tangents`."""
+    variables = network.model.trainable_variables
+    sources = [_host.raw(v) for v in variables]
+    inputs = keras.tree.pack_sequence_as(x, network.prepare(x))
+    with tf.GradientTape(persistent=True) as tape:
+        outputs = network.model(inputs, training=False)
+        outputs = tf.reshape(outputs, [outputs.shape[0], -1])
+        entries = tf.unstack(tf.reshape(outputs, [-1]))
+    rows = []
+    for entry in entries:
+        gradients = tape.gradient(
+            entry, sources, unconnected_gradients=tf.UnconnectedGradients.ZERO
+        )
+        parts = [tf.reshape(tf.convert_to_tensor(g), [-1]) for g in gradients]
+        rows.append(tf.concat(parts, axis=0))
+    factor = JacobianFactor(tf.stack(rows), outputs.shape[1], tuple(variables))
+    return Tangents(outputs, [factor])

@@ -1,0 +1,125 @@
+"""Whole jobs in one call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_ntt import checks
+from keras_ntt.masks import Saliency
+from keras_ntt.policies import Filters
+from keras_ntt.transfer import NeuralTangentTransfer
+
+
+def prune_neural_tangent(
+    model: keras.Model,
+    inputs: Any,
+    *,
+    sparsity: Any,
+    epochs: int,
+    batch_size: int = 64,
+    optimizer: Any = None,
+    teacher: keras.Model | None = None,
+    pruning_policy: Any = None,
+    filters: Filters = None,
+    saliency: str | Saliency = "magnitude",
+    allocation: str = "layerwise",
+    count_rule: str = "nearest",
+    ntk_weight: float = 1e-3,
+    l2: float = 1e-5,
+    wrt: str = "all",
+    seed: int | None = None,
+    steps_per_epoch: int | None = None,
+    callbacks: Any = None,
+    verbose: Any = "auto",
+) -> keras.Model:
+    """Prune a model before training, without labels, by Neural Tangent Transfer.
+
+    Args:
+        model: A built model, usually with its initial weights. It stays as it is.
+        inputs: Unlabelled inputs: arrays, or a data set of batches; see
+            `NeuralTangentTransfer.fit`.
+        sparsity: Fraction of zeros in the pruned kernels, in [0, 1), or a schedule.
+        epochs: Passes over the inputs. Some thousand steps are enough as a rule.
+        batch_size: Samples a batch, for arrays.
+        optimizer: None is ``keras.optimizers.Adam(5e-4)``, as in the published demos.
+        teacher: A dense model to be matched instead, see `NeuralTangentTransfer`.
+        pruning_policy: See `NeuralTangentTransfer`.
+        filters: Which layers to prune: a regular expression, a list of them, or a callable.
+        saliency: The score by which masks are chosen.
+        allocation: ``"layerwise"`` or ``"global"``.
+        count_rule: ``"nearest"`` or ``"original"``.
+        ntk_weight: Weight of the kernel distance.
+        l2: Weight of the sum of squares of the kernels, divided by the density.
+        wrt: ``"all"`` or ``"kept"``, see `keras_ntt.ntt_loss`.
+        seed: Seed of the order in which samples are drawn from arrays.
+        steps_per_epoch: As in `keras.Model.fit`.
+        callbacks: As in `keras.Model.fit`.
+        verbose: As in `keras.Model.fit`.
+
+    Returns:
+        A sparse copy of the model, which keeps its zeros in the training that follows.
+
+    Raises:
+        TypeError: If a model is not a Keras 3 model.
+        ValueError: If something does not fit.
+        FloatingPointError: If the loss becomes NaN or infinite.
+    """
+    checks.check_model(model)
+    student = copy_of(model, inputs)
+    transfer = NeuralTangentTransfer(
+        student,
+        teacher,
+        pruning_schedule=sparsity,
+        pruning_policy=pruning_policy,
+        filters=filters,
+        saliency=saliency,
+        allocation=allocation,
+        count_rule=count_rule,
+        ntk_weight=ntk_weight,
+        l2=l2,
+        wrt=wrt,
+        seed=seed,
+    )
+    transfer.compile(keras.optimizers.Adam(5e-4) if optimizer is None else optimizer)
+    transfer.fit(
+        inputs,
+        batch_size=batch_size if checks.is_array(inputs) else None,
+        epochs=epochs,
+        steps_per_epoch=steps_per_epoch,
+        callbacks=callbacks,
+        verbose=verbose,
+    )
+    return student
+
+
+def copy_of(model: keras.Model, inputs: Any = None) -> keras.Model:
+    """Return a copy of a model with the same weights.
+
+    Args:
+        model: A built model.
+        inputs: Inputs to build a copy on whose class does not know its input shape.
+
+    Returns:
+        The copy.
+
+    Raises:
+        ValueError: If the class of the model cannot be rebuilt from its configuration.
+    """
+    try:
+        copy = type(model).from_config(model.get_config())
+        if not copy.built or len(copy.weights) != len(model.weights):
+            copy(keras.tree.map_structure(lambda a: np.asarray(a[:1]), inputs))
+        copy.set_weights(model.get_weights())
+    except Exception as error:
+        raise ValueError(
+            f"The model {model.name!r} cannot be copied: its class needs get_config() and "
+            "from_config(), and a call on an array to build it. Or prune it in place: "
+            "NeuralTangentTransfer(student=model, pruning_schedule=sparsity). "
+            f"Received: a {type(model).__name__}, and {type(error).__name__}: {error}"
+        ) from error
+    for mine, theirs in zip(copy.variables, model.variables, strict=True):
+        mine.trainable = theirs.trainable
+    return copy

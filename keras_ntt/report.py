@@ -1,0 +1,140 @@
+"""What was pruned: a table of the weights of a model and their zeros."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_ntt import checks
+from keras_ntt.policies import choose_weights
+from keras_ntt.sparse_model import is_masked, keys_of
+
+
+@dataclass(frozen=True)
+class WeightRow:
+    """One weight of a model.
+
+    Attributes:
+        path: Its name.
+        shape: Its shape.
+        size: Its number of entries.
+        nonzeros: Number of entries that are not zero.
+        masked: Whether a mask keeps its zeros.
+        note: Why it is not pruned, or an empty string.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    size: int
+    nonzeros: int
+    masked: bool
+    note: str
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of zeros."""
+        return 1 - self.nonzeros / self.size if self.size else 0.0
+
+
+@dataclass(frozen=True)
+class SparsityReport:
+    """The zeros of a model; its ``str()`` is a table.
+
+    Attributes:
+        rows: One a trainable weight.
+    """
+
+    rows: tuple[WeightRow, ...]
+
+    @property
+    def pruned(self) -> tuple[WeightRow, ...]:
+        """The rows of the weights that pruning may touch."""
+        return tuple(row for row in self.rows if not row.note)
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of zeros among the weights that pruning may touch."""
+        size = sum(row.size for row in self.pruned)
+        return 1 - sum(row.nonzeros for row in self.pruned) / size if size else 0.0
+
+    @property
+    def nonzeros(self) -> int:
+        """Number of entries of all weights that are not zero."""
+        return sum(row.nonzeros for row in self.rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain numbers and strings."""
+        rows = [{**asdict(row), "sparsity": row.sparsity} for row in self.rows]
+        return {"sparsity": self.sparsity, "nonzeros": self.nonzeros, "weights": rows}
+
+    def __str__(self) -> str:
+        """Return the table."""
+        head = ("weight", "shape", "size", "non-zeros", "sparsity", "")
+        body = [
+            (
+                row.path,
+                "x".join(map(str, row.shape)),
+                f"{row.size:,}",
+                f"{row.nonzeros:,}",
+                f"{row.sparsity:.2%}",
+                row.note or ("masked" if row.masked else "not masked"),
+            )
+            for row in self.rows
+        ]
+        pruned = self.pruned
+        total = (
+            "prunable weights",
+            "",
+            f"{sum(r.size for r in pruned):,}",
+            f"{sum(r.nonzeros for r in pruned):,}",
+            f"{self.sparsity:.2%}",
+            "",
+        )
+        widths = [max(len(line[i]) for line in (head, *body, total)) for i in range(6)]
+        right = {2, 3, 4}
+
+        def text(line: tuple[str, ...]) -> str:
+            cells = [
+                cell.rjust(w) if i in right else cell.ljust(w)
+                for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+            ]
+            return "  ".join(cells).rstrip()
+
+        rule = "-" * (sum(widths) + 10)
+        return "\n".join([text(head), rule, *map(text, body), rule, text(total)])
+
+
+def sparsity_report(model: keras.Model) -> SparsityReport:
+    """Count the zeros of a model, weight by weight.
+
+    Args:
+        model: A built model.
+
+    Returns:
+        A row for each trainable weight, with the reason where a weight is not pruned.
+
+    Raises:
+        TypeError: If `model` is not a Keras 3 model.
+        ValueError: If it is not built or has no weight that could be pruned.
+    """
+    checks.check_model(model)
+    notes = {id(variable): reason for variable, reason in choose_weights(model).skipped}
+    names = dict(zip(map(id, model.weights), keys_of(model.weights), strict=True))
+    rows = []
+    for variable in model.trainable_variables:
+        value = keras.ops.convert_to_numpy(variable)
+        masked = is_masked(variable)
+        rows.append(
+            WeightRow(
+                names[id(variable)],
+                tuple(variable.shape),
+                int(value.size),
+                int(np.count_nonzero(value)),
+                masked,
+                "" if masked else notes.get(id(variable), ""),
+            )
+        )
+    return SparsityReport(tuple(rows))

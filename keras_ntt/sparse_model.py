@@ -1,0 +1,252 @@
+"""Masks held in a model: a constraint on each pruned variable, nothing else.
+
+No layer is wrapped or renamed and no weight is added, so a pruned model saves, loads and trains
+like the plain one. The optimizer applies a variable's constraint after each of its updates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_ntt import checks
+from keras_ntt.policies import choose_weights, prunable_weights
+
+MaskDict = Mapping[str, Any]
+"""``variable path -> array of the variable's shape``, true where an entry is kept."""
+
+
+class MaskConstraint(keras.constraints.Constraint):
+    """Set the masked entries of a variable to zero, after its own constraint if it has one.
+
+    Args:
+        mask: Boolean array of the variable's shape, true where an entry is kept.
+        inner: The constraint that the variable had before, applied first.
+    """
+
+    def __init__(self, mask: np.ndarray, inner: Any = None):
+        self.inner = inner
+        # A variable, not a constant: a compiled training step then sees later changes.
+        self._mask = tf.Variable(mask, dtype=tf.bool, trainable=False, name="pruning_mask")
+
+    def __call__(self, w: Any) -> tf.Tensor:
+        """Return the value of `w` with zeros at the masked entries."""
+        value = tf.convert_to_tensor(w)
+        if self.inner is not None:
+            value = tf.convert_to_tensor(self.inner(value))
+        return tf.where(self._mask, value, tf.zeros_like(value))
+
+    @property
+    def mask(self) -> np.ndarray:
+        """The mask as a boolean array."""
+        return self._mask.numpy()
+
+    @mask.setter
+    def mask(self, value: np.ndarray) -> None:
+        self._mask.assign(value)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return an empty configuration: masks belong to a variable, not to a layer."""
+        return {}
+
+
+def keys_of(variables: Iterable[keras.Variable]) -> list[str]:
+    """Return one name a variable: its path, numbered where paths repeat.
+
+    >>> import keras
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, name="a")], name="m")
+    >>> keys_of(model.weights)
+    ['m/a/kernel', 'm/a/bias']
+    """
+    seen: dict[str, int] = {}
+    keys = []
+    for variable in variables:
+        path = variable.path
+        seen[path] = seen.get(path, 0) + 1
+        keys.append(path if seen[path] == 1 else f"{path}#{seen[path]}")
+    return keys
+
+
+def is_masked(variable: keras.Variable) -> bool:
+    """Tell whether a mask keeps the zeros of a variable."""
+    return isinstance(variable.constraint, MaskConstraint)
+
+
+def _named_weights(model: keras.Model) -> dict[str, keras.Variable]:
+    return dict(zip(keys_of(model.weights), model.weights, strict=True))
+
+
+def masks_by_variable(
+    model: keras.Model, masks: MaskDict | None
+) -> dict[int, tuple[keras.Variable, np.ndarray]]:
+    """Match masks with the variables of a model, checking names, shapes and values.
+
+    Args:
+        model: The model.
+        masks: Masks by variable path.
+
+    Returns:
+        ``id(variable) -> (variable, boolean mask)``.
+
+    Raises:
+        TypeError: If `masks` is no mapping.
+        ValueError: If a name is not one of the model's weights, or a mask has the wrong shape
+            or entries other than 0 and 1.
+    """
+    if not isinstance(masks, Mapping):
+        raise TypeError(
+            "masks must map paths of variables to arrays, as keras_ntt.get_masks returns them. "
+            f"Received: masks of type {type(masks).__name__}"
+        )
+    named = _named_weights(model)
+    unknown = [key for key in masks if key not in named]
+    if unknown:
+        raise ValueError(
+            f"masks are for other weights than the model {model.name!r} has. Build the model as "
+            "it was when the masks were made, with the same layer names. "
+            f"Received: masks for {unknown}, weights {list(named)}"
+        )
+    matched = {}
+    for key, mask in masks.items():
+        variable, array = named[key], np.asarray(mask)
+        if array.shape != tuple(variable.shape):
+            raise ValueError(
+                f"The mask of {key!r} must have the weight's shape {tuple(variable.shape)}. "
+                f"Received: a mask of shape {array.shape}"
+            )
+        if array.dtype.kind not in "biuf" or not np.isin(array, (0, 1)).all():
+            raise ValueError(
+                f"The mask of {key!r} must be boolean or hold only 0 and 1. "
+                f"Received: dtype {array.dtype} with other entries"
+            )
+        matched[id(variable)] = (variable, array.astype(bool))
+    return matched
+
+
+def apply_masks(model: keras.Model, masks: MaskDict) -> keras.Model:
+    """Set the masked entries to zero and keep them zero in any training that follows.
+
+    Args:
+        model: A built model. It is changed in place.
+        masks: Masks by variable path, as `get_masks` returns them; true where an entry is kept.
+
+    Returns:
+        The same model.
+
+    Raises:
+        TypeError: If the model or the masks are of the wrong type.
+        ValueError: If the masks do not fit the model.
+    """
+    checks.check_model(model)
+    for variable, mask in masks_by_variable(model, masks).values():
+        held = variable.constraint
+        if isinstance(held, MaskConstraint):
+            held.mask = mask
+        else:
+            held = MaskConstraint(mask, inner=held)
+            variable.constraint = held
+        value = keras.ops.convert_to_numpy(variable)
+        variable.assign(np.where(mask, value, np.zeros_like(value)))
+    _retrace(model)
+    return model
+
+
+def strip_pruning(model: keras.Model) -> keras.Model:
+    """Let go of the masks: the zeros stay, and later training may change them.
+
+    Args:
+        model: A model with masks. It is changed in place.
+
+    Returns:
+        The same model, as free of masks as before pruning.
+    """
+    checks.check_model(model)
+    for variable in model.weights:
+        if is_masked(variable):
+            variable.assign(variable.constraint(variable))
+            variable.constraint = variable.constraint.inner
+    _retrace(model)
+    return model
+
+
+def _retrace(model: keras.Model) -> None:
+    """Make a compiled model build its training step anew, with the constraints it has now."""
+    model.train_function = None
+
+
+def get_masks(model: keras.Model) -> dict[str, np.ndarray]:
+    """Return the masks that a model holds.
+
+    Args:
+        model: A model.
+
+    Returns:
+        ``variable path -> boolean array``, true where an entry is kept; empty for a model that
+        was never pruned or was stripped.
+    """
+    return {
+        key: variable.constraint.mask
+        for key, variable in _named_weights(model).items()
+        if is_masked(variable)
+    }
+
+
+def restore_masks(model: keras.Model) -> keras.Model:
+    """Take up the masks again from the exact zeros of a loaded model.
+
+    Constraints are not saved with a model, so one that was pruned, saved and loaded would lose
+    its zeros in training. All exact zeros of its prunable kernels are masked.
+
+    Args:
+        model: A built model. It is changed in place.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: If no prunable kernel holds a zero.
+    """
+    checks.check_model(model)
+    choice = choose_weights(model)
+    named = {id(v): key for key, v in _named_weights(model).items()}
+    masks = {}
+    for variable in choice.weights:
+        mask = keras.ops.convert_to_numpy(variable) != 0
+        if not mask.all():
+            masks[named[id(variable)]] = mask
+    if not masks:
+        raise ValueError(
+            "The model holds no zeros to restore masks from. Load the weights of the pruned "
+            f"model first, or prune it. Received: model={model.name!r}, all kernels dense"
+        )
+    return apply_masks(model, masks)
+
+
+def kept_entries(model: keras.Model) -> dict[int, np.ndarray]:
+    """Return the entries of a model that are kept: by its masks, else by its exact zeros.
+
+    Args:
+        model: A model.
+
+    Returns:
+        ``id(variable) -> boolean mask`` for its pruned variables.
+    """
+    held = {id(v): v.constraint.mask for v in model.weights if is_masked(v)}
+    if held:
+        return held
+    kernels = [v for layer in model._flatten_layers() for v in prunable_weights(layer)]
+    return {id(v): keras.ops.convert_to_numpy(v) != 0 for v in kernels}
+
+
+def check_no_masks(model: keras.Model) -> None:
+    """Raise a ValueError if a model holds masks already."""
+    held = [key for key, v in _named_weights(model).items() if is_masked(v)]
+    if held:
+        raise ValueError(
+            "The model is pruned already. Call keras_ntt.strip_pruning(model) first, or begin "
+            f"with a dense model. Received: model={model.name!r} with masks on {held}"
+        )

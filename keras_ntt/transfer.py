@@ -1,0 +1,327 @@
+"""Neural Tangent Transfer as a Keras model whose training step is the transfer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_ntt import _host, checks, inputs
+from keras_ntt.latent import LatentWeights, gate, state_of
+from keras_ntt.masks import MaskRule, Saliency
+from keras_ntt.network import unroll
+from keras_ntt.objective import NTTLoss, Weighting, objective
+from keras_ntt.plan import Course, Plan
+from keras_ntt.policies import Filters, choose_weights
+from keras_ntt.saliency import as_saliency
+from keras_ntt.schedules import as_schedule
+from keras_ntt.sparse_model import apply_masks, check_no_masks
+
+
+class NeuralTangentTransfer(keras.Model):
+    """Trains a sparse student to have a dense teacher's outputs and tangent kernel.
+
+    No labels are used: a data set that yields ``(x, y)`` has its y ignored. The student starts
+    at the weights it has, its kernels pruned by `saliency`; each step is one gradient step on
+    the objective of Liu & Zenke, "Finding trainable sparse networks through Neural Tangent
+    Transfer" (ICML 2020), see `keras_ntt.ntt_loss`, and at the steps of the schedule the masks
+    are chosen anew. Masks gate kernels, never biases. Gradients flow through the masks, so a
+    pruned latent weight rests at its last value and can return when the masks are refreshed; the
+    optimizer is not reset then.
+
+    Use it as any Keras model: ``compile(optimizer)``, ``fit(x)``, callbacks, ``save_weights``.
+    The student is changed in place, from the first step on; after ``fit`` it holds its masks
+    (see `keras_ntt.apply_masks`), ready to be compiled and trained on labels.
+
+    Args:
+        student: A built Keras model with one output, the one to be made sparse.
+        teacher: A built model with outputs of the same shape, for example a pretrained one.
+            None takes the student as it is now, before pruning.
+        pruning_schedule: A sparsity in [0, 1), which stands for `NTTSchedule(sparsity)`; or a
+            schedule, ``step -> (should_prune, sparsity)``.
+        pruning_policy: An object with ``allow_pruning(layer)``, see `keras_ntt.PruningPolicy`.
+        filters: Which layers to prune: a regular expression or a list of them on layer names
+            and weight paths, or a callable on the layer.
+        saliency: The score by which masks are chosen: ``"magnitude"``, or a function from a list
+            of weights to a list of scores.
+        allocation: ``"layerwise"``: the same sparsity in every kernel. ``"global"``: one
+            threshold for all.
+        count_rule: How many entries a sparsity keeps. ``"nearest"``:
+            ``max(round(size * (1 - sparsity)), 1)``. ``"original"``: as the published code,
+            one entry fewer or so, see `keras_ntt.masks.keep_count`.
+        ntk_weight: Weight of the kernel distance.
+        l2: Weight of the sum of squares of the kernels, divided by the density. The published
+            demos use 1e-4 for an MLP and 1e-5 for a CNN.
+        wrt: ``"all"`` or ``"kept"``, see `keras_ntt.ntt_loss`.
+        seed: Seed of the order in which ``fit`` draws samples from arrays; None draws one from
+            NumPy's global generator. It is saved with the weights, so that a run that is
+            resumed sees the batches it would have seen.
+        name: Name of the model.
+
+    Raises:
+        TypeError: If `student` or `teacher` is not a Keras 3 model.
+        ValueError: If models or settings do not fit. Nothing has been changed then.
+
+    Attributes:
+        student: The student, with exact zeros where it is pruned.
+        teacher: The teacher model, or None where it is the student's first state.
+    """
+
+    def __init__(
+        self,
+        student: keras.Model,
+        teacher: keras.Model | None = None,
+        *,
+        pruning_schedule: Any,
+        pruning_policy: Any = None,
+        filters: Filters = None,
+        saliency: str | Saliency = "magnitude",
+        allocation: str = "layerwise",
+        count_rule: str = "nearest",
+        ntk_weight: float = 1e-3,
+        l2: float = 1e-5,
+        wrt: str = "all",
+        seed: int | None = None,
+        name: str | None = None,
+    ):
+        for model, role in ((student, "student"), (teacher, "teacher")):
+            if model is not None:
+                checks.check_differentiable(model, role)
+        checks.check_pair(student, teacher)
+        check_no_masks(student)
+        weighting = Weighting(ntk_weight, l2, wrt)
+        schedule = as_schedule(pruning_schedule)
+        choice = choose_weights(student, filters=filters, pruning_policy=pruning_policy)
+        sizes = tuple(int(np.prod(v.shape)) for v in choice.weights)
+        rule = MaskRule(sizes, as_saliency(saliency), allocation, count_rule)
+        prune, sparsity = schedule(0)
+        super().__init__(name=name)
+        self.student = student
+        self.teacher = teacher
+        self.pruning_schedule = schedule
+        self.weighting = weighting
+        self._weights = LatentWeights(student, choice.weights, rule, sparsity if prune else None)
+        seed = int(np.random.randint(2**31)) if seed is None else int(seed)
+        self._seed = state_of(self, "seed", seed, "int64")
+        self._step = state_of(self, "step", 0, "int64")
+        self._first_state = []
+        if teacher is None:
+            self._first_state = [
+                state_of(self, f"teacher_{i}", keras.ops.convert_to_numpy(v), v.dtype)
+                for i, v in enumerate(student.trainable_variables)
+            ]
+        self._networks = unroll(student), unroll(student if teacher is None else teacher)
+        self._trackers = [
+            keras.metrics.Mean(name=n) for n in ("loss", "ntk_distance", "output_distance")
+        ]
+        self._plan: Plan | None = None
+        self.train_function: Any = None
+        self.built = True
+
+    @property
+    def step(self) -> int:
+        """The number of steps taken."""
+        return int(keras.ops.convert_to_numpy(self._step))
+
+    @property
+    def masks(self) -> dict[str, np.ndarray]:
+        """The masks: ``variable path -> boolean array``, true where an entry is kept."""
+        return self._weights.by_path()
+
+    @property
+    def trainable_variables(self) -> list[keras.Variable]:
+        """The variables that the optimizer moves: latent kernels and unpruned weights."""
+        return self._weights.trained()
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """The running means that are reset at each epoch."""
+        return list(self._trackers)
+
+    def call(self, inputs: Any) -> Any:
+        """Return the student's outputs."""
+        return self.student(inputs)
+
+    def compile(
+        self,
+        optimizer: Any = None,
+        *,
+        run_eagerly: bool = False,
+        steps_per_execution: int = 1,
+        jit_compile: bool = False,
+        auto_scale_loss: bool = True,
+    ) -> None:
+        """Set the optimizer.
+
+        Args:
+            optimizer: A Keras optimizer or its name. The published demos use
+                ``keras.optimizers.Adam(5e-4)``.
+            run_eagerly: As in `keras.Model.compile`.
+            steps_per_execution: As in `keras.Model.compile`.
+            jit_compile: Whether to compile the step with XLA. It is off unless asked for,
+                because on CPUs XLA is slower here, for convolutions in particular.
+            auto_scale_loss: As in `keras.Model.compile`.
+
+        Raises:
+            ValueError: If there is no optimizer.
+        """
+        if optimizer is None:
+            raise ValueError(
+                "compile() needs the optimizer that moves the student's weights, for example "
+                "compile(keras.optimizers.Adam(5e-4)). Received: optimizer=None"
+            )
+        super().compile(
+            optimizer=optimizer,
+            run_eagerly=run_eagerly,
+            steps_per_execution=steps_per_execution,
+            jit_compile=jit_compile,
+            auto_scale_loss=auto_scale_loss,
+        )
+        self.optimizer.build(self.trainable_variables)
+        self._plan = Plan(self.pruning_schedule, steps_per_execution, self._weights.rule.counts)
+
+    def fit(
+        self,
+        x: Any = None,
+        y: Any = None,
+        *,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        shuffle: bool = True,
+        validation_data: Any = None,
+        callbacks: Any = None,
+        **kwargs: Any,
+    ) -> keras.callbacks.History:
+        """Run the transfer.
+
+        Args:
+            x: Unlabelled inputs: an array, a nest of arrays as the model takes them, a
+                ``tf.data.Dataset`` of batches, a ``keras.utils.PyDataset`` or a generator. From
+                batches ``(x, y)`` only x is used.
+            y: Ignored, if given.
+            batch_size: Samples a batch, for arrays; 64 by default. The tangent kernel is taken
+                between the two halves of a batch; a single sample is compared with itself.
+            epochs: Passes over the inputs.
+            shuffle: Whether arrays are drawn in a new order each epoch.
+            validation_data: Inputs, of which the objective is reported as ``val_loss`` etc.
+            callbacks: Keras callbacks.
+            **kwargs: As in `keras.Model.fit`.
+
+        Returns:
+            Keras's history, with loss, ntk_distance, output_distance and sparsity.
+
+        Raises:
+            ValueError: If the data or settings do not fit; the student is as it was.
+            FloatingPointError: If the loss becomes NaN or infinite.
+        """
+        if not self.compiled:
+            raise ValueError(
+                "The transfer has no optimizer yet. Call compile() first, for example "
+                "compile(keras.optimizers.Adam(5e-4)). Received: fit() before compile()"
+            )
+        if kwargs.get("validation_split"):
+            raise ValueError(
+                "validation_split is not supported: split the inputs and pass validation_data. "
+                f"Received: validation_split={kwargs['validation_split']!r}"
+            )
+        inputs.check(x, self.student, "inputs")
+        if validation_data is not None:
+            inputs.check(inputs.without_labels(validation_data), self.student, "validation_data")
+        if checks.is_array(x):
+            size = inputs.check_batch_size(64 if batch_size is None else batch_size)
+            x = inputs.batches(x, size, seed=self._seed, step=self._step, shuffle=shuffle)
+            batch_size = None
+        before = self.step, self.student.get_weights()
+        try:
+            return super().fit(
+                x,
+                batch_size=batch_size,
+                epochs=epochs,
+                shuffle=shuffle and not isinstance(x, tf.data.Dataset),
+                validation_data=validation_data,
+                callbacks=[*keras.tree.flatten(callbacks or []), Course(self._plan)],
+                **kwargs,
+            )
+        except Exception:
+            if self.step == before[0]:
+                self.student.set_weights(before[1])
+            raise
+
+    def begin(self) -> None:
+        """Make the student sparse, as the first step wants it."""
+        self._weights.write()
+
+    def finish(self) -> None:
+        """Let the student hold its masks by itself."""
+        apply_masks(self.student, self.masks)
+
+    def make_train_function(self, force: bool = False) -> None:
+        """Build the compiled step, before which the schedule is asked."""
+        if self.train_function is not None and not force:
+            return
+        super().make_train_function(force)
+        run = self.train_function
+
+        def planned(iterator: Any) -> Any:
+            assert self._plan is not None
+            self._plan.look_ahead(self.step)
+            logs = run(iterator)
+            loss = float(logs["loss"])
+            if not np.isfinite(loss):
+                raise FloatingPointError(
+                    f"The loss became {loss} at step {self.step}. Either the inputs hold NaN or "
+                    "infinity, or the learning rate is too high: lower it and start from the "
+                    "dense model again."
+                )
+            return logs
+
+        self.train_function = planned
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        """Take one step of the transfer on a batch."""
+        assert self._plan is not None
+        variables = self.student.trainable_variables
+        sources = [_host.raw(v) for v in variables]
+        x = self._inputs_of(data)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(sources)
+            loss = self._objective(x)
+            scaled = self.optimizer.scale_loss(loss.total)
+        gradients = gate(variables, tape.gradient(scaled, sources), self._weights.by_id())
+        pairs = zip(gradients, self.trainable_variables, strict=True)
+        self.optimizer.apply_gradients([(g, v) for g, v in pairs if g is not None])
+        self._step.assign_add(1)
+        self._weights.refresh(*self._plan.at(_host.value_of(self._step)))
+        self._weights.write()
+        return self._logs(loss)
+
+    def test_step(self, data: Any) -> dict[str, Any]:
+        """Evaluate the objective on a batch."""
+        return self._logs(self._objective(self._inputs_of(data)))
+
+    def _objective(self, x: Any) -> NTTLoss:
+        student, teacher = self._networks
+        pairs = zip(self.student.trainable_variables, self._first_state, strict=False)
+        return objective(
+            student,
+            teacher,
+            x,
+            pruned=self._weights.pruned,
+            masks=self._weights.by_id(),
+            density=_host.value_of(self._weights.density),
+            weighting=self.weighting,
+            teacher_values={id(v): (v, _host.value_of(first)) for v, first in pairs},
+        )
+
+    def _inputs_of(self, data: Any) -> Any:
+        x = inputs.without_labels(data)
+        checks.check_structure(x, self.student)
+        return x
+
+    def _logs(self, loss: NTTLoss) -> dict[str, Any]:
+        for tracker, value in zip(self._trackers, loss[:3], strict=True):
+            tracker.update_state(value)
+        logs = {tracker.name: tracker.result() for tracker in self._trackers}
+        return {**logs, "sparsity": _host.value_of(self._weights.sparsity)}
