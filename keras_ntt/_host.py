@@ -8,7 +8,7 @@ here, so that private names of Keras are touched in one file.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -87,6 +87,26 @@ def nodes_in_order(functional: Any) -> list[Any]:
         for node in by_depth[depth]
         if node.operation is not None and not node.is_input
     ]
+
+
+@contextlib.contextmanager
+def unrolled(operation: Any, tensors: Sequence[tf.Tensor]) -> Iterator[None]:
+    """Run recurrent layers step by step instead of in a loop of the graph.
+
+    The derivative of a derivative through ``tf.while_loop`` fails in TensorFlow ("`dtype`
+    variant is not compatible"). Sequences of open length are left to the loop.
+    """
+    layers = operation._flatten_layers() if isinstance(operation, keras.Layer) else []
+    recurrent = [layer for layer in layers if getattr(layer, "unroll", True) is False]
+    if any(t.shape.rank is None or None in t.shape[1:2] for t in tensors):
+        recurrent = []
+    for layer in recurrent:
+        layer.unroll = True
+    try:
+        yield
+    finally:
+        for layer in recurrent:
+            layer.unroll = False
 
 
 def get_mask(tensor: Any) -> tf.Tensor | None:

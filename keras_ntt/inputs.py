@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from keras_ntt import _host, checks
+from keras_ntt import checks
 
 
 def without_labels(data: Any) -> Any:
@@ -15,17 +16,15 @@ def without_labels(data: Any) -> Any:
     return data[0] if isinstance(data, tuple) else data
 
 
-def batches(
-    x: Any, batch_size: int, *, seed: keras.Variable, step: keras.Variable, shuffle: bool
-) -> tf.data.Dataset:
-    """Return a data set of batches whose order follows from a seed and the step it begins at.
+def batches(x: Any, batch_size: int, *, key: tf.Variable, shuffle: bool) -> tf.data.Dataset:
+    """Return a data set of batches whose order follows from a key alone.
 
     Args:
         x: Arrays ``[n, ...]``, nested as the model takes them.
         batch_size: Samples a batch; the last one may be smaller.
-        seed: Integer variable.
-        step: Integer variable, read when an epoch begins.
-        shuffle: Whether to draw a new order each epoch.
+        key: Integer variable ``[2]``, read some time between the beginning of an epoch and its
+            first batch: it must not change while an epoch runs.
+        shuffle: Whether to draw an order by the key.
 
     Returns:
         The data set, of ``ceil(n / batch_size)`` batches.
@@ -36,7 +35,6 @@ def batches(
     def order(_: tf.Tensor) -> tf.data.Dataset:
         indices = tf.range(n)
         if shuffle:
-            key = tf.stack([_host.value_of(seed), _host.value_of(step)])
             indices = tf.random.experimental.stateless_shuffle(indices, key)
         return tf.data.Dataset.from_tensor_slices(indices)
 
@@ -46,6 +44,17 @@ def batches(
     dataset = tf.data.Dataset.range(1).flat_map(order).batch(batch_size).map(take)
     cardinality = tf.data.experimental.assert_cardinality(-(-n // batch_size))
     return dataset.apply(cardinality).prefetch(2)
+
+
+def is_generator(x: Any) -> bool:
+    """Tell whether `x` is an iterator over batches."""
+    return hasattr(x, "__next__")
+
+
+def in_tuples(batches: Iterator[Any]) -> Iterator[tuple[Any, ...]]:
+    """Yield each batch as a tuple, which Keras wants of a generator."""
+    for batch in batches:
+        yield batch if isinstance(batch, tuple) else (batch,)
 
 
 def check(x: Any, model: keras.Model, name: str) -> None:
@@ -67,7 +76,7 @@ def check(x: Any, model: keras.Model, name: str) -> None:
     elif isinstance(x, keras.utils.PyDataset):
         if x.num_batches == 0:
             raise ValueError(f"{name} hold no batches. Received: an empty PyDataset")
-    elif not hasattr(x, "__next__"):
+    elif not is_generator(x):
         raise ValueError(
             f"{name} must be arrays, a tf.data.Dataset, a keras.utils.PyDataset or a generator of "
             f"batches. Received: {name} of type {type(x).__name__}"

@@ -45,7 +45,8 @@ class Call:
         args, kwargs = keras.tree.map_structure(
             lambda leaf: at[leaf.index] if isinstance(leaf, _Slot) else leaf, self.arguments
         )
-        return keras.tree.flatten(self.operation(*args, **kwargs))
+        with _host.unrolled(self.operation, tensors):
+            return keras.tree.flatten(self.operation(*args, **kwargs))
 
     @property
     def weights(self) -> list[keras.Variable]:

@@ -71,6 +71,10 @@ class Course(keras.callbacks.Callback):
         self._tell(self.params.get("steps"))
         self.model.begin()
 
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Fix the order of the samples, before Keras asks for the first."""
+        self.model.begin_epoch()
+
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Learn the length of an epoch of data that could not tell it beforehand."""
         if self.params.get("steps") is None and epoch == self._first_epoch:

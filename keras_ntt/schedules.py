@@ -46,7 +46,8 @@ class NTTSchedule(PruningSchedule):
     Args:
         sparsity: Fraction of zeros, in [0, 1).
         frequency: Steps from one refresh to the next.
-        end_step: The last step of the run; None leaves it to the trainer to find out.
+        end_step: The last step of the run; None leaves it to the trainer to find out. Of data
+            of unknown length, such as a generator, it knows the length after one epoch only.
 
     Raises:
         ValueError: If an argument is out of range.

@@ -106,6 +106,7 @@ class NeuralTangentTransfer(keras.Model):
         seed = int(np.random.randint(2**31)) if seed is None else int(seed)
         self._seed = state_of(self, "seed", seed, "int64")
         self._step = state_of(self, "step", 0, "int64")
+        self._order = tf.Variable([0, 0], dtype=tf.int64, trainable=False)
         self._first_state = []
         if teacher is None:
             self._first_state = [
@@ -231,15 +232,17 @@ class NeuralTangentTransfer(keras.Model):
             inputs.check(inputs.without_labels(validation_data), self.student, "validation_data")
         if checks.is_array(x):
             size = inputs.check_batch_size(64 if batch_size is None else batch_size)
-            x = inputs.batches(x, size, seed=self._seed, step=self._step, shuffle=shuffle)
+            x = inputs.batches(x, size, key=self._order, shuffle=shuffle)
             batch_size = None
+        elif inputs.is_generator(x):
+            x = inputs.in_tuples(x)
         before = self.step, self.student.get_weights()
         try:
             return super().fit(
                 x,
                 batch_size=batch_size,
                 epochs=epochs,
-                shuffle=shuffle and not isinstance(x, tf.data.Dataset),
+                shuffle=shuffle and isinstance(x, keras.utils.PyDataset),
                 validation_data=validation_data,
                 callbacks=[*keras.tree.flatten(callbacks or []), Course(self._plan)],
                 **kwargs,
@@ -252,6 +255,10 @@ class NeuralTangentTransfer(keras.Model):
     def begin(self) -> None:
         """Make the student sparse, as the first step wants it."""
         self._weights.write()
+
+    def begin_epoch(self) -> None:
+        """Fix the order of this epoch's samples, by the seed and the step it begins at."""
+        self._order.assign(tf.stack([_host.value_of(self._seed), _host.value_of(self._step)]))
 
     def finish(self) -> None:
         """Let the student hold its masks by itself."""
@@ -291,10 +298,13 @@ class NeuralTangentTransfer(keras.Model):
             scaled = self.optimizer.scale_loss(loss.total)
         gradients = gate(variables, tape.gradient(scaled, sources), self._weights.by_id())
         pairs = zip(gradients, self.trainable_variables, strict=True)
-        self.optimizer.apply_gradients([(g, v) for g, v in pairs if g is not None])
-        self._step.assign_add(1)
-        self._weights.refresh(*self._plan.at(_host.value_of(self._step)))
-        self._weights.write()
+        # Nothing is counted before the batch is there: at the end of data of unknown length the
+        # step is begun and finds none.
+        with tf.control_dependencies([loss.total]):
+            self.optimizer.apply_gradients([(g, v) for g, v in pairs if g is not None])
+            self._step.assign_add(1)
+            self._weights.refresh(*self._plan.at(_host.value_of(self._step)))
+            self._weights.write()
         return self._logs(loss)
 
     def test_step(self, data: Any) -> dict[str, Any]:
