@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import use_float
 from keras import layers
 
 import keras_ntt
@@ -16,16 +17,14 @@ FILES = sorted(pathlib.Path(__file__).parent.glob("golden/*.npz"))
 
 @pytest.fixture(params=FILES, ids=lambda path: path.stem)
 def golden(request):
-    keras.config.set_floatx("float64")
     with np.load(request.param) as file:
         values = {key: file[key] for key in file.files}
     values["name"] = request.param.stem
-    yield values
-    keras.config.set_floatx("float32")
+    return values
 
 
 def network(golden, dtype="float64"):
-    keras.config.set_floatx(dtype)
+    use_float(dtype)
     hidden = [layers.Dense(8, "relu"), layers.Dense(3)]
     if "cnn" in golden["name"]:
         first = [

@@ -3,17 +3,13 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import use_float
 from keras import layers
 
 import keras_ntt
 from keras_ntt.layer_rules import find_rule
 
-
-@pytest.fixture(autouse=True)
-def float64():
-    keras.config.set_floatx("float64")
-    yield
-    keras.config.set_floatx("float32")
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def relative_error(found, expected):
@@ -132,7 +128,7 @@ def test_compiled_kernel_with_an_open_batch_size():
 @pytest.mark.parametrize("precision", ["float32"])
 def test_float32_is_close_to_float64(precision):
     exact = architectures.randomize(architectures.lenet())
-    keras.config.set_floatx(precision)
+    use_float(precision)
     rounded = architectures.lenet()
     rounded.set_weights(exact.get_weights())
     x = architectures.inputs_for(exact, 4)

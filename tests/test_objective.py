@@ -8,12 +8,7 @@ from keras import layers
 import keras_ntt
 from keras_ntt import _host
 
-
-@pytest.fixture(autouse=True)
-def float64():
-    keras.config.set_floatx("float64")
-    yield
-    keras.config.set_floatx("float32")
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def random_masks(model, seed=3):

@@ -240,7 +240,7 @@ def test_weights_can_be_saved_and_loaded(tmp_path):
     assert_same(first, second)
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -251,7 +251,7 @@ class Kill(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         if self.model.step == self.step:
-            raise Killed
+            raise KilledError
 
 
 @pytest.mark.parametrize("step", [6, 11, 13])
@@ -260,7 +260,7 @@ def test_a_run_that_was_killed_ends_where_another_ends(tmp_path, step):
     whole.fit(samples(), batch_size=16, epochs=5, verbose=0)
     backup = tmp_path / "backup"
     killed = transfer_of(small())
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         killed.fit(
             samples(),
             batch_size=16,

@@ -1,0 +1,353 @@
+"""The main job on real data: prune without labels, train, compare, export.
+
+The data are the 1,797 handwritten digits of 8 x 8 pixels that ship with scikit-learn.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+import keras_ntt
+from keras_ntt.masks import keep_count
+from keras_ntt.policies import choose_weights
+from keras_ntt.saliency import magnitude
+from keras_ntt.sparse_model import keys_of
+
+SPARSITY = 0.97
+EARLY = 5
+METHODS = ("dense", "NTT", "magnitude", "random")
+ABOUT = {
+    "dense": "dense",
+    "NTT": "Neural Tangent Transfer, no labels",
+    "magnitude": "magnitude at initialization",
+    "random": "uniform random",
+}
+
+
+class Digits(NamedTuple):
+    """Images ``[n, 64]`` in [0, 1] and labels ``[n]``, in two parts."""
+
+    x_train: np.ndarray
+    y_train: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How long the demo trains.
+
+    Attributes:
+        seeds: Number of runs with other weights and batches.
+        transfer_epochs: Passes over the unlabelled training images.
+        epochs: Passes over the labelled training images.
+        batch_size: Samples a batch, for both.
+    """
+
+    seeds: int = 5
+    transfer_epochs: int = 60
+    epochs: int = 30
+    batch_size: int = 64
+
+
+def load_digits() -> Digits:
+    """Return scikit-learn's digits, 1,347 to train on and 450 to test on.
+
+    Raises:
+        ImportError: If scikit-learn is not installed.
+    """
+    try:
+        from sklearn.datasets import load_digits as load
+        from sklearn.model_selection import train_test_split
+    except ImportError as error:
+        raise ImportError(
+            "The demo's data ship with scikit-learn: pip install 'keras-ntt[demo]'."
+        ) from error
+    data = load()
+    x = (data.data / 16).astype("float32")
+    parts = train_test_split(x, data.target, test_size=450, random_state=0, stratify=data.target)
+    return Digits(parts[0], parts[2], parts[1], parts[3])
+
+
+def make_model() -> keras.Model:
+    """Return a dense MLP 64-300-100-10 with Glorot-normal weights."""
+
+    def dense(units: int, activation: str | None) -> keras.layers.Layer:
+        return keras.layers.Dense(
+            units,
+            activation,
+            kernel_initializer="glorot_normal",
+            bias_initializer=keras.initializers.RandomNormal(stddev=0.01),
+        )
+
+    parts = [keras.Input((64,)), dense(300, "relu"), dense(100, "relu"), dense(10, None)]
+    return keras.Sequential(parts)
+
+
+def masks_by(
+    model: keras.Model, score: Callable[[np.ndarray], np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Return layerwise masks of the highest scores.
+
+    Args:
+        model: A built model.
+        score: Values of a weight to scores of the same shape.
+
+    Returns:
+        Masks by variable path, with `SPARSITY` in each kernel.
+    """
+    variables = choose_weights(model).weights
+    masks = {}
+    for key, variable in zip(keys_of(variables), variables, strict=True):
+        scores = score(keras.ops.convert_to_numpy(variable)).ravel()
+        mask = np.zeros(scores.size, bool)
+        mask[np.argsort(-scores, kind="stable")[: keep_count(scores.size, SPARSITY)]] = True
+        masks[key] = mask.reshape(variable.shape)
+    return masks
+
+
+def sparse_version(
+    method: str, model: keras.Model, x: np.ndarray, seed: int, settings: Settings
+) -> keras.Model:
+    """Return the network that a method finds in a dense one.
+
+    Args:
+        method: One of `METHODS`.
+        model: The dense network; it is left as it is.
+        x: Unlabelled images, used by NTT alone.
+        seed: Seed of the random choices.
+        settings: How long the transfer is.
+
+    Returns:
+        A copy of the model that holds its masks.
+    """
+    if method == "NTT":
+        return keras_ntt.prune_neural_tangent(
+            model,
+            x,
+            sparsity=SPARSITY,
+            epochs=settings.transfer_epochs,
+            batch_size=settings.batch_size,
+            l2=1e-4,
+            seed=seed,
+            callbacks=[_EachEpoch(settings.transfer_epochs)],
+            verbose=0,
+        )
+    copy = keras.models.clone_model(model)
+    copy.set_weights(model.get_weights())
+    if method == "magnitude":
+        return keras_ntt.apply_masks(copy, masks_by(copy, lambda w: magnitude([w])[0].numpy()))
+    if method == "random":
+        rng = np.random.default_rng(seed)
+        return keras_ntt.apply_masks(copy, masks_by(copy, lambda w: rng.random(w.shape)))
+    return copy
+
+
+def train(model: keras.Model, data: Digits, seed: int, settings: Settings) -> list[float]:
+    """Train on labels and return the test accuracy after each epoch."""
+    keras.utils.set_random_seed(seed)
+    model.compile(
+        keras.optimizers.Adam(1e-3),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    history = model.fit(
+        data.x_train,
+        data.y_train,
+        batch_size=settings.batch_size,
+        epochs=settings.epochs,
+        validation_data=(data.x_test, data.y_test),
+        verbose=0,
+    )
+    return [float(a) for a in history.history["val_accuracy"]]
+
+
+def run(output: pathlib.Path, settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
+    """Run the demo.
+
+    Args:
+        output: The folder to write `sparse.keras`, `sparse.tflite`, `curves.png` and
+            `results.json` to.
+        settings: How long it trains.
+        say: Where the progress and the table go, line by line.
+
+    Returns:
+        What was measured.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    data, begun = load_digits(), time.perf_counter()
+    say(
+        f"{len(data.x_train)} images to train on, {len(data.x_test)} to test on; "
+        f"MLP 64-300-100-10, {SPARSITY:.0%} of the weights pruned in each kernel."
+    )
+    curves: dict[str, list[list[float]]] = {method: [] for method in METHODS}
+    models: dict[str, keras.Model] = {}
+    for seed in range(settings.seeds):
+        keras.utils.set_random_seed(seed)
+        dense = make_model()
+        for method in METHODS:
+            start = time.perf_counter()
+            model = sparse_version(method, dense, data.x_train, seed, settings)
+            found = time.perf_counter() - start
+            curves[method].append(train(model, data, seed, settings))
+            models.setdefault(method, model)
+            say(
+                f"seed {seed + 1}/{settings.seeds}  {method:<9}  "
+                f"accuracy {curves[method][-1][-1]:.1%}"
+                + (f"  (pruned in {found:.0f} s)" if method == "NTT" else "")
+            )
+    results = _export(models, curves, data, output, settings, say)
+    results["seconds"] = time.perf_counter() - begun
+    say("\n" + table(results))
+    say(_verdict(results))
+    with_plots = _draw(results, output)
+    (output / "results.json").write_text(json.dumps(results, indent=1))
+    names = ["sparse.keras", "sparse.tflite", *with_plots, "results.json"]
+    say(f"\nWritten to {output}: {', '.join(names)} ({results['seconds']:.0f} s in all)")
+    return results
+
+
+def _export(
+    models: dict[str, keras.Model],
+    curves: dict[str, list[list[float]]],
+    data: Digits,
+    output: pathlib.Path,
+    settings: Settings,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Write the files of the first seed's networks and return all that was measured."""
+    results: dict[str, Any] = {
+        "sparsity": SPARSITY,
+        "early_epoch": min(EARLY, settings.epochs),
+        "epochs": settings.epochs,
+        "seeds": settings.seeds,
+        "methods": {},
+    }
+    for method, model in models.items():
+        keras_ntt.strip_pruning(model)
+        path = output / ("sparse.tflite" if method == "NTT" else f".{method}.tflite")
+        report = keras_ntt.export_tflite(model, path, representative_data=data.x_test)
+        packed = _gzipped(path)
+        if method == "NTT":
+            model.save(output / "sparse.keras")
+            answers = keras_ntt.tflite_predict(path, data.x_test).argmax(axis=1)
+            accuracy = float((answers == data.y_test).mean())
+            in_keras = float(
+                (
+                    keras.ops.convert_to_numpy(model(data.x_test)).argmax(axis=1) == data.y_test
+                ).mean()
+            )
+            results["tflite_accuracy"], results["keras_accuracy"] = accuracy, in_keras
+            say(f"\n{report}")
+            say(f"Accuracy of the file {accuracy:.2%}, of the Keras model {in_keras:.2%}.")
+        else:
+            path.unlink()
+        results["methods"][method] = {
+            "accuracy": curves[method],
+            "nonzeros": report.nonzeros,
+            "tflite_bytes": report.size,
+            "tflite_gzip_bytes": packed,
+        }
+    return results
+
+
+def _gzipped(path: pathlib.Path) -> int:
+    import gzip
+
+    return len(gzip.compress(path.read_bytes(), 9))
+
+
+def table(results: dict[str, Any]) -> str:
+    """Return the results as a table: accuracy in per cent as mean +- standard deviation."""
+    early = results["early_epoch"]
+    head = (
+        f"{'method':<36}{f'epoch {early}':>14}{'epoch %d' % results['epochs']:>14}"
+        f"{'non-zeros':>12}{'.tflite':>10}{'gzipped':>10}"
+    )
+    lines = [f"Test accuracy in per cent, {results['seeds']} seeds", head, "-" * len(head)]
+    for method, row in results["methods"].items():
+        accuracy = 100 * np.array(row["accuracy"])
+        cells = [
+            f"{values.mean():.1f} ± {values.std(ddof=1) if len(values) > 1 else 0.0:.1f}"
+            for values in (accuracy[:, early - 1], accuracy[:, -1])
+        ]
+        lines.append(
+            f"{ABOUT[method]:<36}{cells[0]:>14}{cells[1]:>14}{row['nonzeros']:>12,}"
+            f"{row['tflite_bytes'] / 1000:>7.0f} kB{row['tflite_gzip_bytes'] / 1000:>7.0f} kB"
+        )
+    return "\n".join(lines)
+
+
+def _verdict(results: dict[str, Any]) -> str:
+    """Say in words which sparse network came out best, whichever it is."""
+    final = {m: np.mean(r["accuracy"], axis=0) for m, r in results["methods"].items()}
+    sparse = {m: final[m] for m in METHODS if m != "dense" and m in final}
+    sentences = []
+    for epoch in (results["early_epoch"], results["epochs"]):
+        best = sorted(sparse, key=lambda m, epoch=epoch: -sparse[m][epoch - 1])  # type: ignore[misc]
+        gap = 100 * (sparse[best[0]][epoch - 1] - sparse[best[1]][epoch - 1])
+        sentences.append(
+            f"After {epoch} epochs {best[0]} is the best sparse network, {gap:.1f} points ahead of "
+            f"{best[1]}."
+        )
+    return "\n".join(sentences)
+
+
+def _draw(results: dict[str, Any], output: pathlib.Path) -> list[str]:
+    """Draw the training curves; without matplotlib there is no picture."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return []
+    # The Okabe-Ito colours; the dashes tell the curves apart in grey.
+    styles = {
+        "dense": ("#000000", "-"),
+        "NTT": ("#0072B2", "-"),
+        "magnitude": ("#D55E00", "--"),
+        "random": ("#009E73", ":"),
+    }
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    for method, row in results["methods"].items():
+        accuracy = 100 * np.array(row["accuracy"])
+        epochs = np.arange(1, accuracy.shape[1] + 1)
+        mean, spread = accuracy.mean(axis=0), accuracy.std(axis=0)
+        color, dash = styles[method]
+        axes.plot(epochs, mean, dash, color=color, lw=2, label=ABOUT[method])
+        axes.fill_between(epochs, mean - spread, mean + spread, color=color, alpha=0.15, lw=0)
+    axes.set_xlabel("epochs of training on labels")
+    axes.set_ylabel("test accuracy (%)")
+    axes.set_title(
+        f"Digits, MLP 64-300-100-10 at {results['sparsity']:.0%} sparsity: "
+        f"mean and spread of {results['seeds']} seeds"
+    )
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    figure.savefig(output / "curves.png", dpi=120)
+    return ["curves.png"]
+
+
+class _EachEpoch(keras.callbacks.Callback):
+    """Keras's progress bar, one step an epoch instead of one line an epoch."""
+
+    def __init__(self, epochs: int):
+        super().__init__()
+        self._epochs = epochs
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self._bar = keras.utils.Progbar(self._epochs, unit_name="epoch")
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        shown = ("loss", "ntk_distance", "output_distance", "sparsity")
+        values = [(k, float(v)) for k, v in (logs or {}).items() if k in shown]
+        self._bar._values = {}  # the latest values, not their running mean
+        self._bar._values_order = []
+        self._bar.update(epoch + 1, values)

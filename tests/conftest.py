@@ -1,0 +1,85 @@
+"""What all tests share: a clean Keras before and after each one, and small models."""
+
+from __future__ import annotations
+
+import gc
+import os
+
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import hypothesis
+import keras
+import numpy as np
+import pytest
+
+# The same examples in every run, and no files left behind.
+hypothesis.settings.register_profile(
+    "keras_ntt", deadline=None, max_examples=25, derandomize=True, database=None
+)
+hypothesis.settings.load_profile("keras_ntt")
+
+# Clearing a session collects garbage; what the imports made need not be looked at each time.
+gc.collect()
+gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _clean_keras():
+    floatx, policy = keras.config.floatx(), keras.config.dtype_policy()
+    keras.utils.set_random_seed(0)
+    yield
+    keras.backend.clear_session()
+    keras.config.set_floatx(floatx)
+    keras.config.set_dtype_policy(policy)
+
+
+def use_float(name):
+    """Make models and layers of the given float type from here to the end of the test."""
+    keras.config.set_floatx(name)
+    keras.config.set_dtype_policy(name)
+
+
+@pytest.fixture
+def float64():
+    use_float("float64")
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def mlp():
+    """Return a factory of a dense network: 6 inputs, 8 tanh units, 3 outputs."""
+
+    def make(**options):
+        return keras.Sequential(
+            [
+                keras.Input((6,)),
+                keras.layers.Dense(8, activation="tanh", **options),
+                keras.layers.Dense(3),
+            ]
+        )
+
+    return make
+
+
+@pytest.fixture
+def cnn():
+    """Return a factory of a convolutional network: 6x6x2 inputs, 3 outputs."""
+
+    def make():
+        return keras.Sequential(
+            [
+                keras.Input((6, 6, 2)),
+                keras.layers.Conv2D(4, 3, activation="relu"),
+                keras.layers.BatchNormalization(),
+                keras.layers.MaxPooling2D(),
+                keras.layers.Flatten(),
+                keras.layers.Dense(3),
+            ]
+        )
+
+    return make
