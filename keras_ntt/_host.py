@@ -40,9 +40,9 @@ def is_legacy_keras(obj: Any) -> bool:
     )
 
 
-def raw(variable: Any) -> tf.Variable:
+def raw(variable: keras.Variable) -> tf.Variable:
     """Return the ``tf.Variable`` behind a Keras variable, for a tape to watch."""
-    return variable._value if isinstance(variable, keras.Variable) else variable
+    return variable._value
 
 
 def value_of(variable: keras.Variable) -> tf.Tensor:

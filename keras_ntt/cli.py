@@ -68,9 +68,9 @@ def _positive(text: str) -> int:
 
 
 def _version() -> str:
-    from importlib.metadata import version
+    from keras_ntt import __version__
 
-    return f"keras-ntt {version('keras-ntt')}"
+    return f"keras-ntt {__version__}"
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -5,8 +5,10 @@ The data are the 1,797 handwritten digits of 8 x 8 pixels that ship with scikit-
 
 from __future__ import annotations
 
+import gzip
 import json
 import pathlib
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from typing import Any, NamedTuple
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 import keras_ntt
 from keras_ntt.masks import keep_count
@@ -132,14 +135,13 @@ def sparse_version(
     if method == "NTT":
         return keras_ntt.prune_neural_tangent(
             model,
-            x,
+            _epochs_in_one(x, seed, settings),
             sparsity=SPARSITY,
-            epochs=settings.transfer_epochs,
-            batch_size=settings.batch_size,
-            l2=1e-4,
-            seed=seed,
-            callbacks=[_EachEpoch(settings.transfer_epochs)],
-            verbose=0,
+            epochs=1,
+            optimizer=keras.optimizers.Adam(3e-3),
+            ntk_weight=1e-2,
+            l2=1e-6,
+            verbose=1 if sys.stdout.isatty() else 2,
         )
     copy = keras.models.clone_model(model)
     copy.set_weights(model.get_weights())
@@ -149,6 +151,12 @@ def sparse_version(
         rng = np.random.default_rng(seed)
         return keras_ntt.apply_masks(copy, masks_by(copy, lambda w: rng.random(w.shape)))
     return copy
+
+
+def _epochs_in_one(x: np.ndarray, seed: int, settings: Settings) -> tf.data.Dataset:
+    """Return all epochs of the transfer as one, for a single progress bar."""
+    samples = tf.data.Dataset.from_tensor_slices(x).shuffle(len(x), seed)
+    return samples.repeat(settings.transfer_epochs).batch(settings.batch_size)
 
 
 def train(model: keras.Model, data: Digits, seed: int, settings: Settings) -> list[float]:
@@ -235,7 +243,7 @@ def _export(
         keras_ntt.strip_pruning(model)
         path = output / ("sparse.tflite" if method == "NTT" else f".{method}.tflite")
         report = keras_ntt.export_tflite(model, path, representative_data=data.x_test)
-        packed = _gzipped(path)
+        packed = len(gzip.compress(path.read_bytes(), 9))
         if method == "NTT":
             model.save(output / "sparse.keras")
             answers = keras_ntt.tflite_predict(path, data.x_test).argmax(axis=1)
@@ -259,17 +267,12 @@ def _export(
     return results
 
 
-def _gzipped(path: pathlib.Path) -> int:
-    import gzip
-
-    return len(gzip.compress(path.read_bytes(), 9))
-
-
 def table(results: dict[str, Any]) -> str:
     """Return the results as a table: accuracy in per cent as mean +- standard deviation."""
     early = results["early_epoch"]
+    epochs = [f"epoch {epoch}" for epoch in (early, results["epochs"])]
     head = (
-        f"{'method':<36}{f'epoch {early}':>14}{'epoch %d' % results['epochs']:>14}"
+        f"{'method':<36}{epochs[0]:>14}{epochs[1]:>14}"
         f"{'non-zeros':>12}{'.tflite':>10}{'gzipped':>10}"
     )
     lines = [f"Test accuracy in per cent, {results['seeds']} seeds", head, "-" * len(head)]
@@ -333,21 +336,3 @@ def _draw(results: dict[str, Any], output: pathlib.Path) -> list[str]:
     axes.legend(loc="lower right")
     figure.savefig(output / "curves.png", dpi=120)
     return ["curves.png"]
-
-
-class _EachEpoch(keras.callbacks.Callback):
-    """Keras's progress bar, one step an epoch instead of one line an epoch."""
-
-    def __init__(self, epochs: int):
-        super().__init__()
-        self._epochs = epochs
-
-    def on_train_begin(self, logs: Any = None) -> None:
-        self._bar = keras.utils.Progbar(self._epochs, unit_name="epoch")
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        shown = ("loss", "ntk_distance", "output_distance", "sparsity")
-        values = [(k, float(v)) for k, v in (logs or {}).items() if k in shown]
-        self._bar._values = {}  # the latest values, not their running mean
-        self._bar._values_order = []
-        self._bar.update(epoch + 1, values)

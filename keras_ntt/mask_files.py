@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from keras_ntt.policies import choose_weights
-from keras_ntt.sparse_model import apply_masks, get_masks, keys_of
+from keras_ntt.sparse_model import apply_masks, get_masks, keys_of, renamed
 
 Path = str | os.PathLike
 
@@ -81,7 +81,7 @@ def load_masks(model: keras.Model, path: Path) -> keras.Model:
 
 def _matched(model: keras.Model, masks: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     keys = keys_of(model.weights)
-    if set(masks) & set(keys):
+    if set(renamed(masks, keys)) & set(keys):
         return masks
     chosen = {id(v) for v in choose_weights(model).weights}
     kernels = [

@@ -103,6 +103,7 @@ def masks_by_variable(
             f"Received: masks of type {type(masks).__name__}"
         )
     named = _named_weights(model)
+    masks = renamed(masks, named)
     unknown = [key for key in masks if key not in named]
     if unknown:
         raise ValueError(
@@ -125,6 +126,39 @@ def masks_by_variable(
             )
         matched[id(variable)] = (variable, array.astype(bool))
     return matched
+
+
+def renamed(masks: MaskDict, names: Iterable[str]) -> dict[str, Any]:
+    """Give masks the names that a model's weights have now.
+
+    Keras drops the model's name from the paths of a model that is loaded or rebuilt from its
+    configuration. A mask whose path is not among the names goes to the one weight that ends in
+    the same ``layer/weight``, if there is exactly one.
+
+    Args:
+        masks: Masks by path.
+        names: Paths of the model's weights.
+
+    Returns:
+        The masks by the model's paths; those that fit none keep their own.
+
+    >>> renamed({"sequential/dense/kernel": 1}, ["dense/kernel", "dense_1/kernel"])
+    {'dense/kernel': 1}
+    """
+    names = list(names)
+    ends: dict[str, list[str]] = {}
+    for name in names:
+        ends.setdefault(_end(name), []).append(name)
+    found = {key: mask for key, mask in masks.items() if key in names}
+    for key, mask in masks.items():
+        if key not in names:
+            candidates = [name for name in ends.get(_end(key), []) if name not in found]
+            found[candidates[0] if len(candidates) == 1 else key] = mask
+    return found
+
+
+def _end(path: str) -> str:
+    return "/".join(path.split("/")[-2:])
 
 
 def apply_masks(model: keras.Model, masks: MaskDict) -> keras.Model:

@@ -140,7 +140,7 @@ def test_the_file_is_an_ordinary_npz_of_booleans(tmp_path):
 
 
 def test_a_file_that_numpy_wrote_will_do(tmp_path):
-    model, masks = masked()
+    _, masks = masked()
     np.savez(tmp_path / "masks.npz", **{k: m.astype("uint8") for k, m in masks.items()})
     assert_same(get_masks(load_masks(model_of(), tmp_path / "masks.npz")), masks)
 
@@ -228,9 +228,8 @@ def test_a_file_with_a_wrong_byte_is_refused_or_read_as_it_was(whole, data):
         path.write_bytes(bytes(broken))
         try:
             load_masks(model, path)
-        except ValueError as error:
-            assert "mask" in str(error)
-            assert "Received" in str(error)
+        except ValueError:
+            assert_refused(model, path, "mask")
             assert_unchanged(model, before)
         else:  # a date, for example, that nobody reads
             assert_same(get_masks(model), masked()[1])
@@ -263,7 +262,7 @@ KERNEL = "net/layer_0/kernel"
 OBJECTS = np.array([{"a": 1}, None], dtype=object)
 FOREIGN = {
     "empty": b"",
-    "text": "weights and masks\n".encode(),
+    "text": b"weights and masks\n",
     "one array": npy(np.ones((3, 4), bool)),
     "pickle": pickle.dumps({KERNEL: np.ones((3, 4), bool)}),
     "pickled array": npy(OBJECTS, allow_pickle=True),
@@ -281,8 +280,9 @@ FOREIGN = {
 def test_a_foreign_file_is_refused(tmp_path, name):
     path = tmp_path / "masks.npz"
     path.write_bytes(FOREIGN[name])
-    assert_refused(model_of(), path)
-    assert_refused(masked()[0], path)
+    match = f"{REFUSED}|The mask of" if "text" in name else REFUSED
+    assert_refused(model_of(), path, match)
+    assert_refused(masked()[0], path, match)
 
 
 class Trap:
@@ -345,6 +345,6 @@ def test_a_file_that_is_missing(tmp_path):
     before = state(model)
     with pytest.raises(FileNotFoundError):
         load_masks(model, tmp_path / "masks.npz")
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises((IsADirectoryError, PermissionError)):
         load_masks(model, tmp_path)
     assert_unchanged(model, before)
