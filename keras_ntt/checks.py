@@ -20,26 +20,34 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
         )
 
 
+def is_number(value: Any) -> bool:
+    """Tell whether `value` is a Python or NumPy number, not a boolean."""
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+
+
 def check_number(name: str, value: Any) -> float:
     """Return a finite, non-negative number as a float, or raise a ValueError."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = float("nan")
-    if isinstance(value, bool) or not np.isfinite(number) or number < 0:
+    if not is_number(value) or not np.isfinite(value) or value < 0:
         raise ValueError(
             f"{name} must be a finite number of at least 0. Received: {name}={value!r}"
         )
-    return number
+    return float(value)
 
 
-def check_model(model: Any, name: str = "model") -> None:
-    """Raise unless `model` is a built Keras 3 model with finite weights.
+def check_count(name: str, value: Any) -> int:
+    """Return a positive integer, or raise a ValueError."""
+    if not is_number(value) or not np.isfinite(value) or int(value) != value or value < 1:
+        raise ValueError(f"{name} must be a positive integer. Received: {name}={value!r}")
+    return int(value)
+
+
+def check_built(model: Any, name: str = "model") -> None:
+    """Raise unless `model` is a built Keras 3 model.
 
     Raises:
         RuntimeError: If Keras runs on another backend than TensorFlow.
         TypeError: If it is not a Keras 3 model.
-        ValueError: If it is not built, or a weight is NaN or infinite.
+        ValueError: If it is not built.
     """
     _host.require_tensorflow_backend()
     if _host.is_legacy_keras(model):
@@ -58,9 +66,22 @@ def check_model(model: Any, name: str = "model") -> None:
             "batch, or begin it with keras.Input(shape). "
             f"Received: {name}={model.name!r}, not built"
         )
+
+
+def check_model(model: Any, name: str = "model") -> None:
+    """Raise unless `model` is a built Keras 3 model with finite weights.
+
+    Raises:
+        RuntimeError: If Keras runs on another backend than TensorFlow.
+        TypeError: If it is not a Keras 3 model.
+        ValueError: If it is not built, or a weight is NaN or infinite.
+    """
+    check_built(model, name)
     for variable in model.weights:
-        value = keras.ops.convert_to_numpy(variable)
-        if np.issubdtype(value.dtype, np.floating) and not np.isfinite(value).all():
+        if not keras.backend.is_float_dtype(variable.dtype):
+            continue
+        value = keras.ops.convert_to_numpy(keras.ops.cast(variable, "float64"))
+        if not np.isfinite(value).all():
             raise ValueError(
                 f"The weight {variable.path!r} of {name} holds NaN or infinity, from which no "
                 "derivative can be taken. Initialize or load the weights again. "
@@ -105,6 +126,13 @@ def check_pair(student: keras.Model, teacher: keras.Model | None) -> None:
             "sparse. Leave the teacher out to use the student as it is now. "
             f"Received: {student.name!r} twice"
         )
+    shared = {id(v) for v in student.weights} & {id(v) for v in teacher.weights}
+    if shared:
+        raise ValueError(
+            "teacher and student share weights, which cannot both stay dense and become sparse. "
+            "Copy the teacher: keras.models.clone_model and set_weights. "
+            f"Received: {len(shared)} shared weights of {len(student.weights)}"
+        )
     check_shapes(student, teacher)
 
 
@@ -133,6 +161,17 @@ def check_structure(x: Any, model: keras.Model, name: str = "inputs") -> None:
     """
     functional = _host.functional_of(model)
     leaves = keras.tree.flatten(x)
+    for leaf in leaves:
+        if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
+            raise ValueError(
+                f"{name} must be NumPy arrays or tensors with a batch axis, nested as the model "
+                f"takes them. Received: {name} with a {type(leaf).__name__}"
+            )
+        if getattr(leaf.dtype, "kind", "f") in "OSUMmV" or leaf.dtype == tf.string:
+            raise ValueError(
+                f"{name} must hold numbers. Convert them to the dtype that the model takes. "
+                f"Received: {name} of dtype {leaf.dtype}"
+            )
     if functional is None:
         return
     if len(leaves) != len(functional.inputs):
@@ -164,25 +203,29 @@ def check_structure(x: Any, model: keras.Model, name: str = "inputs") -> None:
 def check_arrays(x: Any, model: keras.Model, name: str = "inputs") -> None:
     """Raise a ValueError if arrays do not fit a model, are empty, or are not finite."""
     check_structure(x, model, name)
+    lengths = set()
     for leaf in keras.tree.flatten(x):
         value = np.asarray(leaf)
         if value.ndim == 0 or value.shape[0] == 0:
             raise ValueError(
                 f"{name} hold no samples. Received: {name} of shape {tuple(value.shape)}"
             )
+        lengths.add(value.shape[0])
         if np.issubdtype(value.dtype, np.floating) and not np.isfinite(value).all():
             raise ValueError(
                 f"{name} hold NaN or infinity. Remove or fill in those samples. Received: "
                 f"{int((~np.isfinite(value)).sum())} such entries of {value.size}"
             )
+    if len(lengths) > 1:
+        raise ValueError(
+            f"{name} of a model with several inputs must all have as many samples. "
+            f"Received: {sorted(lengths)} samples"
+        )
 
 
-def is_concrete(x: Any) -> bool:
-    """Tell whether `x` holds values that can be looked at, not tensors of a graph."""
-    return all(
-        isinstance(t, np.ndarray) or (tf.is_tensor(t) and hasattr(t, "numpy"))
-        for t in keras.tree.flatten(x)
-    )
+def is_symbolic(x: Any) -> bool:
+    """Tell whether `x` has tensors of a graph, whose values cannot be looked at."""
+    return any(tf.is_tensor(t) and not hasattr(t, "numpy") for t in keras.tree.flatten(x))
 
 
 def is_array(x: Any) -> bool:

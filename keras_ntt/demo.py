@@ -140,7 +140,7 @@ def sparse_version(
             epochs=1,
             optimizer=keras.optimizers.Adam(3e-3),
             ntk_weight=1e-2,
-            l2=1e-6,
+            l2=3e-6,
             verbose=1 if sys.stdout.isatty() else 2,
         )
     copy = keras.models.clone_model(model)

@@ -6,7 +6,6 @@ import contextlib
 import io
 import os
 import pathlib
-import tempfile
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_ntt import _host, checks
+from keras_ntt import _host, checks, files
 
 
 class ExportError(RuntimeError):
@@ -77,12 +76,14 @@ def export_tflite(
 
     Raises:
         ImportError: If `ai_edge_litert` is not installed.
-        ExportError: If the converted model does not run or its outputs differ.
+        ExportError: If the model cannot be converted, or the converted one does not run or its
+            outputs differ.
         FileNotFoundError: If the directory of `path` does not exist.
         TypeError: If `model` is not a Keras 3 model.
         ValueError: If the model or the data do not fit.
     """
     checks.check_model(model)
+    checks.check_number("tolerance", tolerance)
     functional = _host.functional_of(model)
     if functional is None or len(functional.inputs) != 1 or len(functional.outputs) != 1:
         raise ValueError(
@@ -92,26 +93,20 @@ def export_tflite(
     samples = _samples(functional, representative_data)
     target = pathlib.Path(path)
     interpreter_class = _interpreter_class()
-    with _quiet():
-        content = tf.lite.TFLiteConverter.from_keras_model(model).convert()
+    content = _convert(model)
     expected = keras.ops.convert_to_numpy(model(samples, training=False))
-    handle, temporary = tempfile.mkstemp(dir=target.parent, suffix=".tflite")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        found = _run(interpreter_class, temporary, samples)
-        scale = max(float(np.abs(expected).max()), 1e-30)
-        difference = float(np.abs(found - expected).max())
+    with files.replacing(target) as temporary:
+        temporary.write_bytes(content)
+        found = _run(interpreter_class, os.fspath(temporary), samples)
+        with np.errstate(invalid="ignore", over="ignore"):
+            scale = max(float(np.abs(expected).max()), 1e-30)
+            difference = float(np.abs(found - expected).max())
         if not difference <= tolerance * scale:
             raise ExportError(
                 f"The LiteRT file computes something else than the model {model.name!r}, so it "
                 f"was not written. Received: outputs that differ by {difference:.3g}, where "
                 f"{tolerance * scale:.3g} is allowed"
             )
-        os.replace(temporary, target)
-    except BaseException:
-        pathlib.Path(temporary).unlink(missing_ok=True)
-        raise
     values = [keras.ops.convert_to_numpy(w) for w in model.weights]
     return ExportReport(
         target,
@@ -182,8 +177,13 @@ def _run(interpreter_class: Any, path: str, x: np.ndarray) -> np.ndarray:
         ) from error
 
 
-@contextlib.contextmanager
-def _quiet() -> Any:
-    """Keep the converter's prints about its temporary artifact off the terminal."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        yield
+def _convert(model: keras.Model) -> bytes:
+    """Convert a model, without the converter's prints about its temporary artifact."""
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            return tf.lite.TFLiteConverter.from_keras_model(model).convert()
+    except Exception as error:  # the converter raises whatever its passes raise
+        raise ExportError(
+            f"TensorFlow could not convert the model {model.name!r} to LiteRT. "
+            f"Received: {type(error).__name__}: {error}"
+        ) from error

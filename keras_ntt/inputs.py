@@ -81,12 +81,3 @@ def check(x: Any, model: keras.Model, name: str) -> None:
             f"{name} must be arrays, a tf.data.Dataset, a keras.utils.PyDataset or a generator of "
             f"batches. Received: {name} of type {type(x).__name__}"
         )
-
-
-def check_batch_size(batch_size: Any) -> int:
-    """Return a positive integer or raise a ValueError."""
-    if isinstance(batch_size, bool) or int(batch_size) != batch_size or batch_size < 1:
-        raise ValueError(
-            f"batch_size must be a positive integer. Received: batch_size={batch_size!r}"
-        )
-    return int(batch_size)

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from keras_ntt import _host
 from keras_ntt.masks import MaskRule
+from keras_ntt.saliency import check_scores
 from keras_ntt.sparse_model import keys_of
 
 
@@ -71,7 +72,9 @@ class LatentWeights(keras.layers.Layer):
         if sparsity is None:
             masks = [tf.ones(v.shape, tf.bool) for v in values]
         else:
-            masks = rule.choose([tf.constant(v) for v in values], rule.counts(sparsity))
+            weights = [tf.constant(v) for v in values]
+            check_scores(rule.saliency(weights), weights)
+            masks = rule.choose(weights, rule.counts(sparsity))
         self.density = state_of(self, "density", 1 - (sparsity or 0.0), "float64")
         self.sparsity = state_of(self, "sparsity", _sparsity_of(masks), "float32")
         self.latent = [

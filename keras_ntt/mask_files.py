@@ -1,21 +1,23 @@
-"""Masks in files: ``.npz``, one boolean array a variable path."""
+"""Masks in files: ``.npz``, one boolean array a variable path and a list of all weights."""
 
 from __future__ import annotations
 
+import io
 import os
 import pathlib
-import tempfile
 import zipfile
 
 import keras
 import numpy as np
 
+from keras_ntt import checks
+from keras_ntt.files import Path, replacing
 from keras_ntt.policies import choose_weights
 from keras_ntt.sparse_model import apply_masks, get_masks, keys_of, renamed
 
-Path = str | os.PathLike
-
-_DEFLATED = zipfile.ZIP_DEFLATED
+# The entry that lists the paths and shapes of all weights of the model.
+_WEIGHTS = "__weights__"
+_COMPRESSION = zipfile.ZIP_DEFLATED
 
 
 def save_masks(model: keras.Model, path: Path) -> None:
@@ -28,6 +30,7 @@ def save_masks(model: keras.Model, path: Path) -> None:
         path: The file to write.
 
     Raises:
+        TypeError: If `model` is not a Keras 3 model.
         ValueError: If the model holds no masks.
     """
     masks = get_masks(model)
@@ -36,24 +39,20 @@ def save_masks(model: keras.Model, path: Path) -> None:
             "The model holds no masks to save. Prune it first, or call "
             f"keras_ntt.restore_masks(model). Received: model={model.name!r}"
         )
-    target = pathlib.Path(path)
-    handle, temporary = tempfile.mkstemp(dir=target.parent or ".", suffix=".npz")
-    try:
-        with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w", _DEFLATED) as archive:
-            for key, mask in masks.items():
-                with archive.open(f"{key}.npy", "w") as entry:
-                    np.lib.format.write_array(entry, mask, allow_pickle=False)
-        os.replace(temporary, target)
-    except BaseException:
-        pathlib.Path(temporary).unlink(missing_ok=True)
-        raise
+    lines = [f"{key} {shape} {key in masks}" for key, shape in _weights_of(model)]
+    entries = {**masks, _WEIGHTS: np.array(lines)}
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", _COMPRESSION) as archive:
+        for key, array in entries.items():
+            with archive.open(f"{key}.npy", "w") as entry:
+                np.lib.format.write_array(entry, array, allow_pickle=False)
 
 
 def load_masks(model: keras.Model, path: Path) -> keras.Model:
     """Read masks and apply them to a model.
 
-    Masks are matched by variable path. Where no path matches, because Keras numbered the layers
-    of a rebuilt model anew, they are matched in order, if numbers and shapes agree.
+    Masks are matched by variable path. If the model has other paths than the one they were saved
+    from, because Keras numbered the layers of a rebuilt model anew, but as many weights of the
+    same shapes in the same order, they are matched by that order.
 
     Args:
         model: A built model. It is changed in place.
@@ -64,24 +63,63 @@ def load_masks(model: keras.Model, path: Path) -> keras.Model:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no mask file or is one of another model.
+        TypeError: If `model` is not a Keras 3 model.
+        ValueError: If it is no mask file or is one of another model; the model is as it was.
     """
+    checks.check_model(model)
+    content = pathlib.Path(path).read_bytes()
     try:
-        with np.load(path, allow_pickle=False) as file:
-            masks = {key: file[key] for key in file.files}
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError, AttributeError) as error:
-        if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
-            raise
+        masks = _read(content)
+    except Exception as error:  # bytes of any origin: whatever fails, they are no masks
         raise ValueError(
             "This is not a whole mask file as keras_ntt.save_masks writes it. "
-            f"Received: path={os.fspath(path)!r} ({error})"
+            f"Received: path={os.fspath(path)!r} ({type(error).__name__}: {error})"
         ) from error
     return apply_masks(model, _matched(model, masks))
 
 
-def _matched(model: keras.Model, masks: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _read(content: bytes) -> dict[str, np.ndarray]:
+    file = np.load(io.BytesIO(content), allow_pickle=False)
+    if not isinstance(file, np.lib.npyio.NpzFile):
+        raise ValueError("a single array")
+    with file:
+        arrays = {key: file[key] for key in file.files}
+    if not set(arrays) - {_WEIGHTS}:
+        raise ValueError("no masks in it")
+    missing = [key for key, _, masked in _listed(arrays) if masked and key not in arrays]
+    if missing:
+        raise ValueError(f"no mask of {missing}")
+    for key, array in arrays.items():
+        if not isinstance(array, np.ndarray):
+            raise ValueError(f"{key!r} is not an array")
+    return arrays
+
+
+def _weights_of(model: keras.Model) -> list[tuple[str, str]]:
+    """Return path and shape of each weight of a model; the shape as ``3x4``."""
     keys = keys_of(model.weights)
-    if set(renamed(masks, keys)) & set(keys):
+    return [
+        (key, "x".join(map(str, v.shape)) or "scalar")
+        for key, v in zip(keys, model.weights, strict=True)
+    ]
+
+
+def _listed(arrays: dict[str, np.ndarray]) -> list[tuple[str, str, bool]]:
+    """Return path, shape and whether it is masked of each weight that a file lists."""
+    lines = arrays.get(_WEIGHTS, np.array([], dtype=str)).ravel()
+    fields = [str(line).rsplit(" ", 2) for line in lines]
+    return [(path, shape, masked == "True") for path, shape, masked in fields]
+
+
+def _matched(model: keras.Model, masks: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the masks by the paths that the model's weights have."""
+    keys = keys_of(model.weights)
+    theirs = _listed(masks)
+    masks.pop(_WEIGHTS, None)
+    if theirs and [shape for _, shape, _ in theirs] == [s for _, s in _weights_of(model)]:
+        now = {path: key for (path, _, _), key in zip(theirs, keys, strict=True)}
+        return {now[key]: mask for key, mask in masks.items()}
+    if all(key in keys for key in renamed(masks, keys)):
         return masks
     chosen = {id(v) for v in choose_weights(model).weights}
     kernels = [

@@ -54,6 +54,11 @@ def tangents(network: Network, x: Any, values: Values | None = None) -> Tangents
         done: list[Linearization] = []
         for call in network.calls:
             step = linearize(call, [tensors[s] for s in call.inputs])
+            if len(step.outputs) != len(call.outputs):
+                raise ValueError(
+                    "The model has several outputs, of which there is no single tangent kernel. "
+                    f"Received: {len(step.outputs)} outputs of {call.operation.name!r}"
+                )
             done.append(step)
             tensors.update(zip(call.outputs, step.outputs, strict=True))
             if call.weights or active.intersection(call.inputs):
@@ -146,7 +151,7 @@ def empirical_ntk(
     checks.check_choice("outputs", outputs, ("full", "trace"))
     checks.check_choice("implementation", implementation, ("auto", "jacobian"))
     for name, x in (("x1", x1), ("x2", x2)):
-        if x is not None:
+        if x is not None or name == "x1":
             checks.check_arrays(x, model, name)
     masks = None
     if wrt == "kept":

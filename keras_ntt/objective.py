@@ -14,7 +14,6 @@ from keras_ntt.factors import split
 from keras_ntt.network import Network, unroll
 from keras_ntt.ntk import Tangents, Values, kernel_matrix, tangents
 from keras_ntt.policies import choose_weights
-from keras_ntt.schedules import check_sparsity
 from keras_ntt.sparse_model import kept_entries, masks_by_variable
 
 
@@ -96,6 +95,11 @@ def objective(
     x = keras.tree.map_structure(_at_least_two, x)
     target = tangents(teacher, x, teacher_values)
     found = tangents(student, x, student_values)
+    if target.outputs.shape[1:] != found.outputs.shape[1:]:
+        raise ValueError(
+            "student and teacher must have outputs of the same shape. Received: outputs of "
+            f"{found.outputs.shape[1]} and {target.outputs.shape[1]} numbers a sample"
+        )
     kept = masks if weighting.wrt == "kept" else None
     target_ntk = tf.stop_gradient(_between_halves(target, None))
     ntk_distance = tf.reduce_mean(tf.square(_between_halves(found, kept) - target_ntk))
@@ -179,8 +183,7 @@ def ntt_loss(
     for model, name in ((student, "student"), (teacher, "teacher")):
         checks.check_differentiable(model, name)
     checks.check_shapes(student, teacher)
-    if checks.is_concrete(x):
-        checks.check_arrays(x, student, "x")
+    (checks.check_structure if checks.is_symbolic(x) else checks.check_arrays)(x, student, "x")
     weighting = Weighting(ntk_weight, l2, wrt)
     check_density(density)
     choice = {id(v): v for v in choose_weights(student).weights}
@@ -211,10 +214,8 @@ def ntt_loss(
 
 def check_density(density: Any) -> None:
     """Raise a ValueError unless a density is in (0, 1]."""
-    try:
-        check_sparsity(1 - float(density))
-    except (TypeError, ValueError) as error:
+    if not checks.is_number(density) or not 0 < density <= 1:
         raise ValueError(
-            "density is the fraction of weights that are kept, 1 - sparsity, and must be in "
-            f"(0, 1]. Received: density={density!r}"
-        ) from error
+            "density is the fraction of weights that are kept, 1 - sparsity, and must be a number "
+            f"in (0, 1]. Received: density={density!r}"
+        )

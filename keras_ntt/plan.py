@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_ntt.schedules import PruningSchedule
+from keras_ntt.schedules import PruningSchedule, decide
 
 
 class Plan:
@@ -38,7 +38,7 @@ class Plan:
 
     def look_ahead(self, done: int) -> None:
         """Ask the schedule about the steps after `done`, up to the end of the execution."""
-        answers = [self._schedule(done + 1 + i) for i in range(self._steps)]
+        answers = [decide(self._schedule, done + 1 + i) for i in range(self._steps)]
         idle = not any(prune for prune, _ in answers)
         if not (idle and self._idle):
             rows = [self._counts_at(s) if prune else self._none for prune, s in answers]
@@ -77,6 +77,8 @@ class Course(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Learn the length of an epoch of data that could not tell it beforehand."""
+        if self.model.step == self._first:
+            raise ValueError("inputs hold no batches. Received: data that ended at once")
         if self.params.get("steps") is None and epoch == self._first_epoch:
             self._tell(self.model.step - self._first)
 

@@ -91,7 +91,8 @@ def choose_weights(
     """
     accepts = _as_predicate(filters)
     if pruning_policy is not None:
-        if not callable(getattr(pruning_policy, "allow_pruning", None)):
+        usable = callable(getattr(pruning_policy, "allow_pruning", None))
+        if not usable or isinstance(pruning_policy, type):
             raise ValueError(
                 "pruning_policy must be a PruningPolicy, an object with allow_pruning(layer). "
                 f"Received: pruning_policy={pruning_policy!r}"
@@ -137,8 +138,8 @@ def _as_predicate(filters: Filters) -> Callable[[keras.layers.Layer], bool]:
         return lambda layer: True
     if callable(filters):
         return lambda layer: bool(filters(layer))
-    patterns = [filters] if isinstance(filters, str) else list(filters)
     try:
+        patterns = [filters] if isinstance(filters, str) else list(filters)
         compiled = [re.compile(pattern) for pattern in patterns]
     except (re.error, TypeError) as error:
         raise ValueError(

@@ -13,6 +13,8 @@ from typing import Any
 
 import keras
 
+from keras_ntt import checks
+
 
 class PruningSchedule(ABC):
     """Base class of schedules; a subclass defines ``__call__`` and ``get_config``."""
@@ -59,12 +61,7 @@ class NTTSchedule(PruningSchedule):
 
     def __init__(self, sparsity: float, frequency: int = 100, end_step: int | None = None):
         self.sparsity = check_sparsity(sparsity)
-        if isinstance(frequency, bool) or int(frequency) != frequency or frequency < 1:
-            raise ValueError(
-                "frequency is the number of steps between two refreshes of the masks and must be "
-                f"a positive integer. Received: frequency={frequency!r}"
-            )
-        self.frequency = int(frequency)
+        self.frequency = checks.check_count("frequency", frequency)
         self.end_step = end_step
 
     def __call__(self, step: int) -> tuple[bool, float]:
@@ -95,18 +92,35 @@ class _Called(PruningSchedule):
         self.function = function
 
     def __call__(self, step: int) -> tuple[bool, float]:
-        answer = self.function(step)
-        try:
-            should_prune, sparsity = answer
-            return bool(should_prune), check_sparsity(float(sparsity))
-        except TypeError as error:
-            raise ValueError(
-                "A pruning schedule is called with a step and must return "
-                f"(should_prune, sparsity). Received: schedule({step}) returned {answer!r}"
-            ) from error
+        return self.function(step)
 
     def get_config(self) -> dict[str, Any]:
         return {"function": self.function}
+
+
+def decide(schedule: PruningSchedule, step: int) -> tuple[bool, float]:
+    """Ask a schedule about a step and check its answer.
+
+    Args:
+        schedule: Any schedule.
+        step: The number of the step.
+
+    Returns:
+        Whether to prune after the step, and the sparsity, in [0, 1).
+
+    Raises:
+        ValueError: If the schedule returns something else than ``(should_prune, sparsity)``.
+    """
+    answer = schedule(step)
+    try:
+        should_prune, sparsity = answer
+        prune, value = bool(should_prune), float(sparsity)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            "A pruning schedule is called with a step and must return (should_prune, sparsity). "
+            f"Received: schedule({step}) returned {answer!r}"
+        ) from error
+    return prune, check_sparsity(value) if prune else 0.0
 
 
 def as_schedule(schedule: Any) -> PruningSchedule:
@@ -125,7 +139,7 @@ def as_schedule(schedule: Any) -> PruningSchedule:
     """
     if isinstance(schedule, PruningSchedule):
         return schedule
-    if isinstance(schedule, int | float) and not isinstance(schedule, bool):
+    if checks.is_number(schedule):
         return NTTSchedule(schedule)
     if callable(schedule) and not inspect.isclass(schedule):
         return _Called(schedule)
@@ -142,13 +156,9 @@ def check_sparsity(sparsity: Any) -> float:
     Raises:
         ValueError: If it is not one.
     """
-    try:
-        value = float(sparsity)
-    except (TypeError, ValueError):
-        value = float("nan")
-    if isinstance(sparsity, bool) or not 0 <= value < 1:
+    if not checks.is_number(sparsity) or not 0 <= sparsity < 1:
         raise ValueError(
             "sparsity is the fraction of zeros and must be a number in [0, 1): 0.97 leaves 3 % "
             f"of the weights. Received: sparsity={sparsity!r}"
         )
-    return value
+    return float(sparsity)

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_ntt import checks
+from keras_ntt import _host, checks
 from keras_ntt.policies import choose_weights, prunable_weights
 
 MaskDict = Mapping[str, Any]
@@ -39,6 +39,30 @@ class MaskConstraint(keras.constraints.Constraint):
         if self.inner is not None:
             value = tf.convert_to_tensor(self.inner(value))
         return tf.where(self._mask, value, tf.zeros_like(value))
+
+    def attach(self, variable: keras.Variable) -> None:
+        """Keep the zeros of a variable from now on.
+
+        The optimizer applies a constraint after each update. What else is assigned outside a
+        compiled step, such as the averages of ``use_ema=True`` when training ends, or weights
+        that are restored, passes through the mask too.
+        """
+        held = _host.raw(variable)
+        assign = held.assign
+
+        def masked_assign(value: Any, *args: Any, **kwargs: Any) -> Any:
+            if tf.executing_eagerly():
+                value = tf.convert_to_tensor(value, held.dtype)
+                value = tf.where(self._mask, value, tf.zeros_like(value))
+            return assign(value, *args, **kwargs)
+
+        held.assign = masked_assign
+        variable.constraint = self
+
+    def detach(self, variable: keras.Variable) -> None:
+        """Let go of a variable, which then has the constraint that it had before."""
+        del _host.raw(variable).assign
+        variable.constraint = self.inner
 
     @property
     def mask(self) -> np.ndarray:
@@ -113,7 +137,7 @@ def masks_by_variable(
         )
     matched = {}
     for key, mask in masks.items():
-        variable, array = named[key], np.asarray(mask)
+        variable, array = named[key], _as_array(key, mask)
         if array.shape != tuple(variable.shape):
             raise ValueError(
                 f"The mask of {key!r} must have the weight's shape {tuple(variable.shape)}. "
@@ -126,6 +150,15 @@ def masks_by_variable(
             )
         matched[id(variable)] = (variable, array.astype(bool))
     return matched
+
+
+def _as_array(key: str, mask: Any) -> np.ndarray:
+    try:
+        return np.asarray(mask)
+    except ValueError as error:
+        raise ValueError(
+            f"The mask of {key!r} must be an array. Received: {type(mask).__name__} ({error})"
+        ) from error
 
 
 def renamed(masks: MaskDict, names: Iterable[str]) -> dict[str, Any]:
@@ -152,7 +185,8 @@ def renamed(masks: MaskDict, names: Iterable[str]) -> dict[str, Any]:
     found = {key: mask for key, mask in masks.items() if key in names}
     for key, mask in masks.items():
         if key not in names:
-            candidates = [name for name in ends.get(_end(key), []) if name not in found]
+            ending = ends.get(_end(key), []) if isinstance(key, str) else []
+            candidates = [name for name in ending if name not in found]
             found[candidates[0] if len(candidates) == 1 else key] = mask
     return found
 
@@ -176,16 +210,19 @@ def apply_masks(model: keras.Model, masks: MaskDict) -> keras.Model:
         ValueError: If the masks do not fit the model.
     """
     checks.check_model(model)
+    attached = False
     for variable, mask in masks_by_variable(model, masks).values():
         held = variable.constraint
         if isinstance(held, MaskConstraint):
             held.mask = mask
         else:
             held = MaskConstraint(mask, inner=held)
-            variable.constraint = held
+            held.attach(variable)
+            attached = True
         value = keras.ops.convert_to_numpy(variable)
         variable.assign(np.where(mask, value, np.zeros_like(value)))
-    _retrace(model)
+    if attached:
+        _retrace(model)
     return model
 
 
@@ -198,18 +235,19 @@ def strip_pruning(model: keras.Model) -> keras.Model:
     Returns:
         The same model, as free of masks as before pruning.
     """
-    checks.check_model(model)
-    for variable in model.weights:
-        if is_masked(variable):
-            variable.assign(variable.constraint(variable))
-            variable.constraint = variable.constraint.inner
-    _retrace(model)
+    checks.check_built(model)
+    held = [variable for variable in model.weights if is_masked(variable)]
+    for variable in held:
+        variable.constraint.detach(variable)
+    if held:
+        _retrace(model)
     return model
 
 
 def _retrace(model: keras.Model) -> None:
     """Make a compiled model build its training step anew, with the constraints it has now."""
-    model.train_function = None
+    if getattr(model, "train_function", None) is not None:
+        model.make_train_function(force=True)
 
 
 def get_masks(model: keras.Model) -> dict[str, np.ndarray]:
@@ -221,7 +259,11 @@ def get_masks(model: keras.Model) -> dict[str, np.ndarray]:
     Returns:
         ``variable path -> boolean array``, true where an entry is kept; empty for a model that
         was never pruned or was stripped.
+
+    Raises:
+        TypeError: If `model` is not a Keras 3 model.
     """
+    checks.check_built(model)
     return {
         key: variable.constraint.mask
         for key, variable in _named_weights(model).items()

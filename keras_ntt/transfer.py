@@ -16,8 +16,8 @@ from keras_ntt.objective import NTTLoss, Weighting, objective
 from keras_ntt.plan import Course, Plan
 from keras_ntt.policies import Filters, choose_weights
 from keras_ntt.saliency import as_saliency
-from keras_ntt.schedules import as_schedule
-from keras_ntt.sparse_model import apply_masks, check_no_masks
+from keras_ntt.schedules import as_schedule, decide
+from keras_ntt.sparse_model import apply_masks, check_no_masks, strip_pruning
 
 
 class NeuralTangentTransfer(keras.Model):
@@ -86,9 +86,9 @@ class NeuralTangentTransfer(keras.Model):
         seed: int | None = None,
         name: str | None = None,
     ):
-        for model, role in ((student, "student"), (teacher, "teacher")):
-            if model is not None:
-                checks.check_differentiable(model, role)
+        checks.check_differentiable(student, "student")
+        if teacher is not None:
+            checks.check_differentiable(teacher, "teacher")
         checks.check_pair(student, teacher)
         check_no_masks(student)
         weighting = Weighting(ntk_weight, l2, wrt)
@@ -96,7 +96,7 @@ class NeuralTangentTransfer(keras.Model):
         choice = choose_weights(student, filters=filters, pruning_policy=pruning_policy)
         sizes = tuple(int(np.prod(v.shape)) for v in choice.weights)
         rule = MaskRule(sizes, as_saliency(saliency), allocation, count_rule)
-        prune, sparsity = schedule(0)
+        prune, sparsity = decide(schedule, 0)
         super().__init__(name=name)
         self.student = student
         self.teacher = teacher
@@ -231,7 +231,7 @@ class NeuralTangentTransfer(keras.Model):
         if validation_data is not None:
             inputs.check(inputs.without_labels(validation_data), self.student, "validation_data")
         if checks.is_array(x):
-            size = inputs.check_batch_size(64 if batch_size is None else batch_size)
+            size = checks.check_count("batch_size", 64 if batch_size is None else batch_size)
             x = inputs.batches(x, size, key=self._order, shuffle=shuffle)
             batch_size = None
         elif inputs.is_generator(x):
@@ -249,11 +249,13 @@ class NeuralTangentTransfer(keras.Model):
             )
         except Exception:
             if self.step == before[0]:
+                strip_pruning(self.student)
                 self.student.set_weights(before[1])
             raise
 
     def begin(self) -> None:
         """Make the student sparse, as the first step wants it."""
+        strip_pruning(self.student)  # of the masks of an earlier run
         self._weights.write()
 
     def begin_epoch(self) -> None:

@@ -136,7 +136,10 @@ def test_the_file_is_an_ordinary_npz_of_booleans(tmp_path):
     model, masks = masked()
     save_masks(model, tmp_path / "masks.npz")
     with np.load(tmp_path / "masks.npz", allow_pickle=False) as file:
-        assert_same({key: file[key] for key in file.files}, masks)
+        found = {key: file[key] for key in file.files}
+    listed = found.pop("__weights__")
+    assert [line.split()[0] for line in listed] == [v.path for v in model.weights]
+    assert_same(found, masks)
 
 
 def test_a_file_that_numpy_wrote_will_do(tmp_path):

@@ -581,7 +581,9 @@ def test_masks_may_be_applied_by_a_callback_while_a_model_is_fitted(mlp, first):
     x, y = data_for(model)
     watch = Watch(masks)
     model.fit(x, y, batch_size=BATCH, epochs=2, callbacks=[Prune(), watch], verbose=0)
-    assert watch.found[8:] == [{}] * 8
+    # Entries that are kept anew begin at zero, and so do the units they lead to: their gradient
+    # may be zero for one step.
+    assert watch.found[9:] == [{}] * 7
 
 
 def test_strip_leaves_the_weights_and_lets_training_change_the_zeros(mlp):
