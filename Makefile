@@ -5,11 +5,14 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 OUT ?= demo-output
 
-.PHONY: demo test lint unit format bench clean help
+OLDEST ?= .venv-oldest
+
+.PHONY: demo test lint unit test-oldest format bench clean help
 
 help:
 	@echo "make demo   prune, train and export a model on real data; writes $(OUT)/"
 	@echo "make test   lint, type-check and test"
+	@echo "make test-oldest   test with the oldest TensorFlow and Keras that are supported"
 	@echo "make bench  time a step against other implementations; writes benchmarks/results/"
 
 $(BIN)/.ready: pyproject.toml
@@ -31,6 +34,13 @@ lint: $(BIN)/.ready
 unit: $(BIN)/.ready
 	$(BIN)/python -m pytest
 
+# TensorFlow 2.16 exists for Python 3.9 to 3.12.
+test-oldest:
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(OLDEST)/bin/python -m pip install --quiet --editable . --group oldest
+	$(OLDEST)/bin/python -m pytest
+
 format: $(BIN)/.ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -39,4 +49,4 @@ bench: $(BIN)/.ready
 	$(BIN)/python benchmarks/ntt_step.py
 
 clean:
-	rm -rf $(VENV) $(OUT) .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(OLDEST) $(OUT) .pytest_cache .ruff_cache .mypy_cache

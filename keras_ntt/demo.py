@@ -317,7 +317,7 @@ def _draw(results: dict[str, Any], output: pathlib.Path) -> list[str]:
         "magnitude": ("#D55E00", "--"),
         "random": ("#009E73", ":"),
     }
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    figure = Figure(figsize=(7, 4.6), layout="constrained")
     axes = figure.add_subplot()
     for method, row in results["methods"].items():
         accuracy = 100 * np.array(row["accuracy"])
@@ -333,6 +333,6 @@ def _draw(results: dict[str, Any], output: pathlib.Path) -> list[str]:
         f"mean and spread of {results['seeds']} seeds"
     )
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+    figure.legend(loc="outside lower center", ncols=2)
     figure.savefig(output / "curves.png", dpi=120)
     return ["curves.png"]

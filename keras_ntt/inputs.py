@@ -43,7 +43,9 @@ def batches(x: Any, batch_size: int, *, key: tf.Variable, shuffle: bool) -> tf.d
 
     dataset = tf.data.Dataset.range(1).flat_map(order).batch(batch_size).map(take)
     cardinality = tf.data.experimental.assert_cardinality(-(-n // batch_size))
-    return dataset.apply(cardinality).prefetch(2)
+    options = tf.data.Options()
+    options.autotune.enabled = False  # its thread can hold up the end of an epoch for two seconds
+    return dataset.apply(cardinality).prefetch(2).with_options(options)
 
 
 def is_generator(x: Any) -> bool:
