@@ -4,8 +4,7 @@ The tangent kernel is a sum over weights of ``J(x1) @ J(x2)^T``, where a row of 
 ``[n * c, size]`` is the derivative of one output of one sample. For a layer that is linear in
 its weights the Jacobian is a sum over positions p of (layer input) x (derivative by the
 pre-activation), and the product can be had without ever forming it: the structured derivatives
-of Novak, Sohl-Dickstein & Schoenholz, "Fast Finite Width Neural Tangent Kernel" (ICML 2022),
-section 3.3.
+of Novak, Sohl-Dickstein & Schoenholz, "Fast Finite Width Neural Tangent Kernel" (ICML 2022).
 """
 
 from __future__ import annotations
@@ -115,7 +114,7 @@ def _add_by_variable(factors: Sequence[Factor]) -> list[Factor]:
     """Add factors that overlap in some of their variables, variable by variable."""
     sums: dict[int, JacobianFactor] = {}
     for factor in map(to_jacobian, factors):
-        sizes = [_size(v) for v in factor.variables]
+        sizes = [size_of(v) for v in factor.variables]
         parts = tf.split(factor.matrix, sizes, axis=1)
         for variable, part in zip(factor.variables, parts, strict=True):
             if id(variable) in sums:
@@ -124,7 +123,8 @@ def _add_by_variable(factors: Sequence[Factor]) -> list[Factor]:
     return list(sums.values())
 
 
-def _size(variable: keras.Variable) -> int:
+def size_of(variable: keras.Variable) -> int:
+    """Return the number of entries of a variable."""
     return math.prod(variable.shape)
 
 
@@ -132,22 +132,22 @@ def to_jacobian(factor: Factor) -> JacobianFactor:
     """Write a factor as a matrix with the columns in the order of the variables' own entries."""
     if isinstance(factor, JacobianFactor):
         return factor
-    _, k, o = _sizes(factor)
+    _, k, o = sizes_of(factor)
     k = k if factor.kernel is not None else 0
     width = k + (factor.bias is not None)
-    blocks = tf.reshape(_affine_jacobian(factor), [-1, factor.groups * o, width])
+    blocks = tf.reshape(affine_jacobian(factor), [-1, factor.groups * o, width])
     columns = tf.transpose(blocks, [0, 2, 1])  # kernel [k, g * o], then the bias [g * o]
     matrix = tf.reshape(columns, [-1, width * factor.groups * o])
     return JacobianFactor(matrix, factor.copies, factor.variables)
 
 
-def _affine_jacobian(factor: AffineFactor) -> tf.Tensor:
+def affine_jacobian(factor: AffineFactor) -> tf.Tensor:
     """Return the derivative by kernel and bias, ``[n * c, g * o * (k + 1)]``.
 
     The bias is the weight of one more input that is always 1.
     """
     c, g = factor.copies, factor.groups
-    positions, k, o = _sizes(factor)
+    positions, k, o = sizes_of(factor)
     inputs = tf.reshape(factor.inputs, [-1, positions, g, k])
     inputs = inputs[..., :0] if factor.kernel is None else inputs
     if factor.bias is not None:
@@ -183,7 +183,7 @@ def _sum_over_positions(inputs: tf.Tensor, deltas: tf.Tensor) -> tuple[tf.Tensor
     return product, gradient
 
 
-def _sizes(factor: AffineFactor) -> tuple[int | tf.Tensor, int, int]:
+def sizes_of(factor: AffineFactor) -> tuple[int | tf.Tensor, int, int]:
     """Return the number of positions and the input and output channels of one group."""
     positions = factor.inputs.shape[1]
     if positions is None:
@@ -214,63 +214,9 @@ def split(factor: Factor, sizes: Any) -> tuple[Factor, Factor]:
     return replace(factor, inputs=a1, deltas=d1), replace(factor, inputs=a2, deltas=d2)
 
 
-def product(
-    first: Factor, second: Factor, *, masks: Masks | None = None, trace: bool = False
-) -> tf.Tensor:
-    """Return one term of the tangent kernel, ``J(x1) @ J(x2)^T``.
-
-    Args:
-        first: Derivatives for n1 samples.
-        second: Derivatives by the same variables for n2 samples.
-        masks: Entries of the variables that count; without a mask all do.
-        trace: Sum over equal outputs instead of keeping all pairs.
-
-    Returns:
-        ``[n1 * c, n2 * c]``, or with `trace` ``[n1, n2]``.
-    """
-    masks = masks or {}
-    if isinstance(first, AffineFactor) and isinstance(second, AffineFactor):
-        return _affine_product(first, second, masks, trace)
-    first, second = to_jacobian(first), to_jacobian(second)
-    weights = [masks.get(id(v)) for v in first.variables]
-    j1, j2 = first.matrix, second.matrix
-    if any(w is not None for w in weights):
-        columns = [
-            tf.ones([_size(v)], j1.dtype) if w is None else tf.reshape(tf.cast(w, j1.dtype), [-1])
-            for v, w in zip(first.variables, weights, strict=True)
-        ]
-        j1 = j1 * tf.concat(columns, axis=0)
-    return _matrix_product(j1, j2, first.copies, trace)
-
-
-def _matrix_product(j1: tf.Tensor, j2: tf.Tensor, copies: int, trace: bool) -> tf.Tensor:
-    if trace:
-        j1 = tf.reshape(j1, [-1, copies * j1.shape[1]])
-        j2 = tf.reshape(j2, [-1, copies * j2.shape[1]])
-    return tf.matmul(j1, j2, transpose_b=True)
-
-
-def _affine_product(
-    first: AffineFactor, second: AffineFactor, masks: Masks, trace: bool
-) -> tf.Tensor:
-    mask = masks.get(id(first.kernel)) if first.kernel is not None else None
-    if mask is not None:
-        _, k, o = _sizes(first)
-        mask = tf.reshape(tf.cast(mask, first.inputs.dtype), [k, first.groups, o])
-    if _prefers_positions(first, masked=mask is not None, trace=trace):
-        return _product_by_positions(first, second, mask, trace)
-    j1, j2 = _affine_jacobian(first), _affine_jacobian(second)
-    if mask is not None:
-        rows = tf.transpose(mask, [1, 2, 0])
-        if first.bias is not None:
-            rows = tf.concat([rows, tf.ones_like(rows[..., :1])], axis=-1)
-        j1 = j1 * tf.reshape(rows, [-1])
-    return _matrix_product(j1, j2, first.copies, trace)
-
-
-def _prefers_positions(factor: AffineFactor, *, masked: bool, trace: bool) -> bool:
+def prefers_positions(factor: AffineFactor, *, masked: bool, trace: bool) -> bool:
     """Tell whether summing over pairs of positions is cheaper than forming the Jacobian."""
-    positions, k, o = _sizes(factor)
+    positions, k, o = sizes_of(factor)
     if not isinstance(positions, int) or positions > _MAX_LOOPED_POSITIONS:
         return False
     if factor.groups > 1:
@@ -286,75 +232,6 @@ def _prefers_positions(factor: AffineFactor, *, masked: bool, trace: bool) -> bo
 
 def _jacobian_is_smaller(factor: AffineFactor) -> bool:
     """Tell whether the Jacobian by the kernel has fewer entries than the deltas."""
-    positions, k, _ = _sizes(factor)
+    positions, k, _ = sizes_of(factor)
     small = isinstance(positions, int) and k * factor.groups < positions
-    return small and not _prefers_positions(factor, masked=False, trace=False)
-
-
-def _product_by_positions(
-    first: AffineFactor, second: AffineFactor, mask: tf.Tensor | None, trace: bool
-) -> tf.Tensor:
-    """Sum ``(x1[p] . x2[q] + 1{bias}) * (delta1[p] . delta2[q])`` over positions p, q."""
-    total = None
-    inputs1, inputs2 = (tf.unstack(f.inputs, axis=1) for f in (first, second))
-    deltas1, deltas2 = (tf.unstack(f.deltas, axis=1) for f in (first, second))
-    has_kernel, has_bias = first.kernel is not None, first.bias is not None
-    for a1, d1 in zip(inputs1, deltas1, strict=True):
-        for a2, d2 in zip(inputs2, deltas2, strict=True):
-            if mask is None or not has_kernel:
-                term = _unmasked_pair(a1, d1, a2, d2, first.copies, has_kernel, has_bias, trace)
-            else:
-                term = _masked_pair(a1, d1, a2, d2, first.copies, mask[:, 0], has_bias, trace)
-            total = term if total is None else total + term
-    return total
-
-
-def _unmasked_pair(
-    a1: tf.Tensor,
-    d1: tf.Tensor,
-    a2: tf.Tensor,
-    d2: tf.Tensor,
-    copies: int,
-    has_kernel: bool,
-    has_bias: bool,
-    trace: bool,
-) -> tf.Tensor:
-    by_delta = _matrix_product(d1, d2, copies, trace)
-    if not has_kernel:
-        return by_delta
-    by_input = tf.matmul(a1, a2, transpose_b=True)
-    if has_bias:
-        by_input += 1
-    if trace:
-        return by_delta * by_input
-    n1, n2 = tf.shape(a1)[0], tf.shape(a2)[0]
-    blocks = tf.reshape(by_delta, [n1, copies, n2, copies]) * by_input[:, None, :, None]
-    return tf.reshape(blocks, [n1 * copies, n2 * copies])
-
-
-def _masked_pair(
-    a1: tf.Tensor,
-    d1: tf.Tensor,
-    a2: tf.Tensor,
-    d2: tf.Tensor,
-    copies: int,
-    mask: tf.Tensor,
-    has_bias: bool,
-    trace: bool,
-) -> tf.Tensor:
-    """The pair's term when only entries of `mask` ``[k, o]`` count.
-
-    The product of inputs then depends on the output channel: it is ``sum_k mask[k, o] x1[k]
-    x2[k]``, which weighs the channels in the product of deltas.
-    """
-    n1, n2, o = tf.shape(a1)[0], tf.shape(a2)[0], d1.shape[-1]
-    products = tf.reshape(a1[:, None, :] * a2[None, :, :], [n1 * n2, a1.shape[-1]])
-    weights = tf.reshape(tf.matmul(products, mask), [n1, n2, 1, o])
-    if has_bias:
-        weights += 1
-    left = tf.reshape(d1, [n1, 1, copies, o]) * weights
-    right = tf.reshape(d2, [1, n2, copies, o])
-    if trace:
-        return tf.reduce_sum(left * right, axis=[2, 3])
-    blocks = tf.matmul(left, right, transpose_b=True)  # [n1, n2, c, c]
-    return tf.reshape(tf.transpose(blocks, [0, 2, 1, 3]), [n1 * copies, n2 * copies])
+    return small and not prefers_positions(factor, masked=False, trace=False)

@@ -16,10 +16,11 @@ import keras
 import tensorflow as tf
 
 from keras_ntt import _host, checks
-from keras_ntt.factors import Factor, JacobianFactor, Masks, gather, product
+from keras_ntt.factors import Factor, JacobianFactor, Masks, gather
 from keras_ntt.layer_rules import Linearization, linearize
 from keras_ntt.layer_rules.stacking import Stacked
 from keras_ntt.network import Network, unroll
+from keras_ntt.products import product
 from keras_ntt.sparse_model import kept_entries
 
 Values = Mapping[int, tuple[keras.Variable, tf.Tensor]]
@@ -126,7 +127,7 @@ def empirical_ntk(
             of its kernels.
         outputs: ``"full"`` or ``"trace"``.
         implementation: ``"auto"``: structured derivatives (Novak, Sohl-Dickstein & Schoenholz,
-            "Fast Finite Width Neural Tangent Kernel", ICML 2022, section 3.3). ``"jacobian"``:
+            "Fast Finite Width Neural Tangent Kernel", ICML 2022). ``"jacobian"``:
             the definition, one gradient a sample and output; slow, to check by.
 
     Returns:

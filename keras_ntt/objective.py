@@ -74,8 +74,8 @@ def objective(
                 + l2 / density * sum((m * w)^2)
 
     (Liu & Zenke, "Finding trainable sparse networks through Neural Tangent Transfer", ICML
-    2020, equation 6 and appendix). A batch of an odd number of samples has a first half one
-    longer; a single sample is compared with itself.
+    2020; weights and divisor as in the published code). A batch of an odd number of samples has a
+    first half one longer; a single sample is compared with itself.
 
     Args:
         student: The sparse network. Its masked entries are zero.

@@ -43,7 +43,7 @@ class NTTSchedule(PruningSchedule):
 
     The masks are chosen before the first step and refreshed after every `frequency` steps, but
     not in the last interval, so that the chosen weights can settle (Liu & Zenke, "Finding
-    trainable sparse networks through Neural Tangent Transfer", ICML 2020, section 3).
+    trainable sparse networks through Neural Tangent Transfer", ICML 2020).
 
     Args:
         sparsity: Fraction of zeros, in [0, 1).
