@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import pathlib
+import tempfile
 from dataclasses import dataclass
 from typing import Any
 
@@ -178,10 +179,17 @@ def _run(interpreter_class: Any, path: str, x: np.ndarray) -> np.ndarray:
 
 
 def _convert(model: keras.Model) -> bytes:
-    """Convert a model, without the converter's prints about its temporary artifact."""
+    """Convert a model by way of a SavedModel, without the prints about it.
+
+    The converter's own door for Keras models aborts the process with TensorFlow 2.16.
+    """
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            return tf.lite.TFLiteConverter.from_keras_model(model).convert()
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            contextlib.redirect_stdout(io.StringIO()),
+        ):
+            model.export(folder)
+            return tf.lite.TFLiteConverter.from_saved_model(folder).convert()
     except Exception as error:  # the converter raises whatever its passes raise
         raise ExportError(
             f"TensorFlow could not convert the model {model.name!r} to LiteRT. "
