@@ -276,10 +276,6 @@ class NeuralTangentTransfer(keras.Model):
         def planned(iterator: Any) -> Any:
             assert self._plan is not None
             self._plan.look_ahead(self.step)
-            if self.steps_per_execution == 1:
-                # Fetched here and not inside the compiled step, which would count a step before
-                # it finds that data of unknown length have ended.
-                iterator = iter([next(iterator)])
             logs = run(iterator)
             loss = float(logs["loss"])
             if not np.isfinite(loss):
@@ -304,10 +300,13 @@ class NeuralTangentTransfer(keras.Model):
             scaled = self.optimizer.scale_loss(loss.total)
         gradients = gate(variables, tape.gradient(scaled, sources), self._weights.by_id())
         pairs = zip(gradients, self.trainable_variables, strict=True)
-        self.optimizer.apply_gradients([(g, v) for g, v in pairs if g is not None])
-        self._step.assign_add(1)
-        self._weights.refresh(*self._plan.at(_host.value_of(self._step)))
-        self._weights.write()
+        # Nothing is counted before the batch is there: at the end of data of unknown length the
+        # step is begun and finds none.
+        with tf.control_dependencies([loss.total]):
+            self.optimizer.apply_gradients([(g, v) for g, v in pairs if g is not None])
+            self._step.assign_add(1)
+            self._weights.refresh(*self._plan.at(_host.value_of(self._step)))
+            self._weights.write()
         return self._logs(loss)
 
     def test_step(self, data: Any) -> dict[str, Any]:
