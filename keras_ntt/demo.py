@@ -295,8 +295,9 @@ def _verdict(results: dict[str, Any]) -> str:
     sparse = {m: final[m] for m in METHODS if m != "dense" and m in final}
     sentences = []
     for epoch in (results["early_epoch"], results["epochs"]):
-        best = sorted(sparse, key=lambda m, epoch=epoch: -sparse[m][epoch - 1])  # type: ignore[misc]
-        gap = 100 * (sparse[best[0]][epoch - 1] - sparse[best[1]][epoch - 1])
+        scores = {method: accuracy[epoch - 1] for method, accuracy in sparse.items()}
+        best = sorted(scores, key=scores.__getitem__, reverse=True)
+        gap = 100 * (scores[best[0]] - scores[best[1]])
         sentences.append(
             f"After {epoch} epochs {best[0]} is the best sparse network, {gap:.1f} points ahead of "
             f"{best[1]}."

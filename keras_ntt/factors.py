@@ -1,4 +1,4 @@
-"""The derivative of the outputs by a layer's weights, in the form it comes in, and its products.
+"""The derivative of the outputs by a layer's weights, in the form it comes in.
 
 The tangent kernel is a sum over weights of ``J(x1) @ J(x2)^T``, where a row of the Jacobian ``J``
 ``[n * c, size]`` is the derivative of one output of one sample. For a layer that is linear in

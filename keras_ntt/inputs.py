@@ -44,7 +44,7 @@ def batches(x: Any, batch_size: int, *, key: tf.Variable, shuffle: bool) -> tf.d
     dataset = tf.data.Dataset.range(1).flat_map(order).batch(batch_size).map(take)
     cardinality = tf.data.experimental.assert_cardinality(-(-n // batch_size))
     options = tf.data.Options()
-    options.autotune.enabled = False  # its thread can hold up the end of an epoch for two seconds
+    options.autotune.enabled = False  # its thread can hold up the end of fit for two seconds
     return dataset.apply(cardinality).prefetch(2).with_options(options)
 
 

@@ -8,6 +8,7 @@ has one position; a convolution has one a pixel, and x[p] is the patch under the
 from __future__ import annotations
 
 import itertools
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import keras
@@ -81,21 +82,21 @@ class Affine(Linearization):
         )
         return [cotangent], [factor]
 
+    @abstractmethod
     def product(self, tensor: tf.Tensor) -> tf.Tensor:
         """Return the layer's linear part on ``[n, ...]``."""
-        raise NotImplementedError
 
     def add_bias(self, preactivation: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
         """Add the bias to each position."""
         return preactivation + bias
 
+    @abstractmethod
     def transposed_product(self, delta: tf.Tensor, copies: int) -> tf.Tensor:
         """Return the stacked cotangent of the input from that of the pre-activation."""
-        raise NotImplementedError
 
+    @abstractmethod
     def by_position(self) -> tf.Tensor:
         """Return what the kernel is multiplied with, ``[n, positions, k]``."""
-        raise NotImplementedError
 
     def deltas_by_position(self, delta: tf.Tensor) -> tf.Tensor:
         """Return the stacked delta as ``[n * c, positions, o]``."""
