@@ -25,14 +25,16 @@ _MAX_LOOPED_POSITIONS = 6
 class AffineFactor:
     """Derivatives by the kernel and bias of a layer ``z[p] = x[p] @ kernel + bias``.
 
-    With g groups the channels of input and output fall into g equal parts that do not mix.
+    With g groups the channels of input and output fall into g equal parts that do not mix. The
+    bias is the weight of one more input, which is always 1.
 
     Attributes:
-        inputs: What the kernel is multiplied with, ``[n, p, g * k]``.
+        inputs: What the weights are multiplied with, ``[n, p, g * k]``; the last entry of each
+            group is the bias's 1 if there is a bias.
         deltas: Derivative of the outputs by z, stacked: ``[n * c, p, g * o]``.
         copies: The number c of outputs.
         groups: The number g of groups.
-        kernel: The kernel variable, reshapeable to ``[k, g, o]``; None if it is frozen.
+        kernel: The kernel variable, its entries in the order ``[k, g, o]``; None if it is frozen.
         bias: The bias variable ``[g * o]``; None if there is none or it is frozen.
     """
 
@@ -133,31 +135,22 @@ def to_jacobian(factor: Factor) -> JacobianFactor:
     if isinstance(factor, JacobianFactor):
         return factor
     _, k, o = sizes_of(factor)
-    k = k if factor.kernel is not None else 0
-    width = k + (factor.bias is not None)
-    blocks = tf.reshape(affine_jacobian(factor), [-1, factor.groups * o, width])
+    blocks = tf.reshape(affine_jacobian(factor), [-1, factor.groups * o, k])
     columns = tf.transpose(blocks, [0, 2, 1])  # kernel [k, g * o], then the bias [g * o]
-    matrix = tf.reshape(columns, [-1, width * factor.groups * o])
+    matrix = tf.reshape(columns, [-1, k * factor.groups * o])
     return JacobianFactor(matrix, factor.copies, factor.variables)
 
 
 def affine_jacobian(factor: AffineFactor) -> tf.Tensor:
-    """Return the derivative by kernel and bias, ``[n * c, g * o * (k + 1)]``.
-
-    The bias is the weight of one more input that is always 1.
-    """
+    """Return the derivative by kernel and bias, ``[n * c, g * o * k]``."""
     c, g = factor.copies, factor.groups
     positions, k, o = sizes_of(factor)
-    inputs = tf.reshape(factor.inputs, [-1, positions, g, k])
-    inputs = inputs[..., :0] if factor.kernel is None else inputs
-    if factor.bias is not None:
-        inputs = tf.concat([inputs, tf.ones_like(factor.inputs[:, :, :g, None])], axis=-1)
-    k = inputs.shape[-1]
     if g == 1:
         deltas = tf.reshape(factor.deltas, [-1, c, positions, o])
-        return tf.reshape(_sum_over_positions(inputs[:, :, 0], deltas), [-1, o * k])
+        return tf.reshape(_sum_over_positions(factor.inputs, deltas), [-1, o * k])
     deltas = tf.reshape(factor.deltas, [-1, c, positions, g, o])
     deltas = tf.reshape(tf.transpose(deltas, [0, 3, 1, 2, 4]), [-1, c, positions, o])
+    inputs = tf.reshape(factor.inputs, [-1, positions, g, k])
     inputs = tf.reshape(tf.transpose(inputs, [0, 2, 1, 3]), [-1, positions, k])
     jacobian = tf.reshape(_sum_over_positions(inputs, deltas), [-1, g, c, o, k])
     return tf.reshape(tf.transpose(jacobian, [0, 2, 1, 3, 4]), [-1, g * o * k])
@@ -175,16 +168,17 @@ def _sum_over_positions(inputs: tf.Tensor, deltas: tf.Tensor) -> tuple[tf.Tensor
     product = tf.matmul(deltas, inputs[:, None], transpose_a=True)
 
     def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        by_deltas = tf.matmul(inputs[:, None], upstream, transpose_b=True)
+        upstream = tf.reshape(upstream, [-1, c * o, k])
+        by_deltas = tf.matmul(inputs, upstream, transpose_b=True)
+        by_deltas = tf.transpose(tf.reshape(by_deltas, [-1, positions, c, o]), [0, 2, 1, 3])
         flat = tf.reshape(tf.transpose(deltas, [0, 2, 1, 3]), [-1, positions, c * o])
-        by_inputs = tf.matmul(flat, tf.reshape(upstream, [-1, c * o, k]))
-        return by_inputs, by_deltas
+        return tf.matmul(flat, upstream), by_deltas
 
     return product, gradient
 
 
 def sizes_of(factor: AffineFactor) -> tuple[int | tf.Tensor, int, int]:
-    """Return the number of positions and the input and output channels of one group."""
+    """Return the number of positions, and of the inputs and outputs of one group."""
     positions = factor.inputs.shape[1]
     if positions is None:
         positions = tf.shape(factor.inputs)[1]

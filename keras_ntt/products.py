@@ -1,8 +1,9 @@
 """Products of derivatives: the terms of the tangent kernel, without forming Jacobians.
 
-For a layer with the pre-activation ``z[p] = x[p] @ kernel + bias`` the kernel's term is a double
-sum over positions of ``(x1[p] . x2[q] + 1{bias}) * (delta1[p] . delta2[q])``. With few positions
-that is how it is taken; with many it is cheaper to sum over the positions of each sample first.
+For a layer with the pre-activation ``z[p] = x[p] @ kernel`` the kernel's term is a double sum over
+positions of ``(x1[p] . x2[q]) * (delta1[p] . delta2[q])``; a bias is the weight of one more input
+that is always 1. With few positions that is how it is taken; with many it is cheaper to sum over
+the positions of each sample first.
 """
 
 from __future__ import annotations
@@ -60,55 +61,47 @@ def _matrix_product(j1: tf.Tensor, j2: tf.Tensor, copies: int, trace: bool) -> t
 def _affine_product(
     first: AffineFactor, second: AffineFactor, masks: Masks, trace: bool
 ) -> tf.Tensor:
-    mask = masks.get(id(first.kernel)) if first.kernel is not None else None
-    if mask is not None:
-        _, k, o = sizes_of(first)
-        mask = tf.reshape(tf.cast(mask, first.inputs.dtype), [k, first.groups, o])
+    mask = _mask_of(first, masks)
     if prefers_positions(first, masked=mask is not None, trace=trace):
         return _product_by_positions(first, second, mask, trace)
     j1, j2 = affine_jacobian(first), affine_jacobian(second)
     if mask is not None:
-        rows = tf.transpose(mask, [1, 2, 0])
-        if first.bias is not None:
-            rows = tf.concat([rows, tf.ones_like(rows[..., :1])], axis=-1)
-        j1 = j1 * tf.reshape(rows, [-1])
+        j1 = j1 * tf.reshape(tf.transpose(mask, [1, 2, 0]), [-1])
     return _matrix_product(j1, j2, first.copies, trace)
+
+
+def _mask_of(factor: AffineFactor, masks: Masks) -> tf.Tensor | None:
+    """Return which entries count, ``[k, g, o]``, those of the bias in the last row."""
+    mask = masks.get(id(factor.kernel))
+    if mask is None:
+        return None
+    _, k, o = sizes_of(factor)
+    has_bias = factor.bias is not None
+    mask = tf.reshape(tf.cast(mask, factor.inputs.dtype), [k - has_bias, factor.groups, o])
+    return tf.concat([mask, tf.ones_like(mask[:1])], axis=0) if has_bias else mask
 
 
 def _product_by_positions(
     first: AffineFactor, second: AffineFactor, mask: tf.Tensor | None, trace: bool
 ) -> tf.Tensor:
-    """Sum ``(x1[p] . x2[q] + 1{bias}) * (delta1[p] . delta2[q])`` over positions p, q."""
-    total = None
+    """Sum ``(x1[p] . x2[q]) * (delta1[p] . delta2[q])`` over positions p, q."""
+    terms = []
     inputs1, inputs2 = (tf.unstack(f.inputs, axis=1) for f in (first, second))
     deltas1, deltas2 = (tf.unstack(f.deltas, axis=1) for f in (first, second))
-    has_kernel, has_bias = first.kernel is not None, first.bias is not None
     for a1, d1 in zip(inputs1, deltas1, strict=True):
         for a2, d2 in zip(inputs2, deltas2, strict=True):
-            if mask is None or not has_kernel:
-                term = _unmasked_pair(a1, d1, a2, d2, first.copies, has_kernel, has_bias, trace)
+            if mask is None:
+                terms.append(_pair(a1, d1, a2, d2, first.copies, trace))
             else:
-                term = _masked_pair(a1, d1, a2, d2, first.copies, mask[:, 0], has_bias, trace)
-            total = term if total is None else total + term
-    return total
+                terms.append(_masked_pair(a1, d1, a2, d2, first.copies, mask[:, 0], trace))
+    return tf.add_n(terms)
 
 
-def _unmasked_pair(
-    a1: tf.Tensor,
-    d1: tf.Tensor,
-    a2: tf.Tensor,
-    d2: tf.Tensor,
-    copies: int,
-    has_kernel: bool,
-    has_bias: bool,
-    trace: bool,
+def _pair(
+    a1: tf.Tensor, d1: tf.Tensor, a2: tf.Tensor, d2: tf.Tensor, copies: int, trace: bool
 ) -> tf.Tensor:
     by_delta = _matrix_product(d1, d2, copies, trace)
-    if not has_kernel:
-        return by_delta
     by_input = tf.matmul(a1, a2, transpose_b=True)
-    if has_bias:
-        by_input += 1
     if trace:
         return by_delta * by_input
     n1, n2 = tf.shape(a1)[0], tf.shape(a2)[0]
@@ -123,7 +116,6 @@ def _masked_pair(
     d2: tf.Tensor,
     copies: int,
     mask: tf.Tensor,
-    has_bias: bool,
     trace: bool,
 ) -> tf.Tensor:
     """The pair's term when only entries of `mask` ``[k, o]`` count.
@@ -134,8 +126,6 @@ def _masked_pair(
     n1, n2, o = tf.shape(a1)[0], tf.shape(a2)[0], d1.shape[-1]
     products = tf.reshape(a1[:, None, :] * a2[None, :, :], [n1 * n2, a1.shape[-1]])
     weights = tf.reshape(tf.matmul(products, mask), [n1, n2, 1, o])
-    if has_bias:
-        weights += 1
     left = tf.reshape(d1, [n1, 1, copies, o]) * weights
     right = tf.reshape(d2, [1, n2, copies, o])
     if trace:

@@ -7,7 +7,7 @@ has one position; a convolution has one a pixel, and x[p] is the patch under the
 
 from __future__ import annotations
 
-import itertools
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ import tensorflow as tf
 from keras import layers
 
 from keras_ntt import _host
-from keras_ntt.factors import AffineFactor, Factor
+from keras_ntt.factors import AffineFactor, Factor, JacobianFactor
 from keras_ntt.layer_rules import stacking
 from keras_ntt.layer_rules.base import (
     Cotangents,
@@ -64,23 +64,70 @@ class Affine(Linearization):
             cotangents, _ = self._activated.backward(cotangents, [True])
         (stacked,) = cotangents
         assert stacked is not None
+        if not wanted[0] and self._few_weights(stacked):
+            return [None], [self._winners_jacobian(stacked)]
         delta, copies = stacked.tensor, stacked.copies
         cotangent = None
         if wanted[0]:
             cotangent = stacked.with_rows(self.transposed_product(delta, copies))
-        trains_kernel = self.layer.kernel.trainable
-        trains_bias = self.layer.use_bias and self.layer.bias.trainable
-        if not (trains_kernel or trains_bias):
+        kernel, bias = self._trained()
+        if kernel is None and bias is None:
             return [cotangent], []
-        factor = AffineFactor(
-            inputs=self.by_position(),
-            deltas=self.deltas_by_position(delta),
-            copies=copies,
-            groups=getattr(self.layer, "groups", 1),
-            kernel=self.layer.kernel if trains_kernel else None,
-            bias=self.layer.bias if trains_bias else None,
+        deltas = self.deltas_by_position(delta)
+        groups = getattr(self.layer, "groups", 1)
+        if kernel is None:
+            inputs = tf.ones_like(deltas[::copies, :, :groups])
+        else:
+            inputs = self.by_position(ones=bias is not None)
+        return [cotangent], [AffineFactor(inputs, deltas, copies, groups, kernel, bias)]
+
+    def _few_weights(self, stacked: Stacked) -> bool:
+        """Tell whether `_winners_jacobian` applies and is smaller than the whole cotangent."""
+        layer = self.layer
+        plain = (
+            layer.kernel.trainable
+            and getattr(layer, "groups", 1) == 1
+            and getattr(layer, "data_format", "channels_last") == "channels_last"
         )
-        return [cotangent], [factor]
+        if stacked.window is None or not plain:
+            return False
+        return math.prod(layer.kernel.shape[:-1]) < stacked.copies * math.prod(stacked.window)
+
+    def _winners_jacobian(self, stacked: Stacked) -> JacobianFactor:
+        """Return the derivative by the weights where each window has one cotangent.
+
+        The inputs of a window are summed first, with the factors of its entries. They then
+        differ by output channel, but not by output of the network.
+        """
+        copies, channels, window = stacked.copies, stacked.rows.shape[-1], stacked.window
+        assert stacked.factor is not None
+        assert window is not None
+        kernel, bias = self._trained()
+        patches = self.by_position(ones=bias is not None)
+        spatial = stacked.factor.shape[1:-1]
+        patches = tf.reshape(patches, [-1, *spatial, patches.shape[-1]])
+        inputs = tf.matmul(
+            stacking.windows_of(stacked.factor, window),
+            stacking.windows_of(patches, window),
+            transpose_a=True,
+        )  # [n, windows, o, k]
+        count = inputs.shape[1]
+        rows = tf.reshape(stacked.rows, [-1, copies, count, channels])
+        jacobian = tf.matmul(
+            tf.transpose(rows, [0, 3, 1, 2]), tf.transpose(inputs, [0, 2, 1, 3])
+        )  # [n, o, c, k]
+        matrix = tf.reshape(
+            tf.transpose(jacobian, [0, 2, 3, 1]), [-1, patches.shape[-1] * channels]
+        )
+        return JacobianFactor(matrix, copies, tuple(v for v in (kernel, bias) if v is not None))
+
+    def _trained(self) -> tuple[keras.Variable | None, keras.Variable | None]:
+        """Return kernel and bias, None for one that is frozen or not there."""
+        kernel, bias = self.layer.kernel, self.layer.bias if self.layer.use_bias else None
+        return (
+            kernel if kernel.trainable else None,
+            bias if bias is not None and bias.trainable else None,
+        )
 
     @abstractmethod
     def product(self, tensor: tf.Tensor) -> tf.Tensor:
@@ -95,8 +142,12 @@ class Affine(Linearization):
         """Return the stacked cotangent of the input from that of the pre-activation."""
 
     @abstractmethod
-    def by_position(self) -> tf.Tensor:
-        """Return what the kernel is multiplied with, ``[n, positions, k]``."""
+    def by_position(self, ones: bool) -> tf.Tensor:
+        """Return what the weights are multiplied with, ``[n, positions, groups * k]``.
+
+        Args:
+            ones: Whether to end each group with a 1, the input of the bias.
+        """
 
     def deltas_by_position(self, delta: tf.Tensor) -> tf.Tensor:
         """Return the stacked delta as ``[n * c, positions, o]``."""
@@ -112,8 +163,9 @@ class DenseAffine(Affine):
     def transposed_product(self, delta: tf.Tensor, copies: int) -> tf.Tensor:
         return keras.ops.matmul(delta, tf.transpose(self.kernel))
 
-    def by_position(self) -> tf.Tensor:
-        return _positions(self.tensor, self.tensor.shape[1:-1])
+    def by_position(self, ones: bool) -> tf.Tensor:
+        inputs = _positions(self.tensor, self.tensor.shape[1:-1])
+        return tf.concat([inputs, tf.ones_like(inputs[..., :1])], axis=-1) if ones else inputs
 
     def deltas_by_position(self, delta: tf.Tensor) -> tf.Tensor:
         return _positions(delta, delta.shape[1:-1])
@@ -168,12 +220,12 @@ class ConvAffine(Affine):
             outputs = self.product(zeros)
         return tape.gradient(outputs, zeros, delta)
 
-    def by_position(self) -> tf.Tensor:
+    def by_position(self, ones: bool) -> tf.Tensor:
         layer = self.layer
         tensor = _channels_last(self.tensor, layer.data_format)
         return patches(
             tensor, layer.kernel_size, layer.strides, layer.dilation_rate, layer.padding,
-            layer.groups,
+            groups=layer.groups, ones=ones,
         )  # fmt: skip
 
     def deltas_by_position(self, delta: tf.Tensor) -> tf.Tensor:
@@ -197,7 +249,9 @@ def patches(
     strides: Sequence[int],
     dilation_rate: Sequence[int],
     padding: str,
+    *,
     groups: int = 1,
+    ones: bool = False,
 ) -> tf.Tensor:
     """Return the patch under the filter at each position.
 
@@ -208,10 +262,11 @@ def patches(
         dilation_rate: Dilations, likewise.
         padding: ``"valid"``, ``"same"`` or ``"causal"``.
         groups: Number of groups that the channels fall into.
+        ones: Whether to end each group with a 1.
 
     Returns:
-        ``[n, positions, groups * prod(kernel_size) * channels / groups]``; inside a group the
-        entries are in the order of a kernel ``[*kernel_size, channels / groups, ...]``.
+        ``[n, positions, groups * k]``, with the k entries of a group in the order of a kernel
+        ``[*kernel_size, channels / groups, ...]``.
     """
     pads, sizes = [], []
     for axis, (k, s, d) in enumerate(zip(kernel_size, strides, dilation_rate, strict=True), 1):
@@ -229,23 +284,33 @@ def patches(
         sizes.append(out)
     if any(isinstance(p, tf.Tensor) or p for pad in pads for p in pad):
         x = tf.pad(x, [[0, 0], *pads, [0, 0]])
-    pieces = []
-    for offsets in itertools.product(*(range(k) for k in kernel_size)):
-        window = [slice(None)]
-        for offset, out, s, d in zip(offsets, sizes, strides, dilation_rate, strict=True):
-            start = offset * d
-            window.append(slice(start, start + (out - 1) * s + 1, s))
-        pieces.append(x[tuple(window)])
+    # Axis by axis, the last one first: far fewer slices than one for each entry of the filter.
+    taps = list(zip(kernel_size, sizes, strides, dilation_rate, strict=True))
+    n, channels = tf.shape(x)[0], x.shape[-1]
+    end = [tf.ones([n, *sizes, groups], x.dtype)] if ones else []
+    for axis, (k, out, s, d) in reversed([*enumerate(taps, 1)]):
+        pieces = [_window(x, axis, i * d, out, s) for i in range(k)]
+        x = tf.concat(pieces + (end if axis == groups == 1 else []), axis=-1)
     count = 1
     for out in sizes:
         count = count * out
-    channels = x.shape[-1]
-    if groups == 1:
-        return tf.reshape(tf.concat(pieces, axis=-1), [-1, count, len(pieces) * channels])
-    stacked = tf.reshape(
-        tf.stack(pieces, axis=-2), [-1, count, len(pieces), groups, channels // groups]
-    )
-    return tf.reshape(tf.transpose(stacked, [0, 1, 3, 2, 4]), [-1, count, len(pieces) * channels])
+    if groups > 1:
+        x = tf.reshape(x, [n, *sizes, math.prod(kernel_size), groups, channels // groups])
+        rank = x.shape.rank
+        x = tf.transpose(x, [*range(rank - 3), rank - 2, rank - 3, rank - 1])
+        x = tf.reshape(x, [n, *sizes, groups, math.prod(kernel_size) * channels // groups])
+        x = tf.concat([x, *(ones[..., None] for ones in end)], axis=-1)
+    return tf.reshape(x, [n, count, math.prod(kernel_size) * channels + groups * len(end)])
+
+
+def _window(x: tf.Tensor, axis: int, start: int, size: int | tf.Tensor, stride: int) -> tf.Tensor:
+    """Return `size` entries along an axis, every `stride`-th from `start` on."""
+    if stride == 1:  # tf.slice has the faster gradient
+        begin = [start if i == axis else 0 for i in range(x.shape.rank)]
+        return tf.slice(x, begin, [size if i == axis else -1 for i in range(x.shape.rank)])
+    window = [slice(None)] * x.shape.rank
+    window[axis] = slice(start, start + (size - 1) * stride + 1, stride)
+    return x[tuple(window)]
 
 
 @rule_for(layers.Dense)

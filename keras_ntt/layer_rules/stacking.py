@@ -8,6 +8,9 @@ every layer can treat the rows as a batch.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import tensorflow as tf
 
 
@@ -52,32 +55,44 @@ class Stacked:
     on ``[n, ...]``, and reach the c times larger rows as one.
 
     Args:
-        rows: ``[n * c, ...]``.
+        rows: ``[n * c, ...]``, with `window` one row entry for each window.
         copies: The number c of outputs.
         factor: ``[n, ...]``, or None for 1.
+        window: Sizes of windows along the spatial axes of ``[n, *spatial, channels]``: each entry
+            of the rows is shared by the entries of a window, each times its factor.
     """
 
-    def __init__(self, rows: tf.Tensor, copies: int, factor: tf.Tensor | None = None):
-        self._rows = rows
-        self._factor = factor
+    def __init__(
+        self,
+        rows: tf.Tensor,
+        copies: int,
+        factor: tf.Tensor | None = None,
+        window: tuple[int, ...] | None = None,
+    ):
+        self.rows = rows
         self.copies = copies
+        self.factor = factor
+        self.window = window
 
     @property
     def tensor(self) -> tf.Tensor:
         """The cotangent as a tensor ``[n * c, ...]``."""
-        if self._factor is not None:
-            factor, self._factor = self._factor, None
+        if self.factor is not None:
+            factor, self.factor = self.factor, None
+            rows = self.rows
+            if self.window is not None:
+                rows = _spread(rows, self.window, batch_shape(factor)[1:])
+                factor, self.window = factor * math.prod(self.window), None
             size = flat_size(factor)
-            by_sample = tf.reshape(self._rows, [-1, self.copies, size])
-            product = by_sample * tf.reshape(factor, [-1, 1, size])
-            self._rows = restack(tf.reshape(product, batch_shape(factor)), factor, self.copies)
-        return self._rows
+            product = tf.reshape(rows, [-1, self.copies, size]) * tf.reshape(factor, [-1, 1, size])
+            self.rows = restack(tf.reshape(product, batch_shape(factor)), factor, self.copies)
+        return self.rows
 
     def scaled(self, factor: tf.Tensor) -> Stacked:
         """Return the cotangent times one factor a sample, ``[n, ...]``."""
-        if self._factor is not None:
-            factor = factor * self._factor
-        return Stacked(self._rows, self.copies, factor)
+        if self.factor is not None:
+            factor = factor * self.factor
+        return Stacked(self.rows, self.copies, factor, self.window)
 
     def with_rows(self, rows: tf.Tensor) -> Stacked:
         """Return other rows for as many outputs."""
@@ -86,3 +101,50 @@ class Stacked:
     def __add__(self, other: Stacked) -> Stacked:
         """Return the sum of two cotangents of one tensor."""
         return Stacked(self.tensor + other.tensor, self.copies)
+
+
+def windows_of(x: tf.Tensor, window: Sequence[int]) -> tf.Tensor:
+    """Cut ``[n, *spatial, channels]`` into windows that do not overlap.
+
+    Args:
+        x: Entries; those in no whole window are left out.
+        window: Sizes of the windows, along each spatial axis.
+
+    Returns:
+        ``[n, windows, entries of a window, channels]``.
+    """
+    rank = len(window)
+    counts = [x.shape[1 + i] // size for i, size in enumerate(window)]
+    whole = [c * size for c, size in zip(counts, window, strict=True)]
+    x = tf.slice(x, [0] * (rank + 2), [-1, *whole, -1])
+    pairs = [size for pair in zip(counts, window, strict=True) for size in pair]
+    x = tf.reshape(x, [-1, *pairs, x.shape[-1]])
+    order = [0, *range(1, 2 * rank, 2), *range(2, 2 * rank + 1, 2), 2 * rank + 1]
+    return tf.reshape(
+        tf.transpose(x, order), [-1, math.prod(counts), math.prod(window), x.shape[-1]]
+    )
+
+
+def _spread(x: tf.Tensor, window: Sequence[int], shape: Sequence[int]) -> tf.Tensor:
+    """Share out the entries of ``[n, *spatial, channels]`` evenly over their windows.
+
+    Args:
+        x: One entry a window.
+        window: Sizes of the windows, along each spatial axis.
+        shape: Shape of a sample of the result; entries in no window are zero.
+
+    Returns:
+        The gradient of the mean over windows, ``[n, *shape]``.
+    """
+    n = tf.shape(x)[0] if x.shape[0] is None else x.shape[0]
+    if len(window) == 1:
+        wide = _spread(x[:, :, None], (*window, 1), (shape[0], 1, shape[1]))
+        return wide[:, :, 0]
+    arguments = {
+        "orig_input_shape": tf.stack([n, *shape]),
+        "grad": x,
+        "ksize": [1, *window, 1],
+        "strides": [1, *window, 1],
+        "padding": "VALID",
+    }
+    return (tf.raw_ops.AvgPoolGrad if len(window) == 2 else tf.raw_ops.AvgPool3DGrad)(**arguments)

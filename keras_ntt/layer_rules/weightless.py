@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import tensorflow as tf
@@ -142,35 +141,8 @@ class MaxPooled(Linearization):
             tape.watch(self._tensor)
             pooled = self._call.run(self._tensor)
         winners = tf.stop_gradient(tape.gradient(pooled, self._tensor))
-        window = self._call.operation.pool_size
-        shape = stacking.batch_shape(self._tensor)[1:]
-        rows = _spread(cotangent.tensor, window, shape)
-        return [cotangent.with_rows(rows).scaled(winners * math.prod(window))], []
-
-
-def _spread(x: tf.Tensor, window: Sequence[int], shape: Sequence[int]) -> tf.Tensor:
-    """Share out the entries of ``[n, *spatial, channels]`` evenly over their windows.
-
-    Args:
-        x: One entry a window.
-        window: Sizes of the windows, along each spatial axis.
-        shape: Shape of a sample of the result; entries in no window are zero.
-
-    Returns:
-        The gradient of the mean over windows, ``[n, *shape]``.
-    """
-    n = tf.shape(x)[0] if x.shape[0] is None else x.shape[0]
-    if len(window) == 1:
-        wide = _spread(x[:, :, None], (*window, 1), (shape[0], 1, shape[1]))
-        return wide[:, :, 0]
-    arguments = {
-        "orig_input_shape": tf.stack([n, *shape]),
-        "grad": x,
-        "ksize": [1, *window, 1],
-        "strides": [1, *window, 1],
-        "padding": "VALID",
-    }
-    return (tf.raw_ops.AvgPoolGrad if len(window) == 2 else tf.raw_ops.AvgPool3DGrad)(**arguments)
+        window = tuple(self._call.operation.pool_size)
+        return [Stacked(cotangent.tensor, cotangent.copies, winners, window)], []
 
 
 @rule_for(layers.Flatten, layers.Reshape, layers.Dropout, layers.SpatialDropout1D,
