@@ -1,6 +1,7 @@
 """Prune Keras models before training, without labels, by Neural Tangent Transfer."""
 
 from keras_ntt.export import ExportError, ExportReport, export_tflite, tflite_predict
+from keras_ntt.layer_rules import register_layer_rule
 from keras_ntt.mask_files import load_masks, save_masks
 from keras_ntt.ntk import empirical_ntk
 from keras_ntt.objective import NTTLoss, ntt_loss
@@ -29,6 +30,7 @@ __all__ = [
     "load_masks",
     "ntt_loss",
     "prune_neural_tangent",
+    "register_layer_rule",
     "restore_masks",
     "save_masks",
     "sparsity_report",

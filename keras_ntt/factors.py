@@ -34,8 +34,9 @@ class AffineFactor:
         deltas: Derivative of the outputs by z, stacked: ``[n * c, p, g * o]``.
         copies: The number c of outputs.
         groups: The number g of groups.
-        kernel: The kernel variable, its entries in the order ``[k, g, o]``; None if it is frozen.
+        kernel: The kernel variable; None if it is frozen.
         bias: The bias variable ``[g * o]``; None if there is none or it is frozen.
+        axes: The kernel's axes in the order of ``[k, g, o]``; None if they are in that order.
     """
 
     inputs: tf.Tensor
@@ -44,6 +45,7 @@ class AffineFactor:
     groups: int
     kernel: keras.Variable | None
     bias: keras.Variable | None
+    axes: tuple[int, ...] | None = None
 
     @property
     def variables(self) -> tuple[keras.Variable, ...]:
@@ -66,9 +68,42 @@ class JacobianFactor:
     variables: tuple[keras.Variable, ...]
 
 
-Factor = AffineFactor | JacobianFactor
+@dataclass(frozen=True, eq=False)
+class LookupFactor:
+    """Derivatives by a table of which each position reads one row.
+
+    Attributes:
+        indices: The rows that are read, ``[n, p]``.
+        deltas: Derivative of the outputs by what was read, stacked: ``[n * c, p, d]``.
+        copies: The number c of outputs.
+        table: The variable, ``[rows, d]``.
+    """
+
+    indices: tf.Tensor
+    deltas: tf.Tensor
+    copies: int
+    table: keras.Variable
+
+    @property
+    def variables(self) -> tuple[keras.Variable, ...]:
+        """The variable that is differentiated by."""
+        return (self.table,)
+
+
+Factor = AffineFactor | JacobianFactor | LookupFactor
 Masks = Mapping[int, tf.Tensor]
 """``id(variable) -> 0/1 tensor`` of the variable's shape: the entries that count."""
+
+
+def full_precision(x: tf.Tensor) -> tf.Tensor:
+    """Return a tensor in float32 if it is in a shorter float: sums over weights need the digits."""
+    return tf.cast(x, tf.float32) if x.dtype in (tf.float16, tf.bfloat16) else x
+
+
+def in_full_precision(factor: Factor) -> Factor:
+    """Return a factor of which all tensors are in float32 or longer."""
+    fields = {"inputs", "deltas", "matrix"} & set(vars(factor))
+    return replace(factor, **{name: full_precision(getattr(factor, name)) for name in fields})
 
 
 def gather(factors: Iterable[Factor]) -> list[Factor]:
@@ -98,16 +133,15 @@ def gather(factors: Iterable[Factor]) -> list[Factor]:
 
 def _add(group: Sequence[Factor]) -> Factor:
     first = group[0]
-    affine = [f for f in group if isinstance(f, AffineFactor)]
     if len(group) == 1:
         return first
-    if len(affine) == len(group):
+    kinds = {type(f) for f in group}
+    layouts = {(getattr(f, "axes", None), getattr(f, "groups", 1)) for f in group}
+    if len(kinds) == len(layouts) == 1 and not isinstance(first, JacobianFactor):
         # More positions of the same weights.
-        return replace(
-            affine[0],
-            inputs=tf.concat([f.inputs for f in affine], axis=1),
-            deltas=tf.concat([f.deltas for f in affine], axis=1),
-        )
+        fields = ("inputs", "deltas") if isinstance(first, AffineFactor) else ("indices", "deltas")
+        joined = {name: tf.concat([getattr(f, name) for f in group], axis=1) for name in fields}
+        return replace(first, **joined)
     matrices = [to_jacobian(f).matrix for f in group]
     return JacobianFactor(tf.add_n(matrices), first.copies, first.variables)
 
@@ -134,11 +168,47 @@ def to_jacobian(factor: Factor) -> JacobianFactor:
     """Write a factor as a matrix with the columns in the order of the variables' own entries."""
     if isinstance(factor, JacobianFactor):
         return factor
+    if isinstance(factor, LookupFactor):
+        rows, d = factor.table.shape
+        sums = add_by_row(factor, factor.indices, rows)
+        return JacobianFactor(tf.reshape(sums, [-1, rows * d]), factor.copies, factor.variables)
     _, k, o = sizes_of(factor)
     blocks = tf.reshape(affine_jacobian(factor), [-1, factor.groups * o, k])
     columns = tf.transpose(blocks, [0, 2, 1])  # kernel [k, g * o], then the bias [g * o]
-    matrix = tf.reshape(columns, [-1, k * factor.groups * o])
+    if factor.axes is not None and factor.kernel is not None:
+        shape = [factor.kernel.shape[axis] for axis in factor.axes]
+        back = [1 + factor.axes.index(axis) for axis in range(len(shape))]
+        kernel = columns if factor.bias is None else columns[:, :-1]
+        kernel = tf.transpose(tf.reshape(kernel, [-1, *shape]), [0, *back])
+        parts = [kernel] if factor.bias is None else [kernel, columns[:, -1]]
+        size = math.prod(shape)
+        matrix = tf.concat([tf.reshape(p, [tf.shape(p)[0], -1]) for p in parts], axis=1)
+        matrix.set_shape([None, size + (0 if factor.bias is None else factor.groups * o)])
+    else:
+        matrix = tf.reshape(columns, [-1, k * factor.groups * o])
     return JacobianFactor(matrix, factor.copies, factor.variables)
+
+
+def add_by_row(factor: LookupFactor, slots: tf.Tensor, count: int | tf.Tensor) -> tf.Tensor:
+    """Sum deltas by the row of the table that was read.
+
+    Args:
+        factor: The derivatives.
+        slots: For each position the place of its row among the rows of the result, ``[n, p]``;
+            positions with a negative place are left out.
+        count: Number of rows of the result.
+
+    Returns:
+        ``[n * c, count, d]``.
+    """
+    c, d = factor.copies, factor.deltas.shape[-1]
+    n, p = tf.shape(slots)[0], tf.shape(slots)[1]
+    places = slots + tf.range(n)[:, None] * count
+    places = tf.where(slots < 0, slots, places)
+    deltas = tf.transpose(tf.reshape(factor.deltas, [n, c, p, d]), [0, 2, 1, 3])
+    sums = tf.math.unsorted_segment_sum(deltas, places, n * count)  # [n * count, c, d]
+    sums = tf.transpose(tf.reshape(sums, [n, count, c, d]), [0, 2, 1, 3])
+    return tf.reshape(sums, [n * c, count, d])
 
 
 def affine_jacobian(factor: AffineFactor) -> tf.Tensor:
@@ -201,6 +271,10 @@ def split(factor: Factor, sizes: Any) -> tuple[Factor, Factor]:
     if isinstance(factor, JacobianFactor):
         first, second = tf.split(factor.matrix, stacked, num=2)
         return replace(factor, matrix=first), replace(factor, matrix=second)
+    if isinstance(factor, LookupFactor):
+        i1, i2 = tf.split(factor.indices, sizes, num=2)
+        d1, d2 = tf.split(factor.deltas, stacked, num=2)
+        return replace(factor, indices=i1, deltas=d1), replace(factor, indices=i2, deltas=d2)
     if _jacobian_is_smaller(factor):
         return split(to_jacobian(factor), sizes)
     a1, a2 = tf.split(factor.inputs, sizes, num=2)

@@ -61,6 +61,21 @@ def call_on(function: Any) -> Call:
     return Call(function, ((_Slot(0),), {}), (0,), (1,))
 
 
+def call_with(operation: Any, args: Any, kwargs: Any) -> tuple[Call, list[tf.Tensor]]:
+    """Return a call with given arguments, and the tensors among these."""
+    tensors: list[tf.Tensor] = []
+
+    def to_slot(leaf: Any) -> Any:
+        if not tf.is_tensor(leaf):
+            return leaf
+        tensors.append(leaf)
+        return _Slot(len(tensors) - 1)
+
+    arguments = keras.tree.map_structure(to_slot, (tuple(args), dict(kwargs)))
+    slots = tuple(range(len(tensors)))
+    return Call(operation, arguments, slots, (len(slots),)), tensors
+
+
 @dataclass(frozen=True, eq=False)
 class Network:
     """A model unrolled.

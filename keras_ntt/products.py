@@ -13,7 +13,9 @@ import tensorflow as tf
 from keras_ntt.factors import (
     AffineFactor,
     Factor,
+    LookupFactor,
     Masks,
+    add_by_row,
     affine_jacobian,
     prefers_positions,
     size_of,
@@ -39,6 +41,8 @@ def product(
     masks = masks or {}
     if isinstance(first, AffineFactor) and isinstance(second, AffineFactor):
         return _affine_product(first, second, masks, trace)
+    if isinstance(first, LookupFactor) and isinstance(second, LookupFactor):
+        return _lookup_product(first, second, masks.get(id(first.table)), trace)
     first, second = to_jacobian(first), to_jacobian(second)
     weights = [masks.get(id(v)) for v in first.variables]
     j1, j2 = first.matrix, second.matrix
@@ -53,9 +57,12 @@ def product(
 
 def _matrix_product(j1: tf.Tensor, j2: tf.Tensor, copies: int, trace: bool) -> tf.Tensor:
     if trace:
-        j1 = tf.reshape(j1, [-1, copies * j1.shape[1]])
-        j2 = tf.reshape(j2, [-1, copies * j2.shape[1]])
+        j1, j2 = (tf.reshape(j, [-1, copies * _columns(j)]) for j in (j1, j2))
     return tf.matmul(j1, j2, transpose_b=True)
+
+
+def _columns(matrix: tf.Tensor) -> int | tf.Tensor:
+    return tf.shape(matrix)[1] if matrix.shape[1] is None else matrix.shape[1]
 
 
 def _affine_product(
@@ -77,7 +84,10 @@ def _mask_of(factor: AffineFactor, masks: Masks) -> tf.Tensor | None:
         return None
     _, k, o = sizes_of(factor)
     has_bias = factor.bias is not None
-    mask = tf.reshape(tf.cast(mask, factor.inputs.dtype), [k - has_bias, factor.groups, o])
+    mask = tf.cast(mask, factor.inputs.dtype)
+    if factor.axes is not None:
+        mask = tf.transpose(mask, factor.axes)
+    mask = tf.reshape(mask, [k - has_bias, factor.groups, o])
     return tf.concat([mask, tf.ones_like(mask[:1])], axis=0) if has_bias else mask
 
 
@@ -132,3 +142,25 @@ def _masked_pair(
         return tf.reduce_sum(left * right, axis=[2, 3])
     blocks = tf.matmul(left, right, transpose_b=True)  # [n1, n2, c, c]
     return tf.reshape(tf.transpose(blocks, [0, 2, 1, 3]), [n1 * copies, n2 * copies])
+
+
+def _lookup_product(
+    first: LookupFactor, second: LookupFactor, mask: tf.Tensor | None, trace: bool
+) -> tf.Tensor:
+    """Sum the deltas by row of the table, over the rows that both sides read."""
+    ids = [tf.reshape(f.indices, [-1]) for f in (first, second)]
+    rows, places = tf.unique(tf.concat(ids, axis=0))
+    sides = tf.split(places, [tf.size(i) for i in ids])
+    used = [tf.scatter_nd(p[:, None], tf.ones_like(p), tf.shape(rows)) > 0 for p in sides]
+    common = tf.logical_and(*used)
+    slots = tf.where(common, tf.cumsum(tf.cast(common, tf.int32)) - 1, -1)
+    rows = tf.boolean_mask(rows, common)
+    sums = []
+    for factor, side in zip((first, second), sides, strict=True):
+        slots_of_side = tf.reshape(tf.gather(slots, side), tf.shape(factor.indices))
+        sums.append(add_by_row(factor, slots_of_side, tf.size(rows)))
+    if mask is not None:
+        sums[0] *= tf.gather(tf.cast(mask, sums[0].dtype), rows)
+    d = first.deltas.shape[-1]
+    j1, j2 = (tf.reshape(s, [tf.shape(s)[0], tf.size(rows) * d]) for s in sums)
+    return _matrix_product(j1, j2, first.copies, trace)

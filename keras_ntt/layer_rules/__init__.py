@@ -11,12 +11,32 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from keras_ntt.layer_rules import affine, weightless
-from keras_ntt.layer_rules.base import LayerRule, Linearization, find_rule
-from keras_ntt.layer_rules.unknown import Unknown
+from keras_ntt.layer_rules import convolution, lookup, weightless
+from keras_ntt.layer_rules.affine import Einsum
+from keras_ntt.layer_rules.base import (
+    LayerRule,
+    Linearization,
+    find_rule,
+    register_layer_rule,
+    registered_rules,
+)
+from keras_ntt.layer_rules.composite import Composite
+from keras_ntt.layer_rules.entrywise import Entrywise
 from keras_ntt.network import Call
 
-__all__ = ["LayerRule", "Linearization", "affine", "find_rule", "linearize", "weightless"]
+__all__ = [
+    "Einsum",
+    "Entrywise",
+    "LayerRule",
+    "Linearization",
+    "convolution",
+    "find_rule",
+    "linearize",
+    "lookup",
+    "register_layer_rule",
+    "registered_rules",
+    "weightless",
+]
 
 
 def linearize(call: Call, tensors: Sequence[tf.Tensor]) -> Linearization:
@@ -33,5 +53,5 @@ def linearize(call: Call, tensors: Sequence[tf.Tensor]) -> Linearization:
     if rule is not None:
         return rule(call, tensors)
     if call.weights:
-        return Unknown(call, tensors)
+        return Composite(call, tensors)
     return weightless.General(call, tensors)

@@ -1,65 +1,88 @@
-"""Structured derivatives of the layers that are affine in their weights: Dense and Conv.
+"""Structured derivatives of layers that are affine in their weights: Dense, EinsumDense.
 
 For ``z[p] = x[p] @ kernel + bias`` the derivative of an output by the kernel is the sum over
 positions p of ``x[p]^T delta[p]``, with delta the derivative by z. A Dense layer on ``[n, k]``
-has one position; a convolution has one a pixel, and x[p] is the patch under the filter.
+has one position, on ``[n, t, k]`` it has t.
 """
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import keras
 import tensorflow as tf
 from keras import layers
 
 from keras_ntt import _host
-from keras_ntt.factors import AffineFactor, Factor, JacobianFactor
+from keras_ntt.factors import AffineFactor, Factor, JacobianFactor, full_precision
 from keras_ntt.layer_rules import stacking
 from keras_ntt.layer_rules.base import (
     Cotangents,
     Linearization,
     pass_mask_on,
-    rule_for,
+    register_layer_rule,
 )
 from keras_ntt.layer_rules.stacking import Stacked
 from keras_ntt.layer_rules.unknown import Unknown
 from keras_ntt.layer_rules.weightless import ELEMENTWISE, Elementwise, General
 from keras_ntt.network import Call, call_on
 
+Gradients = tuple[list[Stacked | None], list[Factor]]
+
 
 class Affine(Linearization):
-    """A layer ``activation(x @ kernel + bias)``; subclasses say what the product is."""
+    """A layer ``activation(x @ kernel + bias)``; subclasses say what the product is.
 
-    def __init__(self, call: Call, tensors: Sequence[tf.Tensor]):
+    Args:
+        call: The call.
+        tensors: Its one input.
+        kernel: The kernel variable.
+        bias: The bias variable, if there is one.
+        activation: The function applied to the sum, if there is one.
+        groups: The number of groups that the channels fall into.
+        axes: See `AffineFactor`.
+    """
+
+    def __init__(
+        self,
+        call: Call,
+        tensors: Sequence[tf.Tensor],
+        *,
+        kernel: keras.Variable,
+        bias: keras.Variable | None = None,
+        activation: Callable | None = None,
+        groups: int = 1,
+        axes: tuple[int, ...] | None = None,
+    ):
         (tensor,) = tensors
         self.layer = call.operation
+        self.groups = groups
+        self.axes = axes
         self.tensor = tf.cast(tensor, self.layer.compute_dtype)
-        self.kernel = self._cast(self.layer.kernel)
+        self.kernel = self._cast(kernel)
+        self.trained = (
+            kernel if kernel.trainable else None,
+            bias if bias is not None and bias.trainable else None,
+        )
         preactivation = self.product(self.tensor)
-        if self.layer.use_bias:
-            preactivation = self.add_bias(preactivation, self._cast(self.layer.bias))
-        function = self.layer.activation
-        if function is None or function is keras.activations.linear:
-            self._activated: Linearization | None = None
-            output = preactivation
-        elif function in ELEMENTWISE:
-            self._activated = Elementwise(function, preactivation)
-            output = self._activated.outputs[0]
-        else:
-            self._activated = General(call_on(function), [preactivation])
-            output = self._activated.outputs[0]
+        if bias is not None:
+            preactivation = self.add_bias(preactivation, self._cast(bias))
+        self._activated: Linearization | None = None
+        if activation in ELEMENTWISE and activation is not keras.activations.linear:
+            self._activated = Elementwise(activation, preactivation)
+        elif activation not in (None, keras.activations.linear):
+            self._activated = General(call_on(activation), [preactivation])
+        output = self._activated.outputs[0] if self._activated else preactivation
         pass_mask_on(call, tensors, output)
         self.outputs = [output]
 
     def _cast(self, variable: keras.Variable) -> tf.Tensor:
         return tf.cast(_host.value_of(variable), self.layer.compute_dtype)
 
-    def backward(
-        self, cotangents: Cotangents, wanted: Sequence[bool]
-    ) -> tuple[list[Stacked | None], list[Factor]]:
+    def backward(self, cotangents: Cotangents, wanted: Sequence[bool]) -> Gradients:
         if self._activated is not None:
             cotangents, _ = self._activated.backward(cotangents, [True])
         (stacked,) = cotangents
@@ -70,28 +93,27 @@ class Affine(Linearization):
         cotangent = None
         if wanted[0]:
             cotangent = stacked.with_rows(self.transposed_product(delta, copies))
-        kernel, bias = self._trained()
+        return [cotangent], self.factors(delta, copies)
+
+    def factors(self, delta: tf.Tensor, copies: int) -> list[Factor]:
+        """Return the derivatives by the weights from that by the pre-activation."""
+        kernel, bias = self.trained
         if kernel is None and bias is None:
-            return [cotangent], []
+            return []
         deltas = self.deltas_by_position(delta)
-        groups = getattr(self.layer, "groups", 1)
         if kernel is None:
-            inputs = tf.ones_like(deltas[::copies, :, :groups])
+            inputs = tf.ones_like(deltas[::copies, :, : self.groups])
         else:
             inputs = self.by_position(ones=bias is not None)
-        return [cotangent], [AffineFactor(inputs, deltas, copies, groups, kernel, bias)]
+        return [AffineFactor(inputs, deltas, copies, self.groups, kernel, bias, self.axes)]
 
     def _few_weights(self, stacked: Stacked) -> bool:
         """Tell whether `_winners_jacobian` applies and is smaller than the whole cotangent."""
-        layer = self.layer
-        plain = (
-            layer.kernel.trainable
-            and getattr(layer, "groups", 1) == 1
-            and getattr(layer, "data_format", "channels_last") == "channels_last"
-        )
-        if stacked.window is None or not plain:
+        kernel, _ = self.trained
+        last = getattr(self.layer, "data_format", "channels_last") != "channels_first"
+        if stacked.window is None or kernel is None or self.groups > 1 or self.axes or not last:
             return False
-        return math.prod(layer.kernel.shape[:-1]) < stacked.copies * math.prod(stacked.window)
+        return math.prod(kernel.shape[:-1]) < stacked.copies * math.prod(stacked.window)
 
     def _winners_jacobian(self, stacked: Stacked) -> JacobianFactor:
         """Return the derivative by the weights where each window has one cotangent.
@@ -102,32 +124,21 @@ class Affine(Linearization):
         copies, channels, window = stacked.copies, stacked.rows.shape[-1], stacked.window
         assert stacked.factor is not None
         assert window is not None
-        kernel, bias = self._trained()
-        patches = self.by_position(ones=bias is not None)
+        patches = self.by_position(ones=self.trained[1] is not None)
         spatial = stacked.factor.shape[1:-1]
         patches = tf.reshape(patches, [-1, *spatial, patches.shape[-1]])
         inputs = tf.matmul(
-            stacking.windows_of(stacked.factor, window),
-            stacking.windows_of(patches, window),
+            stacking.windows_of(full_precision(stacked.factor), window),
+            stacking.windows_of(full_precision(patches), window),
             transpose_a=True,
         )  # [n, windows, o, k]
-        count = inputs.shape[1]
-        rows = tf.reshape(stacked.rows, [-1, copies, count, channels])
+        rows = tf.reshape(full_precision(stacked.rows), [-1, copies, inputs.shape[1], channels])
         jacobian = tf.matmul(
             tf.transpose(rows, [0, 3, 1, 2]), tf.transpose(inputs, [0, 2, 1, 3])
         )  # [n, o, c, k]
-        matrix = tf.reshape(
-            tf.transpose(jacobian, [0, 2, 3, 1]), [-1, patches.shape[-1] * channels]
-        )
-        return JacobianFactor(matrix, copies, tuple(v for v in (kernel, bias) if v is not None))
-
-    def _trained(self) -> tuple[keras.Variable | None, keras.Variable | None]:
-        """Return kernel and bias, None for one that is frozen or not there."""
-        kernel, bias = self.layer.kernel, self.layer.bias if self.layer.use_bias else None
-        return (
-            kernel if kernel.trainable else None,
-            bias if bias is not None and bias.trainable else None,
-        )
+        matrix = tf.transpose(jacobian, [0, 2, 3, 1])
+        matrix = tf.reshape(matrix, [-1, patches.shape[-1] * channels])
+        return JacobianFactor(matrix, copies, tuple(v for v in self.trained if v is not None))
 
     @abstractmethod
     def product(self, tensor: tf.Tensor) -> tf.Tensor:
@@ -149,9 +160,9 @@ class Affine(Linearization):
             ones: Whether to end each group with a 1, the input of the bias.
         """
 
+    @abstractmethod
     def deltas_by_position(self, delta: tf.Tensor) -> tf.Tensor:
-        """Return the stacked delta as ``[n * c, positions, o]``."""
-        return tf.reshape(delta, [tf.shape(delta)[0], -1, delta.shape[-1]])
+        """Return the stacked delta as ``[n * c, positions, groups * o]``."""
 
 
 class DenseAffine(Affine):
@@ -164,169 +175,210 @@ class DenseAffine(Affine):
         return keras.ops.matmul(delta, tf.transpose(self.kernel))
 
     def by_position(self, ones: bool) -> tf.Tensor:
-        inputs = _positions(self.tensor, self.tensor.shape[1:-1])
-        return tf.concat([inputs, tf.ones_like(inputs[..., :1])], axis=-1) if ones else inputs
+        return with_ones(positions(self.tensor), ones)
 
     def deltas_by_position(self, delta: tf.Tensor) -> tf.Tensor:
-        return _positions(delta, delta.shape[1:-1])
+        return positions(delta)
 
 
-def _positions(x: tf.Tensor, middle: Sequence[int | None]) -> tf.Tensor:
+def positions(x: tf.Tensor) -> tf.Tensor:
     """Merge the middle axes of ``[n, ..., channels]`` to one."""
-    count = tf.TensorShape(middle).num_elements()
+    count = x.shape[1:-1].num_elements()
     if count is None:
         count = tf.reduce_prod(tf.shape(x)[1:-1])
     return tf.reshape(x, [-1, count, x.shape[-1]])
 
 
-class ConvAffine(Affine):
-    """`keras.layers.Conv1D`, `Conv2D` and `Conv3D`, any padding, stride, dilation, groups."""
-
-    def product(self, tensor: tf.Tensor) -> tf.Tensor:
-        layer, padding = self.layer, self.layer.padding
-        if padding == "causal":
-            left = layer.dilation_rate[0] * (layer.kernel_size[0] - 1)
-            before = [[0, 0], [0, 0], [0, 0]]
-            before[self._spatial_axes()[0]] = [left, 0]
-            tensor, padding = tf.pad(tensor, before), "valid"
-        return keras.ops.conv(
-            tensor,
-            self.kernel,
-            strides=list(layer.strides),
-            padding=padding,
-            dilation_rate=layer.dilation_rate,
-            data_format=layer.data_format,
-        )
-
-    def add_bias(self, preactivation: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
-        if self.layer.data_format == "channels_first":
-            bias = tf.reshape(bias, [1, -1] + [1] * self.layer.rank)
-        return preactivation + bias
-
-    def transposed_product(self, delta: tf.Tensor, copies: int) -> tf.Tensor:
-        layer = self.layer
-        plain = layer.groups == 1 and max(layer.dilation_rate) == 1
-        if plain and layer.padding != "causal" and layer.data_format == "channels_last":
-            n = tf.shape(delta)[0] if delta.shape[0] is None else delta.shape[0]
-            shape = [n, *stacking.batch_shape(self.tensor)[1:]]
-            return tf.nn.conv_transpose(
-                delta, self.kernel, shape, layer.strides, layer.padding.upper()
-            )
-        # The gradient by the input needs its shape only: in a graph the convolution of the
-        # zeros is never computed.
-        zeros = stacking.zeros(self.tensor, copies)
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(zeros)
-            outputs = self.product(zeros)
-        return tape.gradient(outputs, zeros, delta)
-
-    def by_position(self, ones: bool) -> tf.Tensor:
-        layer = self.layer
-        tensor = _channels_last(self.tensor, layer.data_format)
-        return patches(
-            tensor, layer.kernel_size, layer.strides, layer.dilation_rate, layer.padding,
-            groups=layer.groups, ones=ones,
-        )  # fmt: skip
-
-    def deltas_by_position(self, delta: tf.Tensor) -> tf.Tensor:
-        delta = _channels_last(delta, self.layer.data_format)
-        return _positions(delta, delta.shape[1:-1])
-
-    def _spatial_axes(self) -> range:
-        first = 2 if self.layer.data_format == "channels_first" else 1
-        return range(first, first + self.layer.rank)
-
-
-def _channels_last(x: tf.Tensor, data_format: str) -> tf.Tensor:
-    if data_format == "channels_last":
+def with_ones(x: tf.Tensor, ones: bool, groups: int = 1) -> tf.Tensor:
+    """End each group of the last axis of ``[n, positions, groups * k]`` with a 1, if asked."""
+    if not ones:
         return x
-    return tf.transpose(x, [0, *range(2, x.shape.rank), 1])
+    if groups == 1:
+        return tf.concat([x, tf.ones_like(x[..., :1])], axis=-1)
+    size = x.shape[-1] // groups
+    count = tf.shape(x)[1] if x.shape[1] is None else x.shape[1]
+    x = tf.reshape(x, [-1, count, groups, size])
+    x = tf.concat([x, tf.ones_like(x[..., :1])], axis=-1)
+    return tf.reshape(x, [-1, count, groups * (size + 1)])
 
 
-def patches(
-    x: tf.Tensor,
-    kernel_size: Sequence[int],
-    strides: Sequence[int],
-    dilation_rate: Sequence[int],
-    padding: str,
-    *,
-    groups: int = 1,
-    ones: bool = False,
-) -> tf.Tensor:
-    """Return the patch under the filter at each position.
+class Labels(NamedTuple):
+    """The axes of an einsum ``x, kernel -> y`` by what they are.
+
+    Attributes:
+        x: Labels of the input.
+        w: Labels of the kernel.
+        y: Labels of the output.
+        p: Those of input and output only: positions.
+        k: Those that are summed.
+        g: Those of all three: groups.
+        o: Those of kernel and output only.
+    """
+
+    x: str
+    w: str
+    y: str
+    p: str
+    k: str
+    g: str
+    o: str
+
+
+def labels_of(equation: str, rank: int) -> Labels | None:
+    """Read an einsum equation of two operands; None if it is of no such form.
+
+    >>> labels_of("...k,ko->...o", 3)
+    Labels(x='ABk', w='ko', y='ABo', p='B', k='k', g='', o='o')
+    >>> labels_of("ab,bc->c", 2) is None  # sums over samples
+    True
+    """
+    left, _, y = equation.replace(" ", "").partition("->")
+    x, _, w = left.partition(",")
+    dots = "ABCDEFGHIJ"[: rank - len(x.replace("...", ""))]
+    x, y = x.replace("...", dots), y.replace("...", dots)
+    k = "".join(a for a in w if a in x and a not in y)
+    g = "".join(a for a in w if a in x and a in y)
+    o = "".join(a for a in w if a not in x)
+    p = "".join(a for a in x[1:] if a in y and a not in w)
+    distinct = all(len(set(labels)) == len(labels) for labels in (x, w, y))
+    whole = set(x) <= set(w + y) and set(o) <= set(y) and set(y) <= set(x + w)
+    sample = x[:1] == y[:1] and x[0] not in w
+    return Labels(x, w, y, p, k, g, o) if distinct and whole and sample and "," not in w else None
+
+
+class Einsum(Affine):
+    """A layer ``activation(einsum(equation, x, kernel) + bias)``.
 
     Args:
-        x: ``[n, *spatial, channels]``.
-        kernel_size: Filter size along each spatial axis.
-        strides: Strides, likewise.
-        dilation_rate: Dilations, likewise.
-        padding: ``"valid"``, ``"same"`` or ``"causal"``.
-        groups: Number of groups that the channels fall into.
-        ones: Whether to end each group with a 1.
+        call: The call.
+        tensors: Its one input.
+        equation: An equation ``"x,kernel->y"``, whose first axis is that of the samples.
+        kernel: The kernel variable.
+        bias: The bias variable, broadcast to the output from the right.
+        activation: The function applied to the sum, if there is one.
+
+    Raises:
+        ValueError: If the equation is not one that treats samples one by one.
+    """
+
+    def __init__(
+        self,
+        call: Call,
+        tensors: Sequence[tf.Tensor],
+        equation: str,
+        *,
+        kernel: keras.Variable,
+        bias: keras.Variable | None = None,
+        activation: Callable | None = None,
+    ):
+        found = labels_of(equation, tensors[0].shape.rank)
+        if found is None:
+            raise ValueError(
+                "equation must be of the form 'x,kernel->y', with the axis of the samples first "
+                f"in x and y and not in the kernel. Received: equation={equation!r}"
+            )
+        self._labels = found
+        sizes = dict(zip(found.w, kernel.shape, strict=True))
+        super().__init__(
+            call,
+            tensors,
+            kernel=kernel,
+            bias=bias,
+            activation=activation,
+            groups=math.prod(sizes[a] for a in found.g),
+            axes=tuple(found.w.index(a) for a in found.k + found.g + found.o),
+        )
+        own = found.g + found.o
+        self._bias_is_an_input = bias is None or (
+            found.y.endswith(own) and tuple(bias.shape) == tuple(sizes[a] for a in own)
+        )
+
+    def product(self, tensor: tf.Tensor) -> tf.Tensor:
+        x, w, y, *_ = self._labels
+        return tf.einsum(f"{x},{w}->{y}", tensor, self.kernel)
+
+    def transposed_product(self, delta: tf.Tensor, copies: int) -> tf.Tensor:
+        x, w, y, *_ = self._labels
+        return tf.einsum(f"{y},{w}->{x}", delta, self.kernel)
+
+    def factors(self, delta: tf.Tensor, copies: int) -> list[Factor]:
+        kernel, bias = self.trained
+        if self._bias_is_an_input or bias is None:
+            return super().factors(delta, copies)
+        matrix = sum_to(full_precision(delta), bias.shape)
+        found: list[Factor] = [JacobianFactor(matrix, copies, (bias,))]
+        if kernel is not None:
+            self.trained = (kernel, None)
+            found += super().factors(delta, copies)
+        return found
+
+    def by_position(self, ones: bool) -> tf.Tensor:
+        _, _, _, p, k, g, _ = self._labels
+        return with_ones(self._ordered(self.tensor, self._labels.x, p, g + k), ones, self.groups)
+
+    def deltas_by_position(self, delta: tf.Tensor) -> tf.Tensor:
+        _, _, y, p, _, g, o = self._labels
+        return self._ordered(delta, y, p, g + o)
+
+    def _ordered(self, x: tf.Tensor, labels: str, p: str, channels: str) -> tf.Tensor:
+        """Return a tensor as ``[n, positions, channels]``."""
+        order = [0, *(labels.index(a) for a in p + channels)]
+        x = tf.transpose(x, order)
+        count = x.shape[1 : 1 + len(p)].num_elements()
+        if count is None:
+            count = tf.reduce_prod(tf.shape(x)[1 : 1 + len(p)])
+        size = x.shape[1 + len(p) :].num_elements()
+        return tf.reshape(x, [-1, count, size])
+
+
+def sum_to(rows: tf.Tensor, shape: Sequence[int]) -> tf.Tensor:
+    """Sum a stacked cotangent over the axes along which a weight is broadcast.
+
+    Args:
+        rows: ``[n * c, ...]``.
+        shape: The shape of a weight that broadcasts to ``[...]`` from the right.
 
     Returns:
-        ``[n, positions, groups * k]``, with the k entries of a group in the order of a kernel
-        ``[*kernel_size, channels / groups, ...]``.
+        ``[n * c, entries of the weight]``.
     """
-    pads, sizes = [], []
-    for axis, (k, s, d) in enumerate(zip(kernel_size, strides, dilation_rate, strict=True), 1):
-        size = tf.shape(x)[axis] if x.shape[axis] is None else x.shape[axis]
-        reach = d * (k - 1) + 1
-        if padding == "same":
-            out = (size + s - 1) // s
-            maximum = tf.maximum if isinstance(size, tf.Tensor) else max
-            total = maximum((out - 1) * s + reach - size, 0)
-            pads.append([total // 2, total - total // 2])
-        else:
-            left = reach - 1 if padding == "causal" else 0
-            pads.append([left, 0])
-            out = (size + left - reach) // s + 1
-        sizes.append(out)
-    if any(isinstance(p, tf.Tensor) or p for pad in pads for p in pad):
-        x = tf.pad(x, [[0, 0], *pads, [0, 0]])
-    # Axis by axis, the last one first: far fewer slices than one for each entry of the filter.
-    taps = list(zip(kernel_size, sizes, strides, dilation_rate, strict=True))
-    n, channels = tf.shape(x)[0], x.shape[-1]
-    end = [tf.ones([n, *sizes, groups], x.dtype)] if ones else []
-    for axis, (k, out, s, d) in reversed([*enumerate(taps, 1)]):
-        pieces = [_window(x, axis, i * d, out, s) for i in range(k)]
-        x = tf.concat(pieces + (end if axis == groups == 1 else []), axis=-1)
-    count = 1
-    for out in sizes:
-        count = count * out
-    if groups > 1:
-        x = tf.reshape(x, [n, *sizes, math.prod(kernel_size), groups, channels // groups])
-        rank = x.shape.rank
-        x = tf.transpose(x, [*range(rank - 3), rank - 2, rank - 3, rank - 1])
-        x = tf.reshape(x, [n, *sizes, groups, math.prod(kernel_size) * channels // groups])
-        x = tf.concat([x, *(ones[..., None] for ones in end)], axis=-1)
-    return tf.reshape(x, [n, count, math.prod(kernel_size) * channels + groups * len(end)])
+    full = [1] * (rows.shape.rank - 1 - len(shape)) + list(shape)
+    over = [
+        1 + i
+        for i, (s, t) in enumerate(zip(full, rows.shape[1:], strict=True))
+        if s == 1 and t != 1
+    ]
+    rows = tf.reduce_sum(rows, axis=over) if over else rows
+    return tf.reshape(rows, [-1, math.prod(shape)])
 
 
-def _window(x: tf.Tensor, axis: int, start: int, size: int | tf.Tensor, stride: int) -> tf.Tensor:
-    """Return `size` entries along an axis, every `stride`-th from `start` on."""
-    if stride == 1:  # tf.slice has the faster gradient
-        begin = [start if i == axis else 0 for i in range(x.shape.rank)]
-        return tf.slice(x, begin, [size if i == axis else -1 for i in range(x.shape.rank)])
-    window = [slice(None)] * x.shape.rank
-    window[axis] = slice(start, start + (size - 1) * stride + 1, stride)
-    return x[tuple(window)]
-
-
-@rule_for(layers.Dense)
-def dense(call: Call, tensors: Sequence[tf.Tensor]) -> Linearization:
-    """Dense layers."""
-    return DenseAffine(call, tensors) if _is_plain(call.operation) else Unknown(call, tensors)
-
-
-@rule_for(layers.Conv1D, layers.Conv2D)
-def conv(call: Call, tensors: Sequence[tf.Tensor]) -> Linearization:
-    """Convolutions."""
-    return ConvAffine(call, tensors) if _is_plain(call.operation) else Unknown(call, tensors)
-
-
-def _is_plain(layer: keras.layers.Layer) -> bool:
+def is_plain(layer: keras.layers.Layer) -> bool:
     """Tell whether the layer's kernel is one variable, neither LoRA-adapted nor quantized."""
     return not getattr(layer, "lora_enabled", False) and (
         getattr(layer, "quantization_mode", None) is None
+    )
+
+
+@register_layer_rule(layers.Dense)
+def dense(call: Call, tensors: Sequence[tf.Tensor]) -> Linearization:
+    """Structured: inputs times derivatives by the pre-activation."""
+    layer = call.operation
+    if not is_plain(layer):
+        return Unknown(call, tensors)
+    bias = layer.bias if layer.use_bias else None
+    return DenseAffine(call, tensors, kernel=layer.kernel, bias=bias, activation=layer.activation)
+
+
+@register_layer_rule(layers.EinsumDense)
+def einsum_dense(call: Call, tensors: Sequence[tf.Tensor]) -> Linearization:
+    """Structured: inputs times derivatives by the pre-activation, any equation."""
+    layer = call.operation
+    if not is_plain(layer) or labels_of(layer.equation, tensors[0].shape.rank) is None:
+        return Unknown(call, tensors)
+    return Einsum(
+        call,
+        tensors,
+        layer.equation,
+        kernel=layer.kernel,
+        bias=layer.bias,
+        activation=layer.activation,
     )

@@ -53,8 +53,39 @@ _HARMLESS = {
 }  # fmt: skip
 
 
-def rule_for(*types: type) -> Callable[[LayerRule], LayerRule]:
-    """Register the decorated function as the rule of layer types."""
+def register_layer_rule(*types: type) -> Callable[[LayerRule], LayerRule]:
+    """Register the decorated function as the rule of layer types.
+
+    A rule runs one call of the layer and returns a `Linearization` of it. A layer without a
+    rule is differentiated exactly too, sample by sample, which is slow; a rule makes it fast.
+
+    Args:
+        *types: Layer classes. A rule that there is for a class is replaced.
+
+    Returns:
+        The decorator, which returns the rule unchanged.
+
+    Raises:
+        TypeError: If something else than classes is given.
+
+    Example:
+    >>> import keras
+    >>> from keras_ntt import layer_rules, register_layer_rule
+    >>> class Projection(keras.layers.Layer):
+    ...     def build(self, shape):
+    ...         self.table = self.add_weight(shape=(shape[-1], 3))
+    ...
+    ...     def call(self, x):
+    ...         return keras.ops.matmul(x, self.table)
+    >>> @register_layer_rule(Projection)
+    ... def projection(call, tensors):
+    ...     return layer_rules.Einsum(call, tensors, "nk,ko->no", kernel=call.operation.table)
+    """
+    if not types or not all(isinstance(t, type) for t in types):
+        raise TypeError(
+            "register_layer_rule decorates a rule for layer classes: "
+            f"@register_layer_rule(MyLayer). Received: {types!r}"
+        )
 
     def register(rule: LayerRule) -> LayerRule:
         for layer_type in types:
@@ -62,6 +93,11 @@ def rule_for(*types: type) -> Callable[[LayerRule], LayerRule]:
         return rule
 
     return register
+
+
+def registered_rules() -> dict[type, LayerRule]:
+    """Return the rules by layer type."""
+    return dict(_rules)
 
 
 def find_rule(operation: object) -> LayerRule | None:

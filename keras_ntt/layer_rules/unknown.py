@@ -22,7 +22,12 @@ from keras_ntt.network import Call
 
 
 class Unknown(Linearization):
-    """Any layer with weights, by one small tape a sample and output."""
+    """Any layer with weights, by one small tape a sample and output.
+
+    Args:
+        call: The call.
+        tensors: Its inputs.
+    """
 
     def __init__(self, call: Call, tensors: Sequence[tf.Tensor]):
         self._call = call
@@ -33,45 +38,62 @@ class Unknown(Linearization):
     def backward(
         self, cotangents: Cotangents, wanted: Sequence[bool]
     ) -> tuple[list[Stacked | None], list[Factor]]:
-        variables = tuple(self._call.weights)
         back: list[Stacked | None] = [None] * len(self._tensors)
         if any(wanted):
             back, _ = self._general.backward(cotangents, wanted)
-        copies = copies_of(cotangents)
-        return back, [JacobianFactor(self._jacobian(cotangents, copies), copies, variables)]
+        return back, [by_sample(self._call, self._tensors, cotangents, self._call.weights)]
 
-    def _jacobian(self, cotangents: Cotangents, copies: int) -> tf.Tensor:
-        """Return the derivative by the call's weights, ``[n * c, size]``."""
-        used = [(i, ct.tensor) for i, ct in enumerate(cotangents) if ct is not None]
-        rows = [stacking.repeat(t, copies) for t in self._tensors]
-        masks = [_host.get_mask(t) for t in self._tensors]
-        mask_rows = [stacking.repeat(m, copies) for m in masks if m is not None]
-        values = [tf.convert_to_tensor(_host.value_of(v)) for v in self._call.weights]
 
-        def row(arguments: tuple) -> tf.Tensor:
-            row_tensors, row_masks, row_cotangents = arguments
-            rest = iter(row_masks)
-            samples = []
-            for tensor, mask in zip(row_tensors, masks, strict=True):
-                sample = tensor[None]
-                if mask is not None:
-                    _host.set_mask(sample, next(rest)[None])
-                samples.append(sample)
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch(values)
-                pairs = zip(self._call.weights, values, strict=True)
-                with _host.values_in_place({id(v): (v, value) for v, value in pairs}):
-                    outputs = self._call.run(*samples)
-            gradients = tape.gradient(
-                [outputs[i] for i, _ in used],
-                values,
-                [
-                    tf.cast(ct[None], outputs[i].dtype)
-                    for (i, _), ct in zip(used, row_cotangents, strict=True)
-                ],
-                unconnected_gradients=tf.UnconnectedGradients.ZERO,
-            )
-            return tf.concat([tf.reshape(g, [-1]) for g in gradients], axis=0)
+def by_sample(
+    call: Call,
+    tensors: Sequence[tf.Tensor],
+    cotangents: Cotangents,
+    variables: Sequence[keras.Variable],
+) -> Factor:
+    """Return the derivative by some weights of a call, one small tape a sample and output.
 
-        arguments = (rows, mask_rows, [ct for _, ct in used])
-        return tf.vectorized_map(row, keras.tree.map_structure(tf.convert_to_tensor, arguments))
+    Args:
+        call: The call.
+        tensors: Its inputs.
+        cotangents: As for `Linearization.backward`.
+        variables: The weights to differentiate by.
+
+    Returns:
+        The derivative as a matrix.
+    """
+    copies = copies_of(cotangents)
+    used = [(i, ct.tensor) for i, ct in enumerate(cotangents) if ct is not None]
+    rows = [stacking.repeat(t, copies) for t in tensors]
+    masks = [_host.get_mask(t) for t in tensors]
+    mask_rows = [stacking.repeat(m, copies) for m in masks if m is not None]
+    fixed = {id(v): (v, _host.value_of(v)) for v in call.operation.variables}
+    values = [fixed[id(v)][1] for v in variables]
+
+    def row(arguments: tuple) -> tf.Tensor:
+        row_tensors, row_masks, row_cotangents = arguments
+        rest = iter(row_masks)
+        samples = []
+        for tensor, mask in zip(row_tensors, masks, strict=True):
+            sample = tensor[None]
+            if mask is not None:
+                _host.set_mask(sample, next(rest)[None])
+            samples.append(sample)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(values)
+            watched = {id(v): (v, value) for v, value in zip(variables, values, strict=True)}
+            with _host.values_in_place(fixed | watched):
+                outputs = call.run(*samples)
+        gradients = tape.gradient(
+            [outputs[i] for i, _ in used],
+            values,
+            [
+                tf.cast(ct[None], outputs[i].dtype)
+                for (i, _), ct in zip(used, row_cotangents, strict=True)
+            ],
+            unconnected_gradients=tf.UnconnectedGradients.ZERO,
+        )
+        return tf.concat([tf.reshape(g, [-1]) for g in gradients], axis=0)
+
+    arguments = (rows, mask_rows, [ct for _, ct in used])
+    arguments = keras.tree.map_structure(tf.convert_to_tensor, arguments)
+    return JacobianFactor(tf.vectorized_map(row, arguments), copies, tuple(variables))

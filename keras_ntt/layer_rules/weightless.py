@@ -10,7 +10,7 @@ from keras import activations, layers
 from keras_ntt import _host
 from keras_ntt.factors import Factor
 from keras_ntt.layer_rules import stacking
-from keras_ntt.layer_rules.base import Cotangents, Linearization, rule_for
+from keras_ntt.layer_rules.base import Cotangents, Linearization, register_layer_rule
 from keras_ntt.layer_rules.stacking import Stacked
 from keras_ntt.network import Call
 
@@ -145,7 +145,7 @@ class MaxPooled(Linearization):
         return [Stacked(cotangent.tensor, cotangent.copies, winners, window)], []
 
 
-@rule_for(layers.Flatten, layers.Reshape, layers.Dropout, layers.SpatialDropout1D,
+@register_layer_rule(layers.Flatten, layers.Reshape, layers.Dropout, layers.SpatialDropout1D,
           layers.SpatialDropout2D, layers.SpatialDropout3D, layers.GaussianNoise,
           layers.GaussianDropout, layers.AlphaDropout, layers.ActivityRegularization,
           layers.Identity)  # fmt: skip
@@ -158,7 +158,8 @@ def reshaped(call: Call, tensors: Sequence[tf.Tensor]) -> Linearization:
     return Reshaped(call, tensors)
 
 
-@rule_for(layers.Add, layers.Subtract, layers.Average, layers.Concatenate, layers.Permute,
+@register_layer_rule(layers.Add, layers.Subtract, layers.Average, layers.Concatenate,
+          layers.Permute,
           layers.RepeatVector, layers.ZeroPadding1D, layers.ZeroPadding2D, layers.ZeroPadding3D,
           layers.Cropping1D, layers.Cropping2D, layers.Cropping3D, layers.AveragePooling1D,
           layers.AveragePooling2D, layers.AveragePooling3D, layers.GlobalAveragePooling2D,
@@ -170,7 +171,7 @@ def linear(call: Call, tensors: Sequence[tf.Tensor]) -> Linearization:
     return Linear(call, tensors)
 
 
-@rule_for(layers.Activation)
+@register_layer_rule(layers.Activation)
 def activation(call: Call, tensors: Sequence[tf.Tensor]) -> Linearization:
     """Activations, entry by entry where they are."""
     function = call.operation.activation
@@ -180,14 +181,14 @@ def activation(call: Call, tensors: Sequence[tf.Tensor]) -> Linearization:
     return Elementwise(function, tensors[0], output)
 
 
-@rule_for(layers.ReLU, layers.LeakyReLU, layers.ELU)
+@register_layer_rule(layers.ReLU, layers.LeakyReLU, layers.ELU)
 def activation_layer(call: Call, tensors: Sequence[tf.Tensor]) -> Linearization:
     """Layers that apply one function to each entry."""
     (tensor,) = tensors
     return Elementwise(lambda x: call.run(x)[0], tensor)
 
 
-@rule_for(layers.MaxPooling1D, layers.MaxPooling2D, layers.MaxPooling3D)
+@register_layer_rule(layers.MaxPooling1D, layers.MaxPooling2D, layers.MaxPooling3D)
 def max_pooling(call: Call, tensors: Sequence[tf.Tensor]) -> Linearization:
     """Maximum over windows; a faster form where the windows do not overlap."""
     layer = call.operation
