@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras.src.models.functional import Functional
 
@@ -48,6 +49,13 @@ def raw(variable: keras.Variable) -> tf.Variable:
 def value_of(variable: keras.Variable) -> tf.Tensor:
     """Return the value a variable has here, which `values_in_place` may have replaced."""
     return tf.convert_to_tensor(variable.value)
+
+
+def array_of(variable: keras.Variable | tf.Variable) -> np.ndarray:
+    """Return the value of now as an array, also while a graph is being traced."""
+    held = variable if isinstance(variable, tf.Variable) else raw(variable)
+    with tf.init_scope():
+        return held.numpy()
 
 
 @contextlib.contextmanager
@@ -107,6 +115,33 @@ def unrolled(operation: Any, tensors: Sequence[tf.Tensor]) -> Iterator[None]:
     finally:
         for layer in recurrent:
             layer.unroll = False
+
+
+@contextlib.contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Take means and variances so that their second derivatives are right.
+
+    ``tf.nn.moments``, which Keras normalizes layers and groups with, stops the gradient through
+    the mean inside the variance. That is exact for first derivatives and wrong for second ones,
+    which the gradient of a tangent kernel is made of.
+    """
+    moments = tf.nn.moments
+    tf.nn.moments = _moments
+    try:
+        yield
+    finally:
+        tf.nn.moments = moments
+
+
+def _moments(
+    x: tf.Tensor, axes: Any, shift: Any = None, keepdims: bool = False, name: str | None = None
+) -> tuple[tf.Tensor, tf.Tensor]:
+    long = tf.cast(x, tf.float32) if x.dtype in (tf.float16, tf.bfloat16) else x
+    mean = tf.reduce_mean(long, axes, keepdims=True)
+    variance = tf.reduce_mean(tf.square(long - mean), axes, keepdims=True)
+    if not keepdims:
+        mean, variance = tf.squeeze(mean, axes), tf.squeeze(variance, axes)
+    return tf.cast(mean, x.dtype), tf.cast(variance, x.dtype)
 
 
 def get_mask(tensor: Any) -> tf.Tensor | None:

@@ -80,7 +80,7 @@ def check_model(model: Any, name: str = "model") -> None:
     for variable in model.weights:
         if not keras.backend.is_float_dtype(variable.dtype):
             continue
-        value = keras.ops.convert_to_numpy(keras.ops.cast(variable, "float64"))
+        value = _host.array_of(variable).astype("float64")
         if not np.isfinite(value).all():
             raise ValueError(
                 f"The weight {variable.path!r} of {name} holds NaN or infinity, from which no "
@@ -98,21 +98,9 @@ def check_trainable(model: keras.Model, name: str = "model") -> None:
         )
 
 
-def check_single_output(model: keras.Model, name: str = "model") -> None:
-    """Raise a ValueError if a model has several outputs."""
-    functional = _host.functional_of(model)
-    if functional is not None and len(functional.outputs) != 1:
-        raise ValueError(
-            f"{name} has several outputs, of which there is no single tangent kernel. Make a "
-            "model of one of them, keras.Model(model.input, model.output[0]), or concatenate "
-            f"them. Received: {name}={model.name!r} with {len(functional.outputs)} outputs"
-        )
-
-
 def check_differentiable(model: Any, name: str = "model") -> None:
     """Raise unless a model has a tangent kernel that can be taken."""
     check_model(model, name)
-    check_single_output(model, name)
     check_trainable(model, name)
 
 

@@ -100,10 +100,10 @@ def full_precision(x: tf.Tensor) -> tf.Tensor:
     return tf.cast(x, tf.float32) if x.dtype in (tf.float16, tf.bfloat16) else x
 
 
-def in_full_precision(factor: Factor) -> Factor:
-    """Return a factor of which all tensors are in float32 or longer."""
+def cast(factor: Factor, dtype: tf.DType) -> Factor:
+    """Return a factor with all derivatives in one float type."""
     fields = {"inputs", "deltas", "matrix"} & set(vars(factor))
-    return replace(factor, **{name: full_precision(getattr(factor, name)) for name in fields})
+    return replace(factor, **{name: tf.cast(getattr(factor, name), dtype) for name in fields})
 
 
 def gather(factors: Iterable[Factor]) -> list[Factor]:

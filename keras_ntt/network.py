@@ -7,7 +7,7 @@ write numbered slots. A model whose ``call`` is the user's own code becomes a si
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import keras
@@ -82,17 +82,37 @@ class Network:
 
     Attributes:
         model: The Keras model.
-        calls: Its calls, each after those whose slots it reads.
+        calls: Its calls, each after those whose slots it reads; none for a model with code of
+            its own, before it is bound to inputs.
         inputs: Slots of the model's inputs.
         outputs: Slots of the model's outputs.
         input_dtypes: The dtype each input is cast to; None leaves it as it comes.
     """
 
     model: Any
-    calls: tuple[Call, ...]
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-    input_dtypes: tuple[str | None, ...]
+    calls: tuple[Call, ...] = ()
+    inputs: tuple[int, ...] = ()
+    outputs: tuple[int, ...] = ()
+    input_dtypes: tuple[str | None, ...] = ()
+    _bound: dict[Any, Network] = field(default_factory=dict)
+
+    def bound_to(self, x: Any) -> Network:
+        """Return the network for inputs: the same, or for a model with own code its one call."""
+        if self.calls:
+            return self
+        leaves = [tf.convert_to_tensor(t) for t in keras.tree.flatten(x)]
+        key = (str(keras.tree.map_structure(type, x)), *((t.shape[1:], t.dtype) for t in leaves))
+        if key not in self._bound:
+            slots = tuple(range(len(leaves)))
+            arguments = (keras.tree.pack_sequence_as(x, [_Slot(i) for i in slots]),)
+            symbols = [keras.KerasTensor((None, *t.shape[1:]), t.dtype.name) for t in leaves]
+            symbolic = keras.tree.pack_sequence_as(x, symbols)
+            found = self.model.compute_output_spec(symbolic)
+            ends = tuple(len(slots) + i for i, _ in enumerate(keras.tree.flatten(found)))
+            call = Call(self.model, _call_arguments(arguments, {}, self.model), slots, ends)
+            dtypes = (None,) * len(slots)
+            self._bound[key] = Network(self.model, (call,), slots, ends, dtypes)
+        return self._bound[key]
 
     def prepare(self, x: Any) -> list[tf.Tensor]:
         """Return the model's inputs as a flat list of tensors of the right dtypes."""
@@ -175,7 +195,4 @@ def unroll(model: Any) -> Network:
         outputs = add(functional, inputs)
         dtypes = tuple(keras.backend.standardize_dtype(t.dtype) for t in functional.inputs)
         return Network(model, tuple(calls), tuple(inputs), tuple(outputs), dtypes)
-    slot_in, slot_out = new_slot(), new_slot()
-    arguments = _call_arguments((_Slot(slot_in),), {}, model)
-    call = Call(model, arguments, (slot_in,), (slot_out,))
-    return Network(model, (call,), (slot_in,), (slot_out,), (None,))
+    return Network(model)

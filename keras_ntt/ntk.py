@@ -9,14 +9,14 @@ For a network f with weights w,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
 from keras_ntt import _host, checks
-from keras_ntt.factors import Factor, JacobianFactor, Masks, gather
+from keras_ntt.factors import Factor, JacobianFactor, Masks, cast, full_precision, gather
 from keras_ntt.layer_rules import Linearization, linearize
 from keras_ntt.layer_rules.stacking import Stacked
 from keras_ntt.network import Network, unroll
@@ -30,7 +30,7 @@ class Tangents(NamedTuple):
     """A batch's outputs and their derivatives by the trainable weights.
 
     Attributes:
-        outputs: ``[n, c]``.
+        outputs: ``[n, c]``, all outputs of the model in a row.
         factors: The derivatives, no two by the same variable.
     """
 
@@ -38,39 +38,37 @@ class Tangents(NamedTuple):
     factors: list[Factor]
 
 
-def tangents(network: Network, x: Any, values: Values | None = None) -> Tangents:
+def tangents(
+    network: Network, x: Any, values: Values | None = None, directions: tf.Tensor | None = None
+) -> Tangents:
     """Run a network and differentiate its outputs by its trainable weights.
 
     Args:
         network: The unrolled model.
         x: A batch of inputs, ``[n, ...]`` each.
         values: Values to use in place of some variables' own.
+        directions: Differentiate k combinations of the outputs of each sample instead of the c
+            outputs, ``[n, k, c]``.
 
     Returns:
         Outputs and derivatives.
     """
-    with _host.values_in_place(values or {}):
+    network = network.bound_to(x)
+    with _host.values_in_place(values or {}), _host.twice_differentiable():
         tensors = dict(zip(network.inputs, network.prepare(x), strict=True))
         active: set[int] = set()
         done: list[Linearization] = []
         for call in network.calls:
             step = linearize(call, [tensors[s] for s in call.inputs])
-            if len(step.outputs) != len(call.outputs):
-                raise ValueError(
-                    "The model has several outputs, of which there is no single tangent kernel. "
-                    f"Received: {len(step.outputs)} outputs of {call.operation.name!r}"
-                )
             done.append(step)
             tensors.update(zip(call.outputs, step.outputs, strict=True))
             if call.weights or active.intersection(call.inputs):
                 active.update(call.outputs)
-        (slot,) = network.outputs
-        outputs = tensors[slot]
-        size = outputs.shape[1:].num_elements()
-        n = tf.shape(outputs)[0] if outputs.shape[0] is None else outputs.shape[0]
-        seeds = tf.tile(tf.eye(size, dtype=outputs.dtype), [n, 1])
-        seeds = tf.reshape(seeds, [n * size, *outputs.shape[1:]])
-        cotangents: dict[int, Stacked] = {slot: Stacked(seeds, size)}
+        ends = [tensors[slot] for slot in network.outputs]
+        outputs = flat_outputs(ends)
+        cotangents: dict[int, Stacked] = {}
+        for slot, seed in zip(network.outputs, _seeds(ends, directions), strict=True):
+            cotangents[slot] = cotangents[slot] + seed if slot in cotangents else seed
         factors: list[Factor] = []
         for call, step in zip(reversed(network.calls), reversed(done), strict=True):
             given = [cotangents.pop(s, None) for s in call.outputs]
@@ -82,7 +80,37 @@ def tangents(network: Network, x: Any, values: Values | None = None) -> Tangents
             for index, ct in zip(call.inputs, back, strict=True):
                 if ct is not None:
                     cotangents[index] = cotangents[index] + ct if index in cotangents else ct
-        return Tangents(tf.reshape(outputs, [-1, size]), gather(factors))
+        return Tangents(outputs, gather(cast(factor, outputs.dtype) for factor in factors))
+
+
+def flat_outputs(outputs: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Return all outputs of a model as ``[n, c]``, in float32 or longer."""
+    for output in outputs:
+        if output.shape[1:].num_elements() is None or not output.dtype.is_floating:
+            raise ValueError(
+                "The outputs of the model must be floats of a size that is known, because each is "
+                "differentiated. Fix the length of sequences in keras.Input. "
+                f"Received: an output of shape {tuple(output.shape)} and dtype {output.dtype.name}"
+            )
+    dtype = max((full_precision(y).dtype for y in outputs), key=lambda dtype: dtype.size)
+    flat = [tf.reshape(tf.cast(y, dtype), [-1, y.shape[1:].num_elements()]) for y in outputs]
+    return flat[0] if len(flat) == 1 else tf.concat(flat, axis=1)
+
+
+def _seeds(outputs: Sequence[tf.Tensor], directions: tf.Tensor | None) -> list[Stacked]:
+    """Return the cotangents to begin with, one for each output."""
+    sizes = [y.shape[1:].num_elements() for y in outputs]
+    n = tf.shape(outputs[0])[0] if outputs[0].shape[0] is None else outputs[0].shape[0]
+    copies = sum(sizes) if directions is None else directions.shape[1]
+    if directions is None:
+        stacked = tf.tile(tf.eye(copies, dtype=outputs[0].dtype), [n, 1])
+    else:
+        stacked = tf.reshape(directions, [-1, sum(sizes)])
+    parts = tf.split(stacked, sizes, axis=1) if len(sizes) > 1 else [stacked]
+    return [
+        Stacked(tf.reshape(tf.cast(part, y.dtype), [n * copies, *y.shape[1:]]), copies)
+        for part, y in zip(parts, outputs, strict=True)
+    ]
 
 
 def kernel_matrix(
@@ -117,8 +145,8 @@ def empirical_ntk(
     """Return the empirical neural tangent kernel of a model, in inference mode.
 
     Args:
-        model: A built Keras model with one output tensor; its outputs beyond the batch axis are
-            flattened to c outputs.
+        model: A built Keras model. Its outputs beyond the batch axis are flattened to c outputs,
+            those of several output tensors one after the other.
         x1: Inputs ``[n1, ...]``.
         x2: Inputs ``[n2, ...]``; None means `x1`.
         wrt: The weights that the outputs are differentiated by. ``"all"``: every entry of every
@@ -136,8 +164,8 @@ def empirical_ntk(
 
     Raises:
         TypeError: If `model` is not a Keras 3 model.
-        ValueError: If the model is not built, has no trainable weights or several outputs, or
-            if an argument or the inputs do not fit.
+        ValueError: If the model is not built or has no trainable weights, or if an argument or
+            the inputs do not fit.
 
     Example:
     >>> import keras, numpy as np
@@ -174,17 +202,17 @@ def _tangents_by_definition(network: Network, x: Any) -> Tangents:
     """Differentiate output by output and sample by sample; the oracle for `tangents`."""
     variables = network.model.trainable_variables
     sources = [_host.raw(v) for v in variables]
+    network = network.bound_to(x)
     inputs = keras.tree.pack_sequence_as(x, network.prepare(x))
     with tf.GradientTape(persistent=True) as tape:
-        outputs = network.model(inputs, training=False)
-        outputs = tf.reshape(outputs, [outputs.shape[0], -1])
+        outputs = flat_outputs(keras.tree.flatten(network.model(inputs, training=False)))
         entries = tf.unstack(tf.reshape(outputs, [-1]))
     rows = []
     for entry in entries:
         gradients = tape.gradient(
             entry, sources, unconnected_gradients=tf.UnconnectedGradients.ZERO
         )
-        parts = [tf.reshape(tf.convert_to_tensor(g), [-1]) for g in gradients]
+        parts = [tf.cast(tf.reshape(g, [-1]), outputs.dtype) for g in gradients]
         rows.append(tf.concat(parts, axis=0))
     factor = JacobianFactor(tf.stack(rows), outputs.shape[1], tuple(variables))
     return Tangents(outputs, [factor])

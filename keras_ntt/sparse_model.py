@@ -67,7 +67,7 @@ class MaskConstraint(keras.constraints.Constraint):
     @property
     def mask(self) -> np.ndarray:
         """The mask as a boolean array."""
-        return self._mask.numpy()
+        return _host.array_of(self._mask)
 
     @mask.setter
     def mask(self, value: np.ndarray) -> None:
@@ -315,7 +315,7 @@ def kept_entries(model: keras.Model) -> dict[int, np.ndarray]:
     if held:
         return held
     kernels = [v for layer in model._flatten_layers() for v in prunable_weights(layer)]
-    return {id(v): keras.ops.convert_to_numpy(v) != 0 for v in kernels}
+    return {id(v): _host.array_of(v) != 0 for v in kernels}
 
 
 def check_no_masks(model: keras.Model) -> None:

@@ -68,6 +68,7 @@ def by_sample(
     mask_rows = [stacking.repeat(m, copies) for m in masks if m is not None]
     fixed = {id(v): (v, _host.value_of(v)) for v in call.operation.variables}
     values = [fixed[id(v)][1] for v in variables]
+    dtype = max((v.dtype for v in values), key=lambda dtype: dtype.size)
 
     def row(arguments: tuple) -> tf.Tensor:
         row_tensors, row_masks, row_cotangents = arguments
@@ -92,7 +93,7 @@ def by_sample(
             ],
             unconnected_gradients=tf.UnconnectedGradients.ZERO,
         )
-        return tf.concat([tf.reshape(g, [-1]) for g in gradients], axis=0)
+        return tf.concat([tf.cast(tf.reshape(g, [-1]), dtype) for g in gradients], axis=0)
 
     arguments = (rows, mask_rows, [ct for _, ct in used])
     arguments = keras.tree.map_structure(tf.convert_to_tensor, arguments)

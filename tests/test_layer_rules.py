@@ -1,0 +1,173 @@
+import architectures
+import every_layer
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+import keras_ntt
+from keras_ntt import layer_rules
+from keras_ntt.layer_rules import composite
+from keras_ntt.network import unroll
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+@pytest.fixture(params=every_layer.CASES)
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def model(name):
+    return architectures.randomize(every_layer.CASES[name]())
+
+
+def error(found, expected):
+    found, expected = (keras.ops.convert_to_numpy(a) for a in (found, expected))
+    assert found.shape == expected.shape
+    return np.abs(found - expected).max() / np.abs(expected).max()
+
+
+def prune_by_half(model):
+    rng = np.random.default_rng(2)
+    masks = {}
+    for variable in keras_ntt.policies.choose_weights(model).weights:
+        masks[variable.path] = rng.random(variable.shape) < 0.5
+    return keras_ntt.apply_masks(model, masks)
+
+
+def test_structured_kernel_is_the_jacobian_kernel(name, model):
+    tolerance = 1e-6 if name == "lora" else 1e-11  # Keras keeps LoRA's weights in float32
+    x1, x2 = every_layer.inputs_for(model, 3), every_layer.inputs_for(model, 2, seed=1)
+    for wrt in ("all", "kept"):
+        for outputs in ("full", "trace"):
+            options = {"wrt": wrt, "outputs": outputs}
+            found = keras_ntt.empirical_ntk(model, x1, x2, **options)
+            expected = keras_ntt.empirical_ntk(model, x1, x2, implementation="jacobian", **options)
+            assert error(found, expected) < tolerance
+        prune_by_half(model)
+
+
+def test_every_rule_for_weights_has_a_case():
+    with_weights = {
+        rule_type.__name__
+        for rule_type, rule in layer_rules.registered_rules().items()
+        if rule.__module__ != "keras_ntt.layer_rules.weightless"
+        and rule_type.__module__.startswith("keras.")
+    }
+    elsewhere = {"Dense", "Conv1D", "Conv2D"}  # in architectures.py
+    assert with_weights - elsewhere <= set(every_layer.CASES)
+
+
+def loss_of(student, teacher, x, **options):
+    return keras_ntt.ntt_loss(student, teacher, x, density=0.5, ntk_weight=0.3, l2=1e-2, **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"wrt": "kept"}], ids=["all", "kept"])
+def test_gradient_of_the_loss_is_its_finite_difference(name, model, options):
+    if name == "lora":
+        pytest.skip("Keras keeps LoRA's weights in float32, too short for finite differences")
+    teacher = architectures.randomize(every_layer.CASES[name](), seed=1)
+    prune_by_half(model)
+    x = every_layer.inputs_for(model, 4)
+    variables = [v.value for v in model.trainable_variables]
+    with tf.GradientTape() as tape:
+        total = loss_of(model, teacher, x, **options).total
+    gradients = tape.gradient(total, variables, unconnected_gradients="zero")
+    rng = np.random.default_rng(5)
+    masks = keras_ntt.get_masks(model)
+    steps, slope = [], 0.0
+    for variable, gradient in zip(model.trainable_variables, gradients, strict=True):
+        step = rng.standard_normal(variable.shape) * masks.get(variable.path, 1.0)
+        slope += float(tf.reduce_sum(tf.convert_to_tensor(gradient) * step))
+        steps.append((variable, variable.numpy(), step))
+    h, values = 1e-5, []
+    for k in (-2, -1, 1, 2):
+        for variable, value, step in steps:
+            variable.assign(value + k * h * step)
+        values.append(float(loss_of(model, teacher, x, **options).total))
+    difference = (values[0] - 8 * values[1] + 8 * values[2] - values[3]) / (12 * h)
+    assert slope == pytest.approx(difference, rel=1e-5)
+
+
+def test_compiled_step_with_an_open_batch_size(name, model):
+    teacher = architectures.randomize(every_layer.CASES[name](), seed=1)
+    x = every_layer.inputs_for(model, 4)
+    signature = keras.tree.map_structure(lambda a: tf.TensorSpec([None, *a.shape[1:]], a.dtype), x)
+    compiled = tf.function(
+        lambda x: loss_of(model, teacher, x), input_signature=[signature], autograph=False
+    )
+    tolerance = 1e-5 if name == "lora" else 1e-10
+    np.testing.assert_allclose(compiled(x), loss_of(model, teacher, x), rtol=tolerance)
+
+
+def structured(model, x):
+    """Return which inner layers of each composite call are structured, and the rest."""
+    found = {}
+    for call in unroll(model).bound_to(x).calls:
+        if isinstance(call.operation, keras.layers.Layer) and call.weights:
+            rows = keras.tree.map_structure(tf.convert_to_tensor, keras.tree.flatten(x))
+            if layer_rules.find_rule(call.operation) is None:
+                division = composite.divide(call, rows)
+                found[call.operation.name] = (
+                    [layer.name for layer in division.layers],
+                    [v.path for v in division.rest],
+                )
+    return found
+
+
+def test_layers_of_a_subclassed_model_are_structured():
+    model = every_layer.CASES["subclassed"]()
+    ((layers_found, rest),) = structured(model, every_layer.inputs_for(model, 2)).values()
+    assert layers_found == [layer.name for layer in model.layers if layer.weights]
+    assert rest == []
+
+
+def test_what_a_composite_uses_itself_is_not_structured():
+    tied = every_layer.CASES["tied"]()
+    ((found, rest),) = structured(tied, every_layer.inputs_for(tied, 2)).values()
+    assert (len(found), len(rest)) == (1, 2)
+    merged = every_layer.Merged()
+    merged.build((None, 3, 2))
+    x = layers.Input((3, 2))
+    model = keras.Model(x, merged(x))
+    ((found, rest),) = structured(model, np.zeros((2, 3, 2))).values()
+    assert found == [merged.last.name]
+    assert rest == [v.path for v in merged.dense.weights]
+
+
+def test_a_rule_of_the_user():
+    class Gated(layers.Layer):
+        def build(self, shape):
+            self.matrix = self.add_weight(shape=(shape[-1], 3))
+            self.offset = self.add_weight(shape=(3,))
+
+        def call(self, x):
+            return keras.ops.tanh(keras.ops.matmul(x, self.matrix) + self.offset)
+
+    model = architectures.randomize(architectures.sequential((4,), Gated(), layers.Dense(2)))
+    x = architectures.inputs_for(model, 3)
+    without = keras_ntt.empirical_ntk(model, x)
+    runs = []
+
+    @keras_ntt.register_layer_rule(Gated)
+    def gated(call, tensors):
+        runs.append(call)
+        layer = call.operation
+        return layer_rules.Einsum(
+            call,
+            tensors,
+            "nk,ko->no",
+            kernel=layer.matrix,
+            bias=layer.offset,
+            activation=keras.activations.tanh,
+        )
+
+    assert error(keras_ntt.empirical_ntk(model, x), without) < 1e-13
+    assert len(runs) == 1
+    with pytest.raises(TypeError, match="layer classes"):
+        keras_ntt.register_layer_rule(Gated(name="an_instance"))
+    with pytest.raises(ValueError, match="axis of the samples first"):
+        layer_rules.Einsum(runs[0], [tf.constant(x)], "kn,ko->no", kernel=model.weights[0])
