@@ -48,6 +48,38 @@ def batches(x: Any, batch_size: int, *, key: tf.Variable, shuffle: bool) -> tf.d
     return dataset.apply(cardinality).prefetch(2).with_options(options)
 
 
+def batch_spec(x: Any, batch_size: int) -> Any:
+    """Return shape and dtype of the largest batch of inputs.
+
+    Args:
+        x: As for `NeuralTangentTransfer.fit`.
+        batch_size: Samples a batch, for arrays.
+
+    Returns:
+        ``tf.TensorSpec``, nested as the model takes its inputs.
+
+    Raises:
+        ValueError: If the size of a batch cannot be told beforehand.
+    """
+    specs: Any = None
+    if checks.is_array(x):
+        size = min(batch_size, len(keras.tree.flatten(x)[0]))
+        specs = keras.tree.map_structure(lambda a: tf.TensorSpec([size, *a.shape[1:]], a.dtype), x)
+    elif isinstance(x, tf.data.Dataset):
+        specs = without_labels(x.element_spec)
+    elif isinstance(x, keras.utils.PyDataset):
+        specs = keras.tree.map_structure(
+            lambda a: tf.TensorSpec(a.shape, a.dtype), without_labels(x[0])
+        )
+    if specs is None or any(not s.shape.is_fully_defined() for s in keras.tree.flatten(specs)):
+        raise ValueError(
+            "memory_limit needs to know how large a batch is. Pass arrays, or a tf.data.Dataset "
+            "with dataset.batch(size, drop_remainder=True). "
+            f"Received: batches of {'a generator' if specs is None else specs}"
+        )
+    return specs
+
+
 def is_generator(x: Any) -> bool:
     """Tell whether `x` is an iterator over batches."""
     return hasattr(x, "__next__")

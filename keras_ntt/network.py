@@ -87,6 +87,7 @@ class Network:
         inputs: Slots of the model's inputs.
         outputs: Slots of the model's outputs.
         input_dtypes: The dtype each input is cast to; None leaves it as it comes.
+        output_shapes: Shapes of the outputs, without the axis of the samples.
     """
 
     model: Any
@@ -94,6 +95,7 @@ class Network:
     inputs: tuple[int, ...] = ()
     outputs: tuple[int, ...] = ()
     input_dtypes: tuple[str | None, ...] = ()
+    output_shapes: tuple[tuple[int | None, ...], ...] = ()
     _bound: dict[Any, Network] = field(default_factory=dict)
 
     def bound_to(self, x: Any) -> Network:
@@ -108,11 +110,28 @@ class Network:
             symbols = [keras.KerasTensor((None, *t.shape[1:]), t.dtype.name) for t in leaves]
             symbolic = keras.tree.pack_sequence_as(x, symbols)
             found = self.model.compute_output_spec(symbolic)
-            ends = tuple(len(slots) + i for i, _ in enumerate(keras.tree.flatten(found)))
+            shapes = tuple(tuple(t.shape[1:]) for t in keras.tree.flatten(found))
+            ends = tuple(len(slots) + i for i, _ in enumerate(shapes))
             call = Call(self.model, _call_arguments(arguments, {}, self.model), slots, ends)
             dtypes = (None,) * len(slots)
-            self._bound[key] = Network(self.model, (call,), slots, ends, dtypes)
+            self._bound[key] = Network(self.model, (call,), slots, ends, dtypes, shapes)
         return self._bound[key]
+
+    @property
+    def output_size(self) -> int:
+        """The number of outputs of a sample.
+
+        Raises:
+            ValueError: If it is not known.
+        """
+        sizes = [tf.TensorShape(shape).num_elements() for shape in self.output_shapes]
+        if not sizes or None in sizes:
+            raise ValueError(
+                "The outputs of the model must be of a size that is known, because each is "
+                "differentiated. Fix the length of sequences in keras.Input. "
+                f"Received: model={self.model.name!r} with outputs {self.output_shapes}"
+            )
+        return sum(sizes)
 
     def prepare(self, x: Any) -> list[tf.Tensor]:
         """Return the model's inputs as a flat list of tensors of the right dtypes."""
@@ -194,5 +213,6 @@ def unroll(model: Any) -> Network:
         inputs = [new_slot() for _ in functional.inputs]
         outputs = add(functional, inputs)
         dtypes = tuple(keras.backend.standardize_dtype(t.dtype) for t in functional.inputs)
-        return Network(model, tuple(calls), tuple(inputs), tuple(outputs), dtypes)
+        shapes = tuple(tuple(t.shape[1:]) for t in functional.outputs)
+        return Network(model, tuple(calls), tuple(inputs), tuple(outputs), dtypes, shapes)
     return Network(model)

@@ -54,6 +54,7 @@ def tangents(
         Outputs and derivatives.
     """
     network = network.bound_to(x)
+    size = network.output_size
     with _host.values_in_place(values or {}), _host.twice_differentiable():
         tensors = dict(zip(network.inputs, network.prepare(x), strict=True))
         active: set[int] = set()
@@ -67,7 +68,7 @@ def tangents(
         ends = [tensors[slot] for slot in network.outputs]
         outputs = flat_outputs(ends)
         cotangents: dict[int, Stacked] = {}
-        for slot, seed in zip(network.outputs, _seeds(ends, directions), strict=True):
+        for slot, seed in zip(network.outputs, _seeds(ends, size, directions), strict=True):
             cotangents[slot] = cotangents[slot] + seed if slot in cotangents else seed
         factors: list[Factor] = []
         for call, step in zip(reversed(network.calls), reversed(done), strict=True):
@@ -85,32 +86,41 @@ def tangents(
 
 def flat_outputs(outputs: Sequence[tf.Tensor]) -> tf.Tensor:
     """Return all outputs of a model as ``[n, c]``, in float32 or longer."""
-    for output in outputs:
-        if output.shape[1:].num_elements() is None or not output.dtype.is_floating:
-            raise ValueError(
-                "The outputs of the model must be floats of a size that is known, because each is "
-                "differentiated. Fix the length of sequences in keras.Input. "
-                f"Received: an output of shape {tuple(output.shape)} and dtype {output.dtype.name}"
-            )
     dtype = max((full_precision(y).dtype for y in outputs), key=lambda dtype: dtype.size)
     flat = [tf.reshape(tf.cast(y, dtype), [-1, y.shape[1:].num_elements()]) for y in outputs]
     return flat[0] if len(flat) == 1 else tf.concat(flat, axis=1)
 
 
-def _seeds(outputs: Sequence[tf.Tensor], directions: tf.Tensor | None) -> list[Stacked]:
+def _seeds(outputs: Sequence[tf.Tensor], size: int, directions: tf.Tensor | None) -> list[Stacked]:
     """Return the cotangents to begin with, one for each output."""
     sizes = [y.shape[1:].num_elements() for y in outputs]
     n = tf.shape(outputs[0])[0] if outputs[0].shape[0] is None else outputs[0].shape[0]
-    copies = sum(sizes) if directions is None else directions.shape[1]
     if directions is None:
-        stacked = tf.tile(tf.eye(copies, dtype=outputs[0].dtype), [n, 1])
+        copies, stacked = size, tf.tile(tf.eye(size, dtype=outputs[0].dtype), [n, 1])
     else:
-        stacked = tf.reshape(directions, [-1, sum(sizes)])
+        copies, stacked = directions.shape[1], tf.reshape(directions, [-1, size])
     parts = tf.split(stacked, sizes, axis=1) if len(sizes) > 1 else [stacked]
     return [
         Stacked(tf.reshape(tf.cast(part, y.dtype), [n * copies, *y.shape[1:]]), copies)
         for part, y in zip(parts, outputs, strict=True)
     ]
+
+
+def random_directions(
+    shape: Sequence[int | tf.Tensor], seed: tf.Tensor | Sequence[int], dtype: tf.DType
+) -> tf.Tensor:
+    """Return independent random signs, which have the unit matrix as their second moment.
+
+    Args:
+        shape: The shape, whose last axis is that of the outputs.
+        seed: Two integers.
+        dtype: The dtype.
+
+    Returns:
+        A tensor of -1 and 1.
+    """
+    bits = tf.random.stateless_uniform(shape, seed, 0, 2, dtype=tf.int32)
+    return tf.cast(2 * bits - 1, dtype)
 
 
 def kernel_matrix(
@@ -140,6 +150,8 @@ def empirical_ntk(
     *,
     wrt: str = "all",
     outputs: str = "full",
+    output_projections: int | None = None,
+    seed: int = 0,
     implementation: str = "auto",
 ) -> tf.Tensor:
     """Return the empirical neural tangent kernel of a model, in inference mode.
@@ -154,13 +166,19 @@ def empirical_ntk(
             are given by the masks that the model holds or, if it holds none, by the exact zeros
             of its kernels.
         outputs: ``"full"`` or ``"trace"``.
+        output_projections: Take the kernel of k random combinations of the outputs, with weights
+            -1 and 1, instead of the c outputs: for models with many outputs. None takes the
+            outputs themselves.
+        seed: Seed of the combinations.
         implementation: ``"auto"``: structured derivatives (Novak, Sohl-Dickstein & Schoenholz,
             "Fast Finite Width Neural Tangent Kernel", ICML 2022). ``"jacobian"``:
             the definition, one gradient a sample and output; slow, to check by.
 
     Returns:
         For ``outputs="full"`` ``[n1, n2, c, c]``; for ``"trace"`` ``[n1, n2]``, the mean over
-        the outputs of the diagonal. The dtype is that of the model's outputs.
+        the outputs of the diagonal. The dtype is that of the model's outputs. With
+        `output_projections` the full kernel is that of the combinations, ``[n1, n2, k, k]``,
+        and the trace an unbiased estimate of the trace without.
 
     Raises:
         TypeError: If `model` is not a Keras 3 model.
@@ -185,28 +203,45 @@ def empirical_ntk(
     masks = None
     if wrt == "kept":
         masks = {key: tf.constant(mask) for key, mask in kept_entries(model).items()}
+    network = unroll(model).bound_to(x1)
+    c = network.output_size
+    directions = None
+    if output_projections is not None:
+        c = checks.check_count("output_projections", output_projections)
+        directions = random_directions([1, c, network.output_size], [seed, 0], tf.float64)
     differentiate = tangents if implementation == "auto" else _tangents_by_definition
-    network = unroll(model)
-    first = differentiate(network, x1)
-    second = first if x2 is None else differentiate(network, x2)
-    c = first.factors[0].copies
+    first = differentiate(network, x1, directions=_for_each(x1, directions))
+    second = first
+    if x2 is not None:
+        second = differentiate(network, x2, directions=_for_each(x2, directions))
     trace = outputs == "trace"
     matrix = kernel_matrix(first.factors, second.factors, masks=masks, trace=trace)
     if trace:
-        return matrix / c
+        return matrix / (c * (1 if directions is None else network.output_size))
     blocks = tf.reshape(matrix, [first.outputs.shape[0], c, second.outputs.shape[0], c])
     return tf.transpose(blocks, [0, 2, 1, 3])
 
 
-def _tangents_by_definition(network: Network, x: Any) -> Tangents:
+def _for_each(x: Any, directions: tf.Tensor | None) -> tf.Tensor | None:
+    """Repeat directions for each sample of a batch."""
+    if directions is None:
+        return None
+    return tf.repeat(directions, len(keras.tree.flatten(x)[0]), axis=0)
+
+
+def _tangents_by_definition(
+    network: Network, x: Any, directions: tf.Tensor | None = None
+) -> Tangents:
     """Differentiate output by output and sample by sample; the oracle for `tangents`."""
     variables = network.model.trainable_variables
     sources = [_host.raw(v) for v in variables]
-    network = network.bound_to(x)
     inputs = keras.tree.pack_sequence_as(x, network.prepare(x))
     with tf.GradientTape(persistent=True) as tape:
         outputs = flat_outputs(keras.tree.flatten(network.model(inputs, training=False)))
-        entries = tf.unstack(tf.reshape(outputs, [-1]))
+        ends = outputs
+        if directions is not None:
+            ends = tf.einsum("nkc,nc->nk", tf.cast(directions, outputs.dtype), outputs)
+        entries = tf.unstack(tf.reshape(ends, [-1]))
     rows = []
     for entry in entries:
         gradients = tape.gradient(
@@ -214,5 +249,5 @@ def _tangents_by_definition(network: Network, x: Any) -> Tangents:
         )
         parts = [tf.cast(tf.reshape(g, [-1]), outputs.dtype) for g in gradients]
         rows.append(tf.concat(parts, axis=0))
-    factor = JacobianFactor(tf.stack(rows), outputs.shape[1], tuple(variables))
+    factor = JacobianFactor(tf.stack(rows), ends.shape[1], tuple(variables))
     return Tangents(outputs, [factor])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import keras
@@ -12,7 +12,7 @@ import tensorflow as tf
 from keras_ntt import _host, checks
 from keras_ntt.factors import split
 from keras_ntt.network import Network, unroll
-from keras_ntt.ntk import Tangents, Values, kernel_matrix, tangents
+from keras_ntt.ntk import Tangents, Values, kernel_matrix, random_directions, tangents
 from keras_ntt.policies import choose_weights
 from keras_ntt.sparse_model import kept_entries, masks_by_variable
 
@@ -41,30 +41,59 @@ class Weighting:
         ntk_weight: Weight of the kernel distance.
         l2: Weight of the sum of squares, which is divided by the density.
         wrt: ``"all"`` or ``"kept"``, the weights that the student's kernel is taken by.
+        outputs: ``"full"``: all pairs of outputs. ``"trace"``: the mean over equal outputs.
+        output_projections: Number of random combinations of the outputs that stand for all.
     """
 
     ntk_weight: float
     l2: float
     wrt: str
+    outputs: str = "full"
+    output_projections: int | None = None
 
     def __post_init__(self) -> None:
         checks.check_number("ntk_weight", self.ntk_weight)
         checks.check_number("l2", self.l2)
         checks.check_choice("wrt", self.wrt, ("all", "kept"))
+        checks.check_choice("outputs", self.outputs, ("full", "trace"))
+        if self.output_projections is not None:
+            checks.check_count("output_projections", self.output_projections)
+            if self.outputs == "trace":
+                raise ValueError(
+                    "The square of a trace that is estimated by random projections is biased. "
+                    "Use output_projections with outputs='full', or outputs='trace' without. "
+                    f"Received: outputs='trace', output_projections={self.output_projections}"
+                )
 
 
-def objective(
-    student: Network,
-    teacher: Network,
-    x: Any,
-    *,
-    pruned: Sequence[keras.Variable],
-    masks: Mapping[int, tf.Tensor],
-    density: tf.Tensor | float,
-    weighting: Weighting,
-    student_values: Values | None = None,
-    teacher_values: Values | None = None,
-) -> NTTLoss:
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """A student, its teacher and how they are compared.
+
+    Attributes:
+        student: The sparse network. Its masked entries are zero.
+        teacher: The dense network.
+        pruned: The student's variables that have masks.
+        masks: ``id(variable) -> 0/1 tensor`` for them.
+        density: Fraction of the entries that are kept.
+        weighting: Settings.
+        seed: Two integers, the seed of random combinations of outputs.
+        student_values: Values to use in place of the student's variables' own.
+        teacher_values: Values to use in place of the teacher's variables' own.
+    """
+
+    student: Network
+    teacher: Network
+    pruned: Sequence[keras.Variable]
+    masks: Mapping[int, tf.Tensor]
+    density: tf.Tensor | float
+    weighting: Weighting
+    seed: tf.Tensor | Sequence[int] = (0, 0)
+    student_values: Values = field(default_factory=dict)
+    teacher_values: Values = field(default_factory=dict)
+
+
+def objective(pair: Pair, x: Any) -> NTTLoss:
     """Compare a student with its teacher on a batch.
 
     With m the masks, w the student's weights, the tangent kernels between the first and the
@@ -77,41 +106,115 @@ def objective(
     2020; weights and divisor as in the published code). A batch of an odd number of samples has a
     first half one longer; a single sample is compared with itself.
 
+    With `output_projections` the kernel distance is estimated from random combinations of the
+    outputs, drawn for each sample: of independent vectors r and s of signs, the expectation of
+    ``(r^T d s)^2`` is the sum of the squares of the matrix d, so the estimate has no bias.
+
     Args:
-        student: The sparse network. Its masked entries are zero.
-        teacher: The dense network.
+        pair: Student, teacher and settings.
         x: Inputs ``[n, ...]``.
-        pruned: The student's variables that have masks.
-        masks: ``id(variable) -> 0/1 tensor`` for them.
-        density: Fraction of the entries that are kept.
-        weighting: Settings.
-        student_values: Values to use in place of the student's variables' own.
-        teacher_values: Values to use in place of the teacher's variables' own.
 
     Returns:
         The `NTTLoss`.
     """
-    student_values = student_values or {}
+    first, second = halves(pair, x)
+    ntk_distance, output_distance = distances(pair, first, second)
+    return sum_up(pair, ntk_distance, output_distance)
+
+
+class Half(NamedTuple):
+    """One half of a batch.
+
+    Attributes:
+        x: Inputs ``[n, ...]``, nested as the model takes them.
+        directions: Combinations of outputs ``[n, k, c]``, or None for the outputs themselves.
+    """
+
+    x: Any
+    directions: tf.Tensor | None
+
+
+def halves(pair: Pair, x: Any) -> tuple[Half, Half]:
+    """Cut a batch in two, the first half one longer if the number of samples is odd."""
     x = keras.tree.map_structure(_at_least_two, x)
-    target = tangents(teacher, x, teacher_values)
-    found = tangents(student, x, student_values)
+    leaf = keras.tree.flatten(x)[0]
+    n = tf.shape(leaf)[0] if leaf.shape[0] is None else leaf.shape[0]
+    k = pair.weighting.output_projections
+    directions = None
+    if k is not None:
+        size = pair.student.bound_to(x).output_size
+        directions = random_directions([n, k, size], pair.seed, tf.float32)
+    cut = n - n // 2
+
+    def half(part: slice) -> Half:
+        own = keras.tree.map_structure(lambda leaf: leaf[part], x)
+        return Half(own, None if directions is None else directions[part])
+
+    return half(slice(None, cut)), half(slice(cut, None))
+
+
+def distances(
+    pair: Pair,
+    first: Half,
+    second: Half,
+    *,
+    counted: tuple[tf.Tensor | float, tf.Tensor | float] = (1.0, 1.0),
+    samples: tuple[tf.Tensor | int, tf.Tensor | int] | None = None,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Compare kernels and outputs of student and teacher on parts of the halves of a batch.
+
+    Args:
+        pair: Student, teacher and settings.
+        first: Samples of the first half.
+        second: Samples of the second half.
+        counted: How much the outputs of either count.
+        samples: How many samples the whole halves have; None if these are whole.
+
+    Returns:
+        Their shares in the mean squared differences of the kernels and of the outputs.
+    """
+    both = keras.tree.map_structure(lambda *parts: tf.concat(parts, axis=0), first.x, second.x)
+    directions = None
+    if first.directions is not None:
+        directions = tf.concat([first.directions, second.directions], axis=0)
+    target = tangents(pair.teacher, both, pair.teacher_values, directions)
+    found = tangents(pair.student, both, pair.student_values, directions)
     if target.outputs.shape[1:] != found.outputs.shape[1:]:
         raise ValueError(
             "student and teacher must have outputs of the same shape. Received: outputs of "
             f"{found.outputs.shape[1]} and {target.outputs.shape[1]} numbers a sample"
         )
-    kept = masks if weighting.wrt == "kept" else None
-    target_ntk = tf.stop_gradient(_between_halves(target, None))
-    ntk_distance = tf.reduce_mean(tf.square(_between_halves(found, kept) - target_ntk))
-    output_distance = tf.reduce_mean(tf.square(found.outputs - tf.stop_gradient(target.outputs)))
-    kernels = [
-        student_values[id(v)][1] if id(v) in student_values else _host.value_of(v) for v in pruned
-    ]
-    l2 = 2 * tf.add_n([tf.nn.l2_loss(w) for w in kernels])
+    sizes = [_length(half.x) for half in (first, second)]
+    n1, n2 = samples or sizes
+    c, dtype = found.outputs.shape[1], found.outputs.dtype
+    weighting = pair.weighting
+    trace = weighting.outputs == "trace"
+    kept = pair.masks if weighting.wrt == "kept" else None
+    target_ntk = tf.stop_gradient(_between(target, sizes, None, trace))
+    squares = tf.reduce_sum(tf.square(_between(found, sizes, kept, trace) - target_ntk))
+    # A kernel of k combinations has k^2 entries a pair of samples, each with the expectation of
+    # the sum over all c^2; a trace is c times the mean that is compared.
+    entries = (weighting.output_projections or 1) ** 2 * c**2
+    ntk_distance = squares / tf.cast(n1 * n2 * entries, dtype)
+    differences = tf.square(found.outputs - tf.stop_gradient(target.outputs))
+    parts = tf.split(tf.reduce_sum(differences, axis=1), sizes, num=2)
+    total = tf.add_n(
+        [tf.cast(w, dtype) * tf.reduce_sum(p) for w, p in zip(counted, parts, strict=True)]
+    )
+    return ntk_distance, total / tf.cast((n1 + n2) * c, dtype)
+
+
+def sum_up(pair: Pair, ntk_distance: tf.Tensor, output_distance: tf.Tensor) -> NTTLoss:
+    """Return the objective from its distances, with the sum of squares of the pruned kernels."""
+    values = pair.student_values
+    kernels = [values[id(v)][1] if id(v) in values else _host.value_of(v) for v in pair.pruned]
+    dtype = ntk_distance.dtype
+    l2 = 2 * tf.add_n([tf.cast(tf.nn.l2_loss(w), dtype) for w in kernels])
+    weighting = pair.weighting
     total = (
         weighting.ntk_weight * ntk_distance
         + output_distance
-        + weighting.l2 / _scalar(density, l2.dtype) * l2
+        + weighting.l2 / _scalar(pair.density, dtype) * l2
     )
     return NTTLoss(total, ntk_distance, output_distance, l2)
 
@@ -132,15 +235,17 @@ def _at_least_two(x: Any) -> tf.Tensor:
     return tf.tile(x, tf.concat([[copies], ones], axis=0))
 
 
-def _between_halves(batch: Tangents, masks: Mapping[int, tf.Tensor] | None) -> tf.Tensor:
-    n = batch.outputs.shape[0]
-    if n is None:
-        rows = tf.shape(batch.outputs)[0]
-        sizes: Any = tf.stack([rows - rows // 2, rows // 2])
-    else:
-        sizes = [n - n // 2, n // 2]
-    halves = [split(factor, sizes) for factor in batch.factors]
-    return kernel_matrix([a for a, _ in halves], [b for _, b in halves], masks=masks)
+def _length(x: Any) -> int | tf.Tensor:
+    leaf = keras.tree.flatten(x)[0]
+    return tf.shape(leaf)[0] if leaf.shape[0] is None else leaf.shape[0]
+
+
+def _between(batch: Tangents, sizes: Any, masks: Any, trace: bool) -> tf.Tensor:
+    """Return the kernel between the first and the second part of a batch."""
+    if any(map(tf.is_tensor, sizes)):
+        sizes = tf.stack(sizes)
+    parts = [split(factor, sizes) for factor in batch.factors]
+    return kernel_matrix([a for a, _ in parts], [b for _, b in parts], masks=masks, trace=trace)
 
 
 def ntt_loss(
@@ -152,6 +257,9 @@ def ntt_loss(
     ntk_weight: float = 1e-3,
     l2: float = 1e-5,
     wrt: str = "all",
+    outputs: str = "full",
+    output_projections: int | None = None,
+    seed: int = 0,
     masks: Mapping[str, Any] | None = None,
 ) -> NTTLoss:
     """Return the objective of Neural Tangent Transfer for a student and a teacher on a batch.
@@ -170,6 +278,12 @@ def ntt_loss(
         wrt: ``"all"`` differentiates by every entry of the weights at the masked point, as the
             published code does; ``"kept"`` by the kept entries only, which is the kernel that
             governs the sparse network's own training.
+        outputs: ``"full"`` compares the kernels of all pairs of outputs. ``"trace"`` compares
+            their mean over equal outputs, which is one number for each pair of samples.
+        output_projections: Estimate the full distance, without bias, from k random combinations
+            of the outputs of each sample. The cost then does not grow with the square of the
+            number of outputs. None takes all outputs.
+        seed: Seed of the combinations.
         masks: Masks of the student's weights by variable path. None takes those that the
             student holds or, if it holds none, its exact zeros.
 
@@ -184,7 +298,7 @@ def ntt_loss(
         checks.check_differentiable(model, name)
     checks.check_shapes(student, teacher)
     (checks.check_structure if checks.is_symbolic(x) else checks.check_arrays)(x, student, "x")
-    weighting = Weighting(ntk_weight, l2, wrt)
+    weighting = Weighting(ntk_weight, l2, wrt, outputs, output_projections)
     check_density(density)
     choice = {id(v): v for v in choose_weights(student).weights}
     if masks is None:
@@ -200,16 +314,17 @@ def ntt_loss(
     }
     # The masks multiply the weights, so that gradients flow through them.
     masked = {key: (v, _host.value_of(v) * tensors[key]) for key, v in pruned.items()}
-    return objective(
+    pair = Pair(
         unroll(student),
         unroll(teacher),
-        x,
         pruned=list(pruned.values()),
         masks=tensors,
         density=density,
         weighting=weighting,
+        seed=(seed, 0),
         student_values=masked,
     )
+    return objective(pair, x)
 
 
 def check_density(density: Any) -> None:

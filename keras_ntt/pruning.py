@@ -30,6 +30,9 @@ def prune_neural_tangent(
     ntk_weight: float = 1e-3,
     l2: float = 1e-5,
     wrt: str = "all",
+    outputs: str = "full",
+    output_projections: int | None = None,
+    memory_limit: int | None = None,
     seed: int | None = None,
     steps_per_epoch: int | None = None,
     callbacks: Any = None,
@@ -54,6 +57,10 @@ def prune_neural_tangent(
         ntk_weight: Weight of the kernel distance.
         l2: Weight of the sum of squares of the kernels, divided by the density.
         wrt: ``"all"`` or ``"kept"``, see `keras_ntt.ntt_loss`.
+        outputs: ``"full"`` or ``"trace"``, see `keras_ntt.ntt_loss`.
+        output_projections: Number of random combinations of the outputs that stand for all, for
+            models with many outputs.
+        memory_limit: Bytes that a step may take, see `NeuralTangentTransfer`.
         seed: Seed of the order in which samples are drawn from arrays.
         steps_per_epoch: As in `keras.Model.fit`.
         callbacks: As in `keras.Model.fit`.
@@ -81,6 +88,9 @@ def prune_neural_tangent(
         ntk_weight=ntk_weight,
         l2=l2,
         wrt=wrt,
+        outputs=outputs,
+        output_projections=output_projections,
+        memory_limit=memory_limit,
         seed=seed,
     )
     transfer.compile(keras.optimizers.Adam(5e-4) if optimizer is None else optimizer)

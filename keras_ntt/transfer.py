@@ -9,10 +9,12 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ntt import _host, checks, inputs
+from keras_ntt.blocks import loss_and_gradient
 from keras_ntt.latent import LatentWeights, gate, state_of
 from keras_ntt.masks import MaskRule, Saliency
+from keras_ntt.memory import peak_memory, written
 from keras_ntt.network import unroll
-from keras_ntt.objective import NTTLoss, Weighting, objective
+from keras_ntt.objective import NTTLoss, Pair, Weighting, objective
 from keras_ntt.plan import Course, Plan
 from keras_ntt.policies import Filters, choose_weights
 from keras_ntt.saliency import as_saliency
@@ -55,6 +57,12 @@ class NeuralTangentTransfer(keras.Model):
         l2: Weight of the sum of squares of the kernels, divided by the density. The published
             demos use 1e-4 for an MLP and 1e-5 for a CNN.
         wrt: ``"all"`` or ``"kept"``, see `keras_ntt.ntt_loss`.
+        outputs: ``"full"`` or ``"trace"``, see `keras_ntt.ntt_loss`.
+        output_projections: Number of random combinations of the outputs that stand for all, for
+            models with many outputs; drawn anew at each step.
+        memory_limit: Bytes that the tensors of a step may take, apart from weights and state of
+            the optimizer. Where a batch does not fit, the step is taken in blocks, with the same
+            result, and takes longer. None sets no limit.
         seed: Seed of the order in which ``fit`` draws samples from arrays; None draws one from
             NumPy's global generator. It is saved with the weights, so that a run that is
             resumed sees the batches it would have seen.
@@ -83,6 +91,9 @@ class NeuralTangentTransfer(keras.Model):
         ntk_weight: float = 1e-3,
         l2: float = 1e-5,
         wrt: str = "all",
+        outputs: str = "full",
+        output_projections: int | None = None,
+        memory_limit: int | None = None,
         seed: int | None = None,
         name: str | None = None,
     ):
@@ -91,7 +102,9 @@ class NeuralTangentTransfer(keras.Model):
             checks.check_differentiable(teacher, "teacher")
         checks.check_pair(student, teacher)
         check_no_masks(student)
-        weighting = Weighting(ntk_weight, l2, wrt)
+        weighting = Weighting(ntk_weight, l2, wrt, outputs, output_projections)
+        if memory_limit is not None:
+            memory_limit = checks.check_count("memory_limit", memory_limit)
         schedule = as_schedule(pruning_schedule)
         choice = choose_weights(student, filters=filters, pruning_policy=pruning_policy)
         sizes = tuple(int(np.prod(v.shape)) for v in choice.weights)
@@ -102,6 +115,8 @@ class NeuralTangentTransfer(keras.Model):
         self.teacher = teacher
         self.pruning_schedule = schedule
         self.weighting = weighting
+        self.memory_limit = memory_limit
+        self._parts = 1
         self._weights = LatentWeights(student, choice.weights, rule, sparsity if prune else None)
         seed = int(np.random.randint(2**31)) if seed is None else int(seed)
         self._seed = state_of(self, "seed", seed, "int64")
@@ -230,6 +245,8 @@ class NeuralTangentTransfer(keras.Model):
         inputs.check(x, self.student, "inputs")
         if validation_data is not None:
             inputs.check(inputs.without_labels(validation_data), self.student, "validation_data")
+        if self.memory_limit is not None:
+            self._bound_memory(inputs.batch_spec(x, batch_size or 64))
         if checks.is_array(x):
             size = checks.check_count("batch_size", 64 if batch_size is None else batch_size)
             x = inputs.batches(x, size, key=self._order, shuffle=shuffle)
@@ -252,6 +269,55 @@ class NeuralTangentTransfer(keras.Model):
                 strip_pruning(self.student)
                 self.student.set_weights(before[1])
             raise
+
+    def estimate_memory(self, batch: Any, *, parts: int = 1) -> int:
+        """Estimate the memory of a step, from its graph, without taking it.
+
+        Args:
+            batch: A batch of inputs, or ``tf.TensorSpec`` with fully known shapes, nested as the
+                model takes them.
+            parts: In how many parts either half of the batch is taken.
+
+        Returns:
+            The number of bytes that its tensors need at one time, apart from weights and state
+            of the optimizer.
+        """
+        specs = keras.tree.map_structure(
+            lambda t: tf.TensorSpec(t.shape, tf.as_dtype(keras.backend.standardize_dtype(t.dtype))),
+            batch,
+        )
+        flat = keras.tree.flatten(specs)
+        n = flat[0].shape[0] if parts == 1 else 2 * -(-flat[0].shape[0] // (2 * parts))
+        sources = [_host.raw(v) for v in self.student.trainable_variables]
+
+        def step(*tensors: tf.Tensor) -> Any:
+            x = keras.tree.pack_sequence_as(specs, tensors)
+            loss, gradients = loss_and_gradient(self._pair(), x, sources)
+            return loss.total, [g for g in gradients if g is not None]
+
+        sums = sum(int(np.prod(v.shape)) * v.dtype.size for v in sources) if parts > 1 else 0
+        return sums + peak_memory(step, [tf.TensorSpec([n, *s.shape[1:]], s.dtype) for s in flat])
+
+    def _bound_memory(self, batch: Any) -> None:
+        """Choose in how many parts a batch is taken."""
+        assert self.memory_limit is not None
+        n = keras.tree.flatten(batch)[0].shape[0]
+        parts, needed = 1, self.estimate_memory(batch)
+        whole = needed
+        while needed > self.memory_limit and parts < (n + 1) // 2:
+            parts = min(2 * parts, (n + 1) // 2)
+            needed = self.estimate_memory(batch, parts=parts)
+        if needed > self.memory_limit:
+            raise ValueError(
+                "A step does not fit in memory_limit, not even taken for two samples at a time. "
+                "Set output_projections to a small number such as 8, so that fewer derivatives are "
+                "held, or outputs='trace'; make the inputs smaller; or raise the limit. Received: "
+                f"memory_limit={self.memory_limit} ({written(self.memory_limit)}), while a batch "
+                f"of {n} needs {written(whole)} and two samples {written(needed)}"
+            )
+        if parts != self._parts:
+            self._parts = parts
+            self.make_train_function(force=True)
 
     def begin(self) -> None:
         """Make the student sparse, as the first step wants it."""
@@ -293,12 +359,14 @@ class NeuralTangentTransfer(keras.Model):
         assert self._plan is not None
         variables = self.student.trainable_variables
         sources = [_host.raw(v) for v in variables]
-        x = self._inputs_of(data)
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(sources)
-            loss = self._objective(x)
-            scaled = self.optimizer.scale_loss(loss.total)
-        gradients = gate(variables, tape.gradient(scaled, sources), self._weights.by_id())
+        loss, gradients = loss_and_gradient(
+            self._pair(),
+            self._inputs_of(data),
+            sources,
+            parts=self._parts,
+            scale=self.optimizer.scale_loss,
+        )
+        gradients = gate(variables, gradients, self._weights.by_id())
         pairs = zip(gradients, self.trainable_variables, strict=True)
         # Nothing is counted before the batch is there: at the end of data of unknown length the
         # step is begun and finds none.
@@ -311,19 +379,19 @@ class NeuralTangentTransfer(keras.Model):
 
     def test_step(self, data: Any) -> dict[str, Any]:
         """Evaluate the objective on a batch."""
-        return self._logs(self._objective(self._inputs_of(data)))
+        return self._logs(objective(self._pair(), self._inputs_of(data)))
 
-    def _objective(self, x: Any) -> NTTLoss:
+    def _pair(self) -> Pair:
         student, teacher = self._networks
         pairs = zip(self.student.trainable_variables, self._first_state, strict=False)
-        return objective(
+        return Pair(
             student,
             teacher,
-            x,
             pruned=self._weights.pruned,
             masks=self._weights.by_id(),
             density=_host.value_of(self._weights.density),
             weighting=self.weighting,
+            seed=tf.stack([_host.value_of(self._seed), _host.value_of(self._step)]),
             teacher_values={id(v): (v, _host.value_of(first)) for v, first in pairs},
         )
 

@@ -1,0 +1,85 @@
+"""How much memory a step needs, from its graph, before it is run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+# Operations whose result is their input under another name or shape.
+_VIEWS = {
+    "EnsureShape", "ExpandDims", "Identity", "IdentityN", "PreventGradient", "Reshape", "Squeeze",
+    "StopGradient",
+}  # fmt: skip
+
+
+def peak_memory(function: Callable, specs: Sequence[tf.TensorSpec]) -> int:
+    """Return the most memory that the tensors of a function need at one time, in bytes.
+
+    The operations are taken in the order they were made, each tensor living from its own
+    operation to the last that reads it. Buffers inside of operations are not seen, nor that
+    operations of independent branches may run at once: expect the truth within about a third.
+
+    Args:
+        function: A function of tensors.
+        specs: Their shapes, fully known, and dtypes.
+
+    Returns:
+        The number of bytes, apart from variables.
+    """
+    traced = tf.function(function, autograph=False).get_concrete_function(*specs)
+    return _peak(traced.graph)
+
+
+def _peak(graph: tf.Graph) -> int:
+    operations = _needed(graph)
+    home: dict[Any, Any] = {}  # tensor -> the tensor whose memory it lies in
+    last: dict[Any, int] = {}
+    for i, op in enumerate(operations):
+        for k, tensor in enumerate(op.outputs):
+            seen = op.type in _VIEWS and k < len(op.inputs)
+            source = op.inputs[k] if seen else tensor
+            home[tensor.ref()] = home.get(source.ref(), source.ref())
+            last.setdefault(home[tensor.ref()], i)
+        for tensor in op.inputs:
+            last[home.get(tensor.ref(), tensor.ref())] = i
+    ends: dict[int, list[Any]] = {}
+    for ref, i in last.items():
+        ends.setdefault(i, []).append(ref)
+    live = peak = 0
+    for i, op in enumerate(operations):
+        if op.type not in ("Const", "Placeholder", "ReadVariableOp"):
+            live += sum(_bytes(t) for t in op.outputs if home[t.ref()] == t.ref())
+        peak = max(peak, live)
+        for ref in ends.get(i, []):
+            if ref.deref().op.type not in ("Const", "Placeholder", "ReadVariableOp"):
+                live -= _bytes(ref.deref())
+    return peak
+
+
+def _needed(graph: tf.Graph) -> list[tf.Operation]:
+    """Return the operations that the outputs depend on, in the order they were made."""
+    todo = [t.op for t in graph.outputs]
+    found = set()
+    while todo:
+        op = todo.pop()
+        if op not in found:
+            found.add(op)
+            todo += [t.op for t in op.inputs] + list(op.control_inputs)
+    return [op for op in graph.get_operations() if op in found]
+
+
+def _bytes(tensor: tf.Tensor) -> int:
+    size = tensor.shape.num_elements()
+    return 0 if size is None else math.ceil(size * tensor.dtype.size)
+
+
+def written(size: float) -> str:
+    """Write a number of bytes for a reader.
+
+    >>> written(3 * 2**30), written(700_000)
+    ('3.0 GiB', '0.7 MiB')
+    """
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
