@@ -5,7 +5,7 @@ from keras_ntt.layer_rules import register_layer_rule
 from keras_ntt.mask_files import load_masks, save_masks
 from keras_ntt.ntk import empirical_ntk
 from keras_ntt.objective import NTTLoss, ntt_loss
-from keras_ntt.policies import PruningPolicy
+from keras_ntt.policies import KernelPolicy, PruningPolicy
 from keras_ntt.pruning import prune_neural_tangent
 from keras_ntt.report import SparsityReport, sparsity_report
 from keras_ntt.schedules import NTTSchedule, PruningSchedule
@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ExportError",
     "ExportReport",
+    "KernelPolicy",
     "NTTLoss",
     "NTTSchedule",
     "NeuralTangentTransfer",

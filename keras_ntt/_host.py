@@ -144,6 +144,11 @@ def _moments(
     return tf.cast(mean, x.dtype), tf.cast(variance, x.dtype)
 
 
+def own_variables(layer: keras.Layer) -> list[keras.Variable]:
+    """Return the trainable variables of a layer itself, not of layers inside it."""
+    return list(layer._trainable_variables)
+
+
 def get_mask(tensor: Any) -> tf.Tensor | None:
     """Return the Keras timestep mask that travels with `tensor`, if any."""
     return getattr(tensor, "_keras_mask", None)

@@ -11,6 +11,8 @@ from typing import Any
 import keras
 from keras import layers
 
+from keras_ntt import _host
+
 Filters = str | Sequence[str] | Callable[[keras.layers.Layer], bool] | None
 
 _KERNEL_LAYERS = (
@@ -23,6 +25,9 @@ _KERNEL_LAYERS = (
     layers.Conv3DTranspose,
     layers.EinsumDense,
 )
+_SEPARABLE_LAYERS = (layers.SeparableConv1D, layers.SeparableConv2D)
+_DEPTHWISE_LAYERS = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
+_CELLS = (layers.SimpleRNNCell, layers.LSTMCell, layers.GRUCell)
 
 
 class PruningPolicy(ABC):
@@ -34,6 +39,47 @@ class PruningPolicy(ABC):
 
     def ensure_model_supports_pruning(self, model: keras.Model) -> None:  # noqa: B027
         """Raise a ValueError if the model as a whole does not fit the policy."""
+
+
+@dataclass(frozen=True)
+class KernelPolicy(PruningPolicy):
+    """Which weights of Keras's own layers are pruned; without options, what is pruned anyway.
+
+    These are the kernels of Dense, EinsumDense (and with it of attention), of convolutions,
+    plain and transposed, the pointwise kernels of separable ones, and both kernels of SimpleRNN,
+    LSTM and GRU. Biases and the scales of normalizations never are.
+
+    Attributes:
+        depthwise: Whether depthwise kernels are pruned too. They are a small part of a network
+            and each entry serves a whole channel.
+        embeddings: Whether tables of embeddings are pruned too.
+    """
+
+    depthwise: bool = False
+    embeddings: bool = False
+
+    def allow_pruning(self, layer: keras.layers.Layer) -> bool:
+        """Return True: the options choose among the weights of a layer."""
+        return True
+
+    def prunable_weights(self, layer: keras.layers.Layer) -> list[keras.Variable]:
+        """Return the weights of one layer that may be pruned, of the layer itself."""
+        if hasattr(layer, "get_prunable_weights"):
+            return list(layer.get_prunable_weights())
+        if getattr(layer, "quantization_mode", None) is not None:
+            return []
+        if isinstance(layer, _SEPARABLE_LAYERS):
+            depthwise = [layer.depthwise_kernel] if self.depthwise else []
+            return [*depthwise, layer.pointwise_kernel]
+        if isinstance(layer, _DEPTHWISE_LAYERS):
+            return [layer.kernel] if self.depthwise else []
+        if isinstance(layer, layers.Embedding):
+            return [layer._embeddings] if self.embeddings else []
+        if isinstance(layer, _CELLS):
+            return [layer.kernel, layer.recurrent_kernel]
+        if isinstance(layer, _KERNEL_LAYERS):
+            return [getattr(layer, "_kernel", layer.kernel)]
+        return []
 
 
 @dataclass(frozen=True)
@@ -49,26 +95,23 @@ class Choice:
     skipped: tuple[tuple[keras.Variable, str], ...]
 
 
-def prunable_weights(layer: keras.layers.Layer) -> list[keras.Variable]:
+def prunable_weights(
+    layer: keras.layers.Layer, policy: PruningPolicy | None = None
+) -> list[keras.Variable]:
     """Return the weights of one layer that pruning may touch.
 
-    A layer that defines ``get_prunable_weights()`` is asked. Of Keras's own layers it is the
-    kernels of Dense, EinsumDense and the convolutions; never biases, normalisation scales or
-    embeddings.
+    A layer that defines ``get_prunable_weights()`` is asked. Of Keras's own layers it is what
+    `KernelPolicy` says.
 
     Args:
         layer: A built layer.
+        policy: A policy, which may have a ``prunable_weights(layer)`` of its own.
 
     Returns:
         Trainable variables of the layer itself, not of layers inside it.
     """
-    if hasattr(layer, "get_prunable_weights"):
-        chosen = list(layer.get_prunable_weights())
-    elif isinstance(layer, _KERNEL_LAYERS) and getattr(layer, "quantization_mode", None) is None:
-        chosen = [getattr(layer, "_kernel", layer.kernel)]
-    else:
-        chosen = []
-    return [v for v in chosen if v.trainable]
+    found = getattr(policy, "prunable_weights", KernelPolicy().prunable_weights)(layer)
+    return [v for v in found if v.trainable]
 
 
 def choose_weights(
@@ -81,7 +124,8 @@ def choose_weights(
         filters: Which layers: a regular expression or a list of them, searched in the layer's
             name and in the paths of its weights, or a callable on the layer. None takes all.
         pruning_policy: An object with ``allow_pruning(layer)`` and, if it has requirements,
-            ``ensure_model_supports_pruning(model)``.
+            ``ensure_model_supports_pruning(model)``; for depthwise kernels and embeddings
+            ``KernelPolicy(depthwise=True, embeddings=True)``.
 
     Returns:
         The `Choice`.
@@ -103,7 +147,7 @@ def choose_weights(
     chosen: dict[int, keras.Variable] = {}
     reasons: dict[int, str] = {}
     for layer in model._flatten_layers():
-        for variable in prunable_weights(layer):
+        for variable in prunable_weights(layer, pruning_policy):
             if not accepts(layer):
                 reasons[id(variable)] = "left out by filters"
             elif pruning_policy is not None and not pruning_policy.allow_pruning(layer):
@@ -111,26 +155,41 @@ def choose_weights(
             else:
                 chosen[id(variable)] = variable
     skipped = []
+    owners = {id(v): layer for layer in model._flatten_layers() for v in _host.own_variables(layer)}
+    everything = KernelPolicy(depthwise=True, embeddings=True)
+    for layer in model._flatten_layers():
+        frozen = [v for v in everything.prunable_weights(layer) if not v.trainable]
+        skipped += [(v, "frozen: trainable=False") for v in frozen]
     for variable in model.trainable_variables:
         if id(variable) not in chosen:
-            reason = reasons.get(id(variable), _reason(variable))
+            reason = reasons.get(id(variable)) or _reason(variable, owners.get(id(variable)))
             skipped.append((variable, reason))
     ordered = [v for v in model.trainable_variables if id(v) in chosen]
     if not ordered:
         found = ", ".join(f"{v.path} ({reason})" for v, reason in skipped) or "no weights at all"
         raise ValueError(
             "There is nothing to prune: the model has no trainable kernel that is selected. "
-            "Kernels of Dense, EinsumDense and convolution layers are, and whatever a layer "
+            "Kernels of dense, convolution and recurrent layers are, and whatever a layer "
             "returns from get_prunable_weights(). Check `filters`, `pruning_policy` and "
             f"`layer.trainable`. Received: model={model.name!r} with {found}"
         )
     return Choice(tuple(ordered), tuple(skipped))
 
 
-def _reason(variable: keras.Variable) -> str:
-    if variable.name == "bias":
+def _reason(variable: keras.Variable, layer: keras.layers.Layer | None) -> str:
+    """Say why a weight that nobody left out is not pruned."""
+    if "bias" in variable.name:
         return "biases are never pruned"
-    return "not the kernel of a layer that is pruned"
+    if isinstance(layer, (*_DEPTHWISE_LAYERS, *_SEPARABLE_LAYERS)):
+        return "depthwise: KernelPolicy(depthwise=True) prunes it"
+    if isinstance(layer, layers.Embedding):
+        return "embeddings: KernelPolicy(embeddings=True) prunes it"
+    if "normalization" in type(layer).__module__:
+        return "scales of normalizations are never pruned"
+    if variable.name.startswith("lora_"):
+        return "LoRA's weights are small already"
+    kind = type(layer).__name__ if layer is not None else "layer"
+    return f"{kind} has no get_prunable_weights()"
 
 
 def _as_predicate(filters: Filters) -> Callable[[keras.layers.Layer], bool]:

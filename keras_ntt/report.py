@@ -114,7 +114,8 @@ def sparsity_report(model: keras.Model) -> SparsityReport:
         model: A built model.
 
     Returns:
-        A row for each trainable weight, with the reason where a weight is not pruned.
+        A row for each trainable weight and each kernel that is frozen, with the reason where a
+        weight is not pruned.
 
     Raises:
         TypeError: If `model` is not a Keras 3 model.
@@ -124,7 +125,9 @@ def sparsity_report(model: keras.Model) -> SparsityReport:
     notes = {id(variable): reason for variable, reason in choose_weights(model).skipped}
     names = dict(zip(map(id, model.weights), keys_of(model.weights), strict=True))
     rows = []
-    for variable in model.trainable_variables:
+    for variable in model.weights:
+        if not variable.trainable and id(variable) not in notes:
+            continue
         value = keras.ops.convert_to_numpy(variable)
         masked = is_masked(variable)
         rows.append(

@@ -1,0 +1,111 @@
+import every_layer
+import keras
+import pytest
+from keras import layers
+
+import keras_ntt
+from keras_ntt.policies import KernelPolicy, choose_weights
+
+EVERYTHING = KernelPolicy(depthwise=True, embeddings=True)
+
+
+def names(model, **options):
+    """Return ``layer class/weight`` of what is pruned."""
+    owners = {id(v): layer for layer in model._flatten_layers() for v in layer.weights}
+    chosen = choose_weights(model, **options).weights
+    found = {id(v): v for v in chosen}
+    return sorted(
+        f"{type(layer).__name__}/{v.name}"
+        for layer in model._flatten_layers(include_self=False)
+        for v in layer._trainable_variables
+        if id(v) in found and owners
+    )
+
+
+# Without options, and what both options add.
+TABLE = {
+    "Conv3D": (["Conv3D/kernel", "Conv3D/kernel", "Dense/kernel"], []),
+    "DepthwiseConv1D": (["Dense/kernel"], ["DepthwiseConv1D/kernel"] * 2),
+    "SeparableConv2D": (
+        ["Dense/kernel", "SeparableConv2D/pointwise_kernel", "SeparableConv2D/pointwise_kernel"],
+        ["SeparableConv2D/depthwise_kernel"] * 2,
+    ),
+    "Conv1DTranspose": (["Conv1DTranspose/kernel", "Conv1DTranspose/kernel", "Dense/kernel"], []),
+    "MultiHeadAttention": (["Conv1D/kernel", "Dense/kernel", *["EinsumDense/kernel"] * 4], []),
+    "Embedding": (["Dense/kernel", "Dense/kernel"], ["Embedding/embeddings"]),
+    "BatchNormalization": (["Dense/kernel"] * 3, []),
+    "LSTM": (["Dense/kernel", "LSTMCell/kernel", "LSTMCell/recurrent_kernel"], []),
+    "GRU": (["Dense/kernel", "GRUCell/kernel", "GRUCell/recurrent_kernel"], []),
+    "TimeDistributed": (["Conv1D/kernel", "Dense/kernel", "Dense/kernel"], []),
+    "PReLU": (["Dense/kernel", "Dense/kernel"], []),
+    "subclassed": (["Conv2D/kernel", "Conv2D/kernel", "Dense/kernel"], []),
+}
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_what_is_pruned(name):
+    model = every_layer.CASES[name]()
+    plain, more = TABLE[name]
+    assert names(model) == plain
+    assert names(model, pruning_policy=EVERYTHING) == sorted(plain + more)
+
+
+@pytest.mark.parametrize("name", every_layer.CASES)
+def test_every_trainable_weight_is_pruned_or_has_a_reason(name):
+    model = every_layer.CASES[name]()
+    for policy in (None, EVERYTHING):
+        choice = choose_weights(model, pruning_policy=policy)
+        weights = [*choice.weights, *(v for v, _ in choice.skipped)]
+        assert {id(v) for v in model.trainable_variables} <= {id(v) for v in weights}
+        assert len(weights) == len({id(v) for v in weights})
+        assert not any("bias" in v.name or "gamma" in v.name for v in choice.weights)
+
+
+def test_the_report_says_why_a_layer_is_skipped():
+    class Own(layers.Layer):
+        def build(self, shape):
+            self.table = self.add_weight(shape=(shape[-1],), name="table")
+
+        def call(self, x):
+            return x * self.table
+
+    class Chosen(Own):
+        def get_prunable_weights(self):
+            return [self.table]
+
+    model = keras.Sequential(
+        [
+            layers.Input((6, 6, 2)),
+            layers.DepthwiseConv2D(3),
+            layers.BatchNormalization(),
+            Own(),
+            Chosen(),
+            layers.Flatten(),
+            layers.Dense(3, name="frozen"),
+            layers.Dense(2),
+        ]
+    )
+    model.get_layer("frozen").trainable = False
+    notes = {row.path.split("/", 1)[1]: row.note for row in keras_ntt.sparsity_report(model).rows}
+    assert {note.split(":")[0] for note in notes.values()} == {
+        "",
+        "depthwise",
+        "biases are never pruned",
+        "scales of normalizations are never pruned",
+        "Own has no get_prunable_weights()",
+        "frozen",
+    }
+    assert notes["frozen/kernel"] == "frozen: trainable=False"
+    assert [path for path, note in notes.items() if not note] == ["chosen/table", "dense/kernel"]
+
+
+def test_embeddings_and_depthwise_kernels_in_a_transfer():
+    model = every_layer.CASES["Embedding"]()
+    transfer = keras_ntt.NeuralTangentTransfer(
+        model, pruning_schedule=0.5, pruning_policy=EVERYTHING, wrt="kept", seed=0
+    )
+    transfer.compile("adam")
+    transfer.fit(every_layer.inputs_for(model, 16), batch_size=8, verbose=0)
+    table = next(row for row in keras_ntt.sparsity_report(model).rows if "embeddings" in row.path)
+    assert table.masked
+    assert table.nonzeros == round(table.size * 0.5)
