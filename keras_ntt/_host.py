@@ -8,10 +8,11 @@ here, so that private names of Keras are touched in one file.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
+import keras.src.ops
 import numpy as np
 import tensorflow as tf
 from keras.src.models.functional import Functional
@@ -115,6 +116,29 @@ def unrolled(operation: Any, tensors: Sequence[tf.Tensor]) -> Iterator[None]:
     finally:
         for layer in recurrent:
             layer.unroll = False
+
+
+@contextlib.contextmanager
+def products_through(multiply: Callable[[Callable, Any, Any], Any]) -> Iterator[None]:
+    """Hand each ``keras.ops.matmul`` of a layer's code to a function while the context lasts.
+
+    Args:
+        multiply: Called with the true matmul and its two operands, it returns the product.
+    """
+    # Layers of Keras and users' code call it by these two names.
+    places = (keras.src.ops, keras.ops)
+    true = [place.matmul for place in places]
+
+    def replaced(x1: Any, x2: Any) -> Any:
+        return multiply(true[0], x1, x2)
+
+    for place in places:
+        place.matmul = replaced
+    try:
+        yield
+    finally:
+        for place, function in zip(places, true, strict=True):
+            place.matmul = function
 
 
 @contextlib.contextmanager

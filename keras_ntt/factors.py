@@ -17,8 +17,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-# Up to this many positions the double sum over positions is written out as a loop.
-_MAX_LOOPED_POSITIONS = 6
+# Samples in half a batch, where a graph is made for batches of any size.
+_USUAL_SAMPLES = 32
+# What touching a number costs, in multiply-adds of a matrix product.
+_PASSES = 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -282,19 +284,24 @@ def split(factor: Factor, sizes: Any) -> tuple[Factor, Factor]:
     return replace(factor, inputs=a1, deltas=d1), replace(factor, inputs=a2, deltas=d2)
 
 
-def prefers_positions(factor: AffineFactor, *, masked: bool, trace: bool) -> bool:
-    """Tell whether summing over pairs of positions is cheaper than forming the Jacobian."""
+def prefers_positions(factor: AffineFactor, *, samples: int | None, trace: bool) -> bool:
+    """Tell whether summing over pairs of positions is cheaper than forming the Jacobian.
+
+    Args:
+        factor: Derivatives of one half of a batch.
+        samples: The number of samples in a half; None if it is not known.
+        trace: Whether only equal outputs are paired.
+
+    Returns:
+        Whether it takes fewer operations.
+    """
     positions, k, o = sizes_of(factor)
-    if not isinstance(positions, int) or positions > _MAX_LOOPED_POSITIONS:
+    if not isinstance(positions, int) or factor.groups > 1:
         return False
-    if factor.groups > 1:
-        return False
-    pairs = factor.copies if trace else factor.copies**2
-    batch = 32
-    by_pairs = batch**2 * positions**2 * (k * o if masked else k) + (
-        batch**2 * positions**2 * pairs * o
-    )
-    by_jacobian = 2 * batch * positions * factor.copies * k * o + batch**2 * pairs * k * o
+    n = _USUAL_SAMPLES if samples is None else samples
+    outputs = factor.copies if trace else factor.copies**2
+    by_pairs = (n * positions) ** 2 * (k + outputs * (o + _PASSES))
+    by_jacobian = n * factor.copies * k * o * (2 * positions + n * outputs / factor.copies)
     return by_pairs < by_jacobian
 
 
@@ -302,4 +309,4 @@ def _jacobian_is_smaller(factor: AffineFactor) -> bool:
     """Tell whether the Jacobian by the kernel has fewer entries than the deltas."""
     positions, k, _ = sizes_of(factor)
     small = isinstance(positions, int) and k * factor.groups < positions
-    return small and not prefers_positions(factor, masked=False, trace=False)
+    return small and not prefers_positions(factor, samples=None, trace=False)

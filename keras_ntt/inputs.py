@@ -41,7 +41,9 @@ def batches(x: Any, batch_size: int, *, key: tf.Variable, shuffle: bool) -> tf.d
     def take(indices: tf.Tensor) -> Any:
         return keras.tree.map_structure(lambda a: tf.gather(a, indices), arrays)
 
-    dataset = tf.data.Dataset.range(1).flat_map(order).batch(batch_size).map(take)
+    # Shapes that are known make a better graph.
+    dataset = tf.data.Dataset.range(1).flat_map(order)
+    dataset = dataset.batch(batch_size, drop_remainder=n % batch_size == 0).map(take)
     cardinality = tf.data.experimental.assert_cardinality(-(-n // batch_size))
     options = tf.data.Options()
     options.autotune.enabled = False  # its thread can hold up the end of fit for two seconds

@@ -69,8 +69,11 @@ def _affine_product(
     first: AffineFactor, second: AffineFactor, masks: Masks, trace: bool
 ) -> tf.Tensor:
     mask = _mask_of(first, masks)
-    if prefers_positions(first, masked=mask is not None, trace=trace):
-        return _product_by_positions(first, second, mask, trace)
+    samples = first.inputs.shape[0]
+    if mask is None and prefers_positions(first, samples=samples, trace=trace):
+        return _product_by_positions(first, second, trace)
+    if mask is not None and sizes_of(first)[0] == 1 and first.groups == 1:
+        return _masked_product(first, second, mask[:, 0], trace)
     j1, j2 = affine_jacobian(first), affine_jacobian(second)
     if mask is not None:
         j1 = j1 * tf.reshape(tf.transpose(mask, [1, 2, 0]), [-1])
@@ -91,57 +94,46 @@ def _mask_of(factor: AffineFactor, masks: Masks) -> tf.Tensor | None:
     return tf.concat([mask, tf.ones_like(mask[:1])], axis=0) if has_bias else mask
 
 
-def _product_by_positions(
-    first: AffineFactor, second: AffineFactor, mask: tf.Tensor | None, trace: bool
-) -> tf.Tensor:
+def _product_by_positions(first: AffineFactor, second: AffineFactor, trace: bool) -> tf.Tensor:
     """Sum ``(x1[p] . x2[q]) * (delta1[p] . delta2[q])`` over positions p, q."""
-    terms = []
-    inputs1, inputs2 = (tf.unstack(f.inputs, axis=1) for f in (first, second))
-    deltas1, deltas2 = (tf.unstack(f.deltas, axis=1) for f in (first, second))
-    for a1, d1 in zip(inputs1, deltas1, strict=True):
-        for a2, d2 in zip(inputs2, deltas2, strict=True):
-            if mask is None:
-                terms.append(_pair(a1, d1, a2, d2, first.copies, trace))
-            else:
-                terms.append(_masked_pair(a1, d1, a2, d2, first.copies, mask[:, 0], trace))
-    return tf.add_n(terms)
-
-
-def _pair(
-    a1: tf.Tensor, d1: tf.Tensor, a2: tf.Tensor, d2: tf.Tensor, copies: int, trace: bool
-) -> tf.Tensor:
-    by_delta = _matrix_product(d1, d2, copies, trace)
-    by_input = tf.matmul(a1, a2, transpose_b=True)
+    c = first.copies
+    positions, k, o = sizes_of(first)
+    by_input = tf.matmul(
+        *(tf.reshape(f.inputs, [-1, k]) for f in (first, second)), transpose_b=True
+    )
+    deltas = [tf.reshape(f.deltas, [-1, c, positions, o]) for f in (first, second)]
+    n1, n2 = (tf.shape(d)[0] if d.shape[0] is None else d.shape[0] for d in deltas)
     if trace:
-        return by_delta * by_input
-    n1, n2 = tf.shape(a1)[0], tf.shape(a2)[0]
-    blocks = tf.reshape(by_delta, [n1, copies, n2, copies]) * by_input[:, None, :, None]
-    return tf.reshape(blocks, [n1 * copies, n2 * copies])
+        rows = [tf.reshape(tf.transpose(d, [0, 2, 1, 3]), [-1, c * o]) for d in deltas]
+        pairs = tf.matmul(*rows, transpose_b=True) * by_input
+        return tf.reduce_sum(tf.reshape(pairs, [n1, positions, n2, positions]), axis=[1, 3])
+    rows = [tf.reshape(d, [-1, o]) for d in deltas]
+    pairs = tf.reshape(tf.matmul(*rows, transpose_b=True), [n1, c, positions * n2, c, positions])
+    pairs *= tf.reshape(by_input, [n1, 1, positions * n2, 1, positions])
+    if positions > 1:
+        pairs = tf.reduce_sum(tf.reshape(pairs, [n1, c, positions, n2, c, positions]), axis=[2, 5])
+    return tf.reshape(pairs, [n1 * c, n2 * c])
 
 
-def _masked_pair(
-    a1: tf.Tensor,
-    d1: tf.Tensor,
-    a2: tf.Tensor,
-    d2: tf.Tensor,
-    copies: int,
-    mask: tf.Tensor,
-    trace: bool,
+def _masked_product(
+    first: AffineFactor, second: AffineFactor, mask: tf.Tensor, trace: bool
 ) -> tf.Tensor:
-    """The pair's term when only entries of `mask` ``[k, o]`` count.
+    """The term of a layer of one position when only entries of `mask` ``[k, o]`` count.
 
     The product of inputs then depends on the output channel: it is ``sum_k mask[k, o] x1[k]
     x2[k]``, which weighs the channels in the product of deltas.
     """
-    n1, n2, o = tf.shape(a1)[0], tf.shape(a2)[0], d1.shape[-1]
-    products = tf.reshape(a1[:, None, :] * a2[None, :, :], [n1 * n2, a1.shape[-1]])
+    c, (_, k, o) = first.copies, sizes_of(first)
+    a1, a2 = (tf.reshape(f.inputs, [-1, k]) for f in (first, second))
+    n1, n2 = tf.shape(a1)[0], tf.shape(a2)[0]
+    products = tf.reshape(a1[:, None, :] * a2[None, :, :], [n1 * n2, k])
     weights = tf.reshape(tf.matmul(products, mask), [n1, n2, 1, o])
-    left = tf.reshape(d1, [n1, 1, copies, o]) * weights
-    right = tf.reshape(d2, [1, n2, copies, o])
+    left = tf.reshape(first.deltas, [n1, 1, c, o]) * weights
+    right = tf.reshape(second.deltas, [1, n2, c, o])
     if trace:
         return tf.reduce_sum(left * right, axis=[2, 3])
     blocks = tf.matmul(left, right, transpose_b=True)  # [n1, n2, c, c]
-    return tf.reshape(tf.transpose(blocks, [0, 2, 1, 3]), [n1 * copies, n2 * copies])
+    return tf.reshape(tf.transpose(blocks, [0, 2, 1, 3]), [n1 * c, n2 * c])
 
 
 def _lookup_product(

@@ -135,17 +135,15 @@ def never_built():
 
 
 class Own(keras.Model):
-    def __init__(self, outputs=1):
+    def __init__(self):
         super().__init__()
-        self.outputs_wanted = outputs
-        self.heads = [keras.layers.Dense(3) for _ in range(outputs)]
+        self.head = keras.layers.Dense(3)
 
     def get_config(self):
-        return {"outputs": self.outputs_wanted}
+        return {}
 
     def call(self, x):
-        found = [head(x) for head in self.heads]
-        return found if len(found) > 1 else found[0]
+        return self.head(x)
 
 
 @pytest.mark.parametrize("make", [never_built, Own], ids=["sequential", "subclass"])
@@ -215,28 +213,6 @@ def test_a_model_without_prunable_weights(name, tmp_path):
             ntt_loss(model, teacher, samples(), density=0.5)
         else:
             ENTRY_POINTS[name](model, tmp_path)
-
-
-def several_outputs():
-    x = keras.Input((6,))
-    return keras.Model(x, [keras.layers.Dense(3)(x), keras.layers.Dense(3)(x)])
-
-
-def several_outputs_of_its_own():
-    model = Own(2)
-    model(samples())
-    return model
-
-
-@pytest.mark.parametrize("make", [several_outputs, several_outputs_of_its_own])
-@pytest.mark.parametrize("name", DIFFERENTIATING)
-def test_a_model_with_several_outputs(name, make, tmp_path):
-    model = make()
-    with refused(ValueError, "has several outputs.*Received", model):
-        call = ENTRY_POINTS[name](model, tmp_path)
-        if name.startswith("transfer"):  # what only a call can tell is found at the latest in fit
-            call.compile("adam")
-            call.fit(samples(), verbose=0)
 
 
 # --- pairs of models -------------------------------------------------------------------------

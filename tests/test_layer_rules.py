@@ -1,3 +1,5 @@
+import pathlib
+
 import architectures
 import every_layer
 import keras
@@ -8,7 +10,7 @@ from keras import layers
 
 import keras_ntt
 from keras_ntt import layer_rules
-from keras_ntt.layer_rules import composite
+from keras_ntt.layer_rules import composite, table
 from keras_ntt.network import unroll
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -112,7 +114,7 @@ def structured(model, x):
             if layer_rules.find_rule(call.operation) is None:
                 division = composite.divide(call, rows)
                 found[call.operation.name] = (
-                    [layer.name for layer in division.layers],
+                    [x.name for x in (*division.layers, *division.factors)],
                     [v.path for v in division.rest],
                 )
     return found
@@ -136,6 +138,15 @@ def test_what_a_composite_uses_itself_is_not_structured():
     ((found, rest),) = structured(model, np.zeros((2, 3, 2))).values()
     assert found == [merged.last.name]
     assert rest == [v.path for v in merged.dense.weights]
+
+
+@pytest.mark.parametrize("cell", ["SimpleRNN", "LSTM", "GRU"])
+def test_kernels_of_recurrent_cells_are_structured(cell):
+    model = every_layer.CASES[cell]()
+    ((found, rest),) = structured(model, every_layer.inputs_for(model, 2)).values()
+    assert set(found) <= {"kernel", "recurrent_kernel"}
+    assert "kernel" in found
+    assert not any("/kernel" in path for path in rest)
 
 
 def test_a_rule_of_the_user():
@@ -171,3 +182,8 @@ def test_a_rule_of_the_user():
         keras_ntt.register_layer_rule(Gated(name="an_instance"))
     with pytest.raises(ValueError, match="axis of the samples first"):
         layer_rules.Einsum(runs[0], [tf.constant(x)], "kn,ko->no", kernel=model.weights[0])
+
+
+def test_the_page_of_layers_is_the_registry():
+    page = pathlib.Path(__file__).parent.parent / "docs" / "layers.md"
+    assert page.read_text() == table.markdown(), "python -m keras_ntt.layer_rules.table"

@@ -104,11 +104,13 @@ def test_the_report_as_a_table():
     assert len(ends) == 1, "the columns are not aligned"
 
 
-def test_frozen_weights_are_left_out_of_the_report():
+def test_frozen_kernels_are_reported_as_such():
     model = counted()
     model.get_layer("first").trainable = False
     report = sparsity_report(model)
-    assert [row.path for row in report.rows] == [row[0] for row in ROWS[2:]]
+    paths = [row[0] for row in ROWS]
+    assert [row.path for row in report.rows] == [paths[0], *paths[2:]]
+    assert report.rows[0].note == "frozen: trainable=False"
     assert report.sparsity == pytest.approx(0.6)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import use_float
+from keras import layers
 
 import keras_ntt
 from keras_ntt import NeuralTangentTransfer
@@ -98,6 +99,31 @@ def test_several_outputs_are_compared_together(float64):
         for m in (student, teacher)
     ]
     assert float(loss.ntk_distance) == pytest.approx(((kernels[0] - kernels[1]) ** 2).mean())
+
+
+def test_several_inputs_and_outputs_of_a_subclassed_model(float64):
+    class Own(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.first = layers.Dense(4, "tanh")
+            self.second = layers.Dense(2)
+
+        def call(self, inputs):
+            hidden = self.first(inputs["a"] + inputs["b"])
+            return {"logits": self.second(hidden), "hidden": hidden}
+
+    rng = np.random.default_rng(0)
+    x = {"a": rng.standard_normal((4, 3)), "b": rng.standard_normal((4, 3))}
+    model = Own()
+    model(x)
+    ntk = keras_ntt.empirical_ntk(model, x)
+    assert ntk.shape == (4, 4, 6, 6)
+    expected = keras_ntt.empirical_ntk(model, x, implementation="jacobian")
+    np.testing.assert_allclose(ntk, expected, rtol=1e-10, atol=1e-12)
+    transfer = NeuralTangentTransfer(model, pruning_schedule=0.5, seed=0)
+    transfer.compile("adam")
+    history = transfer.fit(x, batch_size=4, epochs=5, verbose=0).history
+    assert history["loss"][-1] < history["loss"][0]
 
 
 @pytest.mark.parametrize("n", [2, 7, 8])

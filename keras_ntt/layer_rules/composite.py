@@ -1,12 +1,12 @@
 """Layers and models made of layers: what has rules inside is structured, whatever the code.
 
 The call runs on the batch repeated once an output, with a *probe*, a zero, added to the output
-of each inner layer that has a rule. One backward pass gives the derivatives by the probes, and
-from them the rule of each inner layer gives the derivatives by its weights. What lies between
-the inner layers may be any code that treats samples one by one.
+of each inner layer that has a rule and of each ``keras.ops.matmul(x, weight)`` outside of these.
+One backward pass gives the derivatives by the probes, and from them follow those by the weights.
+What lies between may be any code that treats samples one by one.
 
-Weights that the code uses itself, or through layers that do not see one row a sample, are
-differentiated sample by sample.
+Weights that are used in other ways, or do not meet one row a sample, are differentiated sample by
+sample.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ import keras
 import tensorflow as tf
 
 from keras_ntt import _host
-from keras_ntt.factors import Factor
+from keras_ntt.factors import AffineFactor, Factor
 from keras_ntt.layer_rules import stacking
+from keras_ntt.layer_rules.affine import positions
 from keras_ntt.layer_rules.base import Cotangents, Linearization, find_rule
 from keras_ntt.layer_rules.stacking import Stacked
 from keras_ntt.layer_rules.unknown import by_sample
@@ -37,25 +38,27 @@ class Division:
 
     Attributes:
         layers: Inner layers whose rules give the derivatives by all their weights.
+        factors: Weights that only meet ``keras.ops.matmul(x, weight)``.
         rest: The other trainable weights.
     """
 
     layers: tuple[Any, ...]
+    factors: tuple[keras.Variable, ...]
     rest: tuple[keras.Variable, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class Visit:
-    """One call of an inner layer.
+    """One call of an inner layer, or one product with a weight.
 
     Attributes:
-        layer: The layer.
-        args: Its positional arguments.
-        kwargs: Its keyword arguments.
-        probes: The zeros added to its outputs.
+        subject: The layer or the weight.
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+        probes: The zeros added to the outputs.
     """
 
-    layer: Any
+    subject: Any
     args: Any
     kwargs: Any
     probes: list[tf.Tensor]
@@ -89,7 +92,7 @@ class Composite(Linearization):
         }
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(list(sources.values()))
-            with probing(division.layers, tape) as visits:
+            with probing(division.layers, division.factors, tape) as visits:
                 outputs = self._call.run(*rows)
         used = [(y, ct) for y, ct in zip(outputs, cotangents, strict=True) if ct is not None]
         probes = [visit.probes for visit in visits]
@@ -104,8 +107,16 @@ class Composite(Linearization):
                 back[i] = Stacked(stacking.restack(gradient, self._tensors[i], copies), copies)
         for visit, found in zip(visits, deltas, strict=True):
             if any(delta is not None for delta in found):
-                factors += _by_rule(visit, found, copies)
+                by = _by_product if isinstance(visit.subject, keras.Variable) else _by_rule
+                factors += by(visit, found, copies)
         return back, factors
+
+
+def _by_product(visit: Visit, deltas: Sequence[tf.Tensor | None], copies: int) -> list[Factor]:
+    """Return the derivative by a weight that was multiplied with."""
+    (x,), (delta,) = visit.args, deltas
+    inputs = positions(tf.convert_to_tensor(x)[::copies])
+    return [AffineFactor(inputs, positions(delta), copies, 1, visit.subject, None)]
 
 
 def _by_rule(visit: Visit, deltas: Sequence[tf.Tensor | None], copies: int) -> list[Factor]:
@@ -115,8 +126,8 @@ def _by_rule(visit: Visit, deltas: Sequence[tf.Tensor | None], copies: int) -> l
         return leaf[::copies] if tf.is_tensor(leaf) else leaf  # the rows of a sample are equal
 
     args, kwargs = keras.tree.map_structure(one_a_sample, (visit.args, visit.kwargs))
-    call, tensors = call_with(visit.layer, args, kwargs)
-    rule = find_rule(visit.layer)
+    call, tensors = call_with(visit.subject, args, kwargs)
+    rule = find_rule(visit.subject)
     assert rule is not None
     step = rule(call, tensors)
     stacked = [None if delta is None else Stacked(delta, copies) for delta in deltas]
@@ -127,40 +138,58 @@ def _by_rule(visit: Visit, deltas: Sequence[tf.Tensor | None], copies: int) -> l
 @contextlib.contextmanager
 def probing(
     layers: Sequence[Any],
+    factors: Sequence[keras.Variable],
     tape: tf.GradientTape,
-    around: Callable[[Any], contextlib.AbstractContextManager] | None = None,
+    within: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
 ) -> Iterator[list[Visit]]:
-    """Add probes to the outputs of layers while the context lasts.
+    """Add probes to the outputs of layers and to products while the context lasts.
 
     Args:
         layers: The layers.
+        factors: The weights whose products get probes, outside of the layers.
         tape: The tape that shall watch the probes.
-        around: Given a layer, the context to call it in.
+        within: The context to call the layers and take the products in.
 
     Yields:
         The list that the visits are added to, in the order of the calls.
     """
     visits: list[Visit] = []
+    chosen = {id(v) for v in factors}
+    inside = 0
+
+    def probe(outputs: Any, subject: Any, args: Any, kwargs: Any) -> Any:
+        flat = keras.tree.flatten(outputs)
+        probes = [tf.zeros_like(y) for y in flat]
+        tape.watch(probes)
+        visits.append(Visit(subject, args, kwargs, probes))
+        flat = [y + probe for y, probe in zip(flat, probes, strict=True)]
+        return keras.tree.pack_sequence_as(outputs, flat)
 
     def probed(layer: Any) -> Callable:
         call = layer.call
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            with around(layer) if around else contextlib.nullcontext():
+            nonlocal inside
+            inside += 1
+            with within():
                 outputs = call(*args, **kwargs)
-            flat = keras.tree.flatten(outputs)
-            probes = [tf.zeros_like(y) for y in flat]
-            tape.watch(probes)
-            visits.append(Visit(layer, args, kwargs, probes))
-            flat = [y + probe for y, probe in zip(flat, probes, strict=True)]
-            return keras.tree.pack_sequence_as(outputs, flat)
+            inside -= 1
+            return probe(outputs, layer, args, kwargs)
 
         return run
+
+    def multiply(matmul: Callable, x: Any, weight: Any) -> Any:
+        if inside or id(weight) not in chosen or not tf.is_tensor(x):
+            return matmul(x, weight)
+        with within():
+            product = matmul(x, weight)
+        return probe(product, weight, (x,), {})
 
     for layer in layers:
         vars(layer)["call"] = probed(layer)
     try:
-        yield visits
+        with _host.products_through(multiply):
+            yield visits
     finally:
         for layer in layers:
             del vars(layer)["call"]
@@ -185,32 +214,37 @@ def divide(call: Call, tensors: Sequence[tf.Tensor]) -> Division:
     if call not in _divisions:
         weights = call.weights
         layers = _outermost_with_rule(call.operation)
-        bad: set[int] = {id(layer) for layer in layers} if layers else set()
-        loose: set[int] = {id(v) for v in weights}
-        if layers:
-            # Traced with two sizes of the batch: what has as many rows both times has one a sample.
-            with contextlib.suppress(Exception):
-                found = [_trace(call, tensors, layers, size) for size in (7, 11)]
-                bad = set().union(*(b for b, _ in found))
-                loose = set().union(*(v for _, v in found))
-        _divisions[call] = _without_ties(weights, layers, bad, loose)
+        inside = {id(v) for layer in layers for v in layer.variables}
+        factors = [v for v in weights if id(v) not in inside and len(v.shape) == 2]
+        bad = {id(subject) for subject in (*layers, *factors)}
+        # Traced with two sizes of the batch: what has as many rows both times has one a sample.
+        # Code that cannot be traced is left to the exact path, which shows its error.
+        with contextlib.suppress(Exception):
+            found = [_trace(call, tensors, layers, factors, size) for size in (7, 11)]
+            bad = set().union(*found)
+        _divisions[call] = _without_ties(weights, layers, factors, bad)
     return _divisions[call]
 
 
 def _without_ties(
-    weights: Sequence[keras.Variable], layers: Sequence[Any], bad: set[int], loose: set[int]
+    weights: Sequence[keras.Variable],
+    layers: Sequence[Any],
+    factors: Sequence[keras.Variable],
+    bad: set[int],
 ) -> Division:
-    """Leave out layers that share a weight with what is not structured."""
+    """Leave out what is bad, and layers that share a weight with it."""
+    good = [v for v in factors if id(v) not in bad]
     while True:
-        rest = set(loose)
-        good = [layer for layer in layers if id(layer) not in bad]
-        covered = {id(v) for layer in good for v in layer.trainable_variables}
-        rest |= {id(v) for v in weights if id(v) not in covered}
+        kept = [layer for layer in layers if id(layer) not in bad]
+        covered = {id(v) for layer in kept for v in layer.trainable_variables}
+        covered = (covered | {id(v) for v in good}) - bad
+        rest = [v for v in weights if id(v) not in covered]
+        loose = {id(v) for v in rest}
         tied = {
-            id(layer) for layer in good if any(id(v) in rest for v in layer.trainable_variables)
+            id(layer) for layer in kept if any(id(v) in loose for v in layer.trainable_variables)
         }
         if not tied:
-            return Division(tuple(good), tuple(v for v in weights if id(v) in rest))
+            return Division(tuple(kept), tuple(good), tuple(rest))
         bad = bad | tied
 
 
@@ -226,17 +260,20 @@ def _outermost_with_rule(operation: Any) -> list[Any]:
 
 
 def _trace(
-    call: Call, tensors: Sequence[tf.Tensor], layers: Sequence[Any], size: int
-) -> tuple[set[int], set[int]]:
+    call: Call,
+    tensors: Sequence[tf.Tensor],
+    layers: Sequence[Any],
+    factors: Sequence[keras.Variable],
+    size: int,
+) -> set[int]:
     """Trace a call on a batch of some size, without computing anything.
 
     Returns:
-        The ids of the layers that do not see one row a sample, and of the trainable variables
-        that are used outside of the layers.
+        The ids of the layers and factors that do not meet one row a sample, and of the trainable
+        variables that are used outside of them.
     """
     variables = call.operation.variables
     bad: set[int] = set()
-    loose: set[int] = set()
 
     def run(*inputs: tf.Tensor) -> None:
         graph = inputs[0].graph
@@ -247,20 +284,20 @@ def _trace(
             tape.watch(list(outer.values()))
             with (
                 _host.values_in_place(values),
-                probing(layers, tape, lambda layer: _host.values_in_place(held)) as visits,
+                probing(layers, factors, tape, lambda: _host.values_in_place(held)) as visits,
             ):
                 outputs = call.run(*inputs)
         for visit in visits:
             seen = keras.tree.flatten((visit.args, visit.kwargs, visit.probes))
             rows = [t for t in seen if tf.is_tensor(t)]
             if any(t.graph is not graph or t.shape[:1] != [size] for t in rows):
-                bad.add(id(visit.layer))
+                bad.add(id(visit.subject))
         gradients = tape.gradient([y for y in outputs if is_floating(y)], outer)
-        loose.update(key for key, gradient in gradients.items() if gradient is not None)
+        bad.update(key for key, gradient in gradients.items() if gradient is not None)
 
     specs = [tf.TensorSpec([size, *t.shape[1:]], t.dtype) for t in tensors]
     trace = tf.function(run, autograph=False).get_concrete_function
     # In a thread of its own: in this one a graph, tapes or other values may be in force.
     with futures.ThreadPoolExecutor(1) as executor:
         executor.submit(trace, *specs).result()
-    return bad, loose
+    return bad

@@ -1,0 +1,49 @@
+"""The list of layer rules in the documentation, made from the registry.
+
+python -m keras_ntt.layer_rules.table > docs/layers.md
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+
+from keras_ntt.layer_rules.base import LayerRule, registered_rules
+
+_HEAD = """# Layers
+
+How the tangent kernel treats each layer. This page is made from the registry of rules by
+`python -m keras_ntt.layer_rules.table > docs/layers.md`; a test compares the two.
+
+A rule holds for the layer type itself and for subclasses that change nothing but their
+constructor and configuration. Everything else is exact too:
+
+- A layer or model with code of its own (`call`) is run as it is. Layers inside it that have a
+  rule, and see one row a sample each time they are called, keep their rules, and so do weights
+  of which the code takes `keras.ops.matmul(x, weight)`. MultiHeadAttention, GroupedQueryAttention,
+  TimeDistributed, recurrent layers, transformer blocks and subclassed models are structured so.
+- Weights that such code uses in other ways, the biases of recurrent cells among them, are
+  differentiated sample by sample, by `tf.vectorized_map`: exact, and slow if there are many.
+- Layers without trainable weights that are not listed take one gradient on the batch repeated once
+  an output.
+
+Frozen weights (`trainable=False`) are no part of the kernel. Layers with LoRA enabled are
+differentiated by their LoRA weights, sample by sample.
+"""
+
+
+def markdown() -> str:
+    """Return the page."""
+    by_rule: dict[LayerRule, list[str]] = {}
+    for layer_type, rule in registered_rules().items():
+        if layer_type.__module__.startswith("keras."):
+            by_rule.setdefault(rule, []).append(layer_type.__name__)
+    parts = {True: ["\n## With weights\n"], False: ["\n## Without weights\n"]}
+    for rule, names in by_rule.items():
+        weighted = rule.__module__ != "keras_ntt.layer_rules.weightless"
+        parts[weighted].append(f"- {', '.join(sorted(names))}.\n  {inspect.getdoc(rule)}")
+    return _HEAD + "\n".join([*parts[True], *parts[False]]) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(markdown())
