@@ -7,11 +7,12 @@ OUT ?= demo-output
 
 OLDEST ?= .venv-oldest
 
-.PHONY: demo test lint unit test-oldest format bench clean help
+.PHONY: demo test lint unit test-large test-oldest format bench clean help
 
 help:
 	@echo "make demo   prune, train and export a model on real data; writes $(OUT)/"
 	@echo "make test   lint, type-check and test"
+	@echo "make test-large   transfers of MobileNet, EfficientNet and ResNet"
 	@echo "make test-oldest   the core tests, with the oldest TensorFlow and Keras that are supported"
 	@echo "make bench  time a step against other implementations; writes benchmarks/results/"
 
@@ -32,7 +33,10 @@ lint: $(BIN)/.ready
 	$(BIN)/mypy
 
 unit: $(BIN)/.ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
+
+test-large: $(BIN)/.ready
+	$(BIN)/python -m pytest -m large tests/test_large.py
 
 # TensorFlow 2.16 exists for Python 3.9 to 3.12.
 CORE = $(addprefix tests/test_,ntk.py golden.py objective.py transfer.py report_export.py demo.py)
@@ -41,7 +45,7 @@ test-oldest:
 	$(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(OLDEST)/bin/python -m pip install --quiet --editable . --group oldest
-	$(OLDEST)/bin/python -m pytest $(CORE)
+	$(OLDEST)/bin/python -m pytest -n auto $(CORE)
 
 format: $(BIN)/.ready
 	$(BIN)/ruff check --fix .

@@ -1,0 +1,74 @@
+"""Networks that people deploy: a transfer lowers its loss, in bounded memory. `make test-large`."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.large
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+PROGRAM = """
+import json, resource, sys
+import keras, numpy as np
+import every_layer
+from keras_ntt import NeuralTangentTransfer
+
+name = sys.argv[1]
+keras.utils.set_random_seed(0)
+rng = np.random.default_rng(0)
+if name == "transformer":
+    x = rng.integers(0, 500, (32, 40)).astype("int32")
+    tokens = keras.Input((40,), dtype="int32")
+    y = every_layer.Block()(every_layer.TokenAndPosition(40, 500, 4)(tokens))
+    y = keras.layers.GlobalAveragePooling1D()(y)
+    y = keras.layers.Dense(20, "relu")(keras.layers.Dropout(0.1)(y))
+    model = keras.Model(tokens, keras.layers.Dense(2)(y))
+    batch, options = 16, {}
+elif name == "subclassed":
+    x = rng.standard_normal((32, 12, 12, 3)).astype("float32")
+    model = every_layer.Residual()
+    model(x)
+    batch, options = 16, {}
+else:
+    size = 96 if name == "MobileNetV3Small" else 64
+    x = 255 * rng.random((16, size, size, 3)).astype("float32")
+    model = getattr(keras.applications, name)(
+        weights=None, input_shape=x.shape[1:], classes=1000, classifier_activation=None
+    )
+    # Statistics of the data, without which the outputs of a random network vanish.
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = 0.5
+    for _ in range(5):
+        model(x, training=True)
+    batch, options = 8, {"output_projections": 8}
+
+transfer = NeuralTangentTransfer(model, pruning_schedule=0.8, l2=0.0, seed=0, **options)
+transfer.compile(keras.optimizers.Adam(1e-4 if options else 1e-2))
+loss = transfer.fit(x, batch_size=batch, epochs=8, verbose=0).history["loss"]
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+print(json.dumps({"loss": loss, "peak_gib": peak}))
+"""
+
+
+@pytest.mark.parametrize(
+    "name", ["transformer", "subclassed", "MobileNetV3Small", "EfficientNetB0", "ResNet50"]
+)
+def test_a_transfer_lowers_the_loss(name):
+    path = os.pathsep.join([str(ROOT / "tests"), str(ROOT)])
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, name],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "3"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["peak_gib"] < 6, found
+    assert min(found["loss"][-2:]) < found["loss"][0], found
