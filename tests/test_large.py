@@ -44,7 +44,7 @@ else:
     for layer in model._flatten_layers():
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = 0.5
-    for _ in range(5):
+    for _ in range(30):
         model(x, training=True)
     batch, options = 8, {"output_projections": 8}
 
