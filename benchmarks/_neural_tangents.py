@@ -186,7 +186,7 @@ class Transfer:
             x1, x2 = x[:half], x[half:]
             ntk = jnp.mean((kernel(x1, x2, masked) - kernel(x1, x2, teacher)) ** 2)
             outputs = jnp.mean((apply(masked, x) - apply(teacher, x)) ** 2)
-            squares = sum(jnp.sum(w**2) for w, counts in zip(masked, pruned) if counts)
+            squares = sum(jnp.sum(w**2) for i, w in enumerate(masked) if pruned[i])
             l2 = settings["l2"] / settings["density"] * squares
             return settings["ntk_weight"] * ntk + outputs + l2
 

@@ -10,12 +10,12 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from floor import graph_flops
+from networks import SETTINGS, SPARSITY, Network, build, samples, weights_in_order
 
 import keras_ntt
-from floor import graph_flops
 from keras_ntt.blocks import loss_and_gradient
 from keras_ntt.ntk import random_directions
-from networks import SETTINGS, SPARSITY, Network, build, samples, weights_in_order
 
 
 class Ours:

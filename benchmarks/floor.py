@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import tensorflow as tf
-
 from networks import Layer, Network, block_parts
 
 _COUNTED = ("conv", "block", "pool", "mean", "flatten", "dense")
@@ -103,9 +102,7 @@ def _terms(network: Network) -> Iterator[Term]:
             shape = (layer.units,)
 
 
-def _convolution(
-    layer: Layer, shape: tuple[int, ...], first: bool
-) -> tuple[Term, tuple[int, ...]]:
+def _convolution(layer: Layer, shape: tuple[int, ...], first: bool) -> tuple[Term, tuple[int, ...]]:
     rows, columns = (
         -(-(side if layer.same else side - layer.size + 1) // layer.stride) for side in shape[:2]
     )
@@ -170,10 +167,18 @@ def _size(tensor: tf.Tensor) -> int:
     return size
 
 
-def _matmul(op: tf.Operation, transposed: str) -> int:
-    a = op.inputs[0]
-    _size(a)
-    return 2 * _size(op.outputs[0]) * a.shape[-2 if op.get_attr(transposed) else -1]
+def _matmul(op: tf.Operation, transposed: tuple[str, str]) -> int:
+    """Return 2 x batches x rows x inner x columns, each from a tensor that knows it."""
+    a, b = (
+        [*shape[:-2], shape[-1], shape[-2]] if op.get_attr(name) else shape
+        for name, shape in zip(transposed, (t.shape.as_list() for t in op.inputs), strict=True)
+    )
+    result = op.outputs[0].shape.as_list()
+    batches = [max(filter(None, sizes), default=None) for sizes in zip(result, a, b, strict=True)]
+    sizes = [*batches[:-2], result[-2] or a[-2], a[-1] or b[-2], result[-1] or b[-1]]
+    if None in sizes:
+        raise ValueError(f"The shapes of {op.name} are not known: {a}, {b}")
+    return 2 * math.prod(sizes)
 
 
 def _einsum(op: tf.Operation) -> int:
@@ -192,7 +197,11 @@ def _filtered(result: tf.Tensor, kernel: Any, depthwise: bool = False) -> int:
     return 2 * _size(result) * int(area) * int(channels)
 
 
-def _constant(tensor: tf.Tensor) -> Any:
+def _known_shape(tensor: tf.Tensor) -> Any:
+    """Return the shape that a tensor of integers gives."""
+    if tensor.op.type in ("Shape", "ShapeN"):
+        shape = tensor.op.inputs[tensor.value_index].shape
+        return shape.as_list()
     value = tf.get_static_value(tensor)
     if value is None:
         raise ValueError(f"The value of {tensor.name} is not known")
@@ -200,19 +209,19 @@ def _constant(tensor: tf.Tensor) -> Any:
 
 
 _FLOPS = {
-    "MatMul": lambda op: _matmul(op, "transpose_a"),
-    "BatchMatMul": lambda op: _matmul(op, "adj_x"),
-    "BatchMatMulV2": lambda op: _matmul(op, "adj_x"),
+    "MatMul": lambda op: _matmul(op, ("transpose_a", "transpose_b")),
+    "BatchMatMul": lambda op: _matmul(op, ("adj_x", "adj_y")),
+    "BatchMatMulV2": lambda op: _matmul(op, ("adj_x", "adj_y")),
     "Einsum": _einsum,
     "Conv2D": lambda op: _filtered(op.outputs[0], op.inputs[1].shape),
     "Conv2DBackpropInput": lambda op: _filtered(op.inputs[2], op.inputs[1].shape),
-    "Conv2DBackpropFilter": lambda op: _filtered(op.inputs[2], _constant(op.inputs[1])),
+    "Conv2DBackpropFilter": lambda op: _filtered(op.inputs[2], _known_shape(op.inputs[1])),
     "DepthwiseConv2dNative": lambda op: _filtered(op.outputs[0], op.inputs[1].shape, True),
     "DepthwiseConv2dNativeBackpropInput": lambda op: _filtered(
         op.inputs[2], op.inputs[1].shape, True
     ),
     "DepthwiseConv2dNativeBackpropFilter": lambda op: _filtered(
-        op.inputs[2], _constant(op.inputs[1]), True
+        op.inputs[2], _known_shape(op.inputs[1]), True
     ),
 }
 _OPAQUE = {

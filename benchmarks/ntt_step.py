@@ -30,7 +30,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # everyone on the CPU
 
 import numpy as np
-
 import peers
 from floor import MatrixProducts, step_flops
 from networks import NETWORKS, SETTINGS, SPARSITY, Network

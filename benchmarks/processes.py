@@ -33,7 +33,7 @@ class Process:
     """
 
     def __init__(self, command: Sequence[str], environment: dict[str, str] | None = None):
-        self._complaints = tempfile.TemporaryFile("w+")
+        self._complaints = tempfile.TemporaryFile("w+")  # noqa: SIM115, closed in end()
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,

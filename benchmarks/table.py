@@ -8,8 +8,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import keras_ntt
 from processes import OURS
+
+import keras_ntt
 
 TITLES = ("", "median ms", "quartiles", "x ours", "x floor", "first call s", "memory MB")
 
