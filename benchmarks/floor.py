@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -126,31 +126,41 @@ def _products(term: Term, n: int, c: int) -> list[Product]:
     return products
 
 
-def graph_flops(graph: tf.Graph) -> dict[str, int]:
-    """Count the operations of the products in a graph that its outputs depend on.
+def graph_flops(function: Callable, *arguments: Any) -> dict[str, int]:
+    """Count the operations of the products in a function's graph that its results depend on.
 
-    A multiply-add counts as 2, those with zeros of a padding included.
+    A multiply-add counts as 2, those with zeros of a padding included. The function is run once,
+    because some shapes are only known then.
 
     Args:
-        graph: The graph of a function, all shapes known.
+        function: A function of tensors.
+        *arguments: The tensors.
 
     Returns:
         Operations by kind of product, and their total.
 
     Raises:
-        ValueError: If a shape is not known, or products may be hidden in a function or loop.
+        ValueError: If products may be hidden in a function or loop.
     """
+    operations: list[tf.Operation] = []
+
+    def shapes(*tensors: tf.Tensor) -> list[Any]:
+        results = [t for t in tf.nest.flatten(function(*tensors)) if t is not None]
+        operations[:] = [op for op in _needed(results) if op.type in {*_FLOPS, *_OPAQUE}]
+        return [[tf.shape(t) for t in [*op.inputs, op.outputs[0]]] for op in operations]
+
+    found = tf.function(shapes, autograph=False)(*arguments)
     counts: dict[str, int] = {}
-    for op in _needed(graph):
-        if op.type in _FLOPS:
-            counts[op.type] = counts.get(op.type, 0) + _FLOPS[op.type](op)
-        elif op.type in _OPAQUE:
+    for op, sizes in zip(operations, found, strict=True):
+        if op.type in _OPAQUE:
             raise ValueError(f"The products inside of {op.name} ({op.type}) cannot be counted")
+        flops = _FLOPS[op.type](op, [tuple(int(n) for n in size) for size in sizes])
+        counts[op.type] = counts.get(op.type, 0) + flops
     return {**dict(sorted(counts.items())), "total": sum(counts.values())}
 
 
-def _needed(graph: tf.Graph) -> set[tf.Operation]:
-    todo = [t.op for t in graph.outputs]
+def _needed(results: Sequence[tf.Tensor]) -> set[tf.Operation]:
+    todo = [t.op for t in results]
     found: set[tf.Operation] = set()
     while todo:
         op = todo.pop()
@@ -160,69 +170,54 @@ def _needed(graph: tf.Graph) -> set[tf.Operation]:
     return found
 
 
-def _size(tensor: tf.Tensor) -> int:
-    size = tensor.shape.num_elements()
-    if size is None:
-        raise ValueError(f"The shape of {tensor.name} is not known: {tensor.shape}")
-    return size
+# Each takes an operation and the shapes of its inputs and of its result.
+Shapes = Sequence[tuple[int, ...]]
 
 
-def _matmul(op: tf.Operation, transposed: tuple[str, str]) -> int:
-    """Return 2 x batches x rows x inner x columns, each from a tensor that knows it."""
-    a, b = (
-        [*shape[:-2], shape[-1], shape[-2]] if op.get_attr(name) else shape
-        for name, shape in zip(transposed, (t.shape.as_list() for t in op.inputs), strict=True)
-    )
-    result = op.outputs[0].shape.as_list()
-    batches = [max(filter(None, sizes), default=None) for sizes in zip(result, a, b, strict=True)]
-    sizes = [*batches[:-2], result[-2] or a[-2], a[-1] or b[-2], result[-1] or b[-1]]
-    if None in sizes:
-        raise ValueError(f"The shapes of {op.name} are not known: {a}, {b}")
-    return 2 * math.prod(sizes)
+def _matmul(op: tf.Operation, shapes: Shapes) -> int:
+    transposed = "transpose_a" if op.type == "MatMul" else "adj_x"
+    return 2 * math.prod(shapes[-1]) * shapes[0][-2 if op.get_attr(transposed) else -1]
 
 
-def _einsum(op: tf.Operation) -> int:
-    sizes: dict[str, int] = {}
+def _einsum(op: tf.Operation, shapes: Shapes) -> int:
     terms = op.get_attr("equation").decode().split("->")[0].split(",")
-    for term, tensor in zip(terms, op.inputs, strict=True):
+    if len(terms) == 1:
+        return 0
+    sizes: dict[str, int] = {}
+    for term, shape in zip(terms, shapes, strict=False):
         if "..." in term:
             raise ValueError(f"The products of {op.name} have axes without names")
-        sizes.update(zip(term, tensor.shape, strict=True))
-    return 2 * math.prod(sizes.values()) if len(op.inputs) > 1 else 0
+        sizes.update(zip(term, shape, strict=True))
+    return 2 * math.prod(sizes.values())
 
 
-def _filtered(result: tf.Tensor, kernel: Any, depthwise: bool = False) -> int:
-    """Return 2 x pixels and channels of a convolution's result x inputs of each."""
-    area, channels = kernel[0] * kernel[1], 1 if depthwise else kernel[2]
-    return 2 * _size(result) * int(area) * int(channels)
+def _convolution_of(kernel: int, result: int) -> Callable[[tf.Operation, Shapes], int]:
+    """Return a counter: 2 x entries of the convolution's result x inputs of each.
+
+    Args:
+        kernel: Which of the shapes is the kernel's.
+        result: Which is that of the convolution's result.
+    """
+
+    def count(op: tf.Operation, shapes: Shapes) -> int:
+        rows, columns, channels, _ = shapes[kernel]
+        inputs = rows * columns * (1 if op.type.startswith("Depthwise") else channels)
+        return 2 * math.prod(shapes[result]) * inputs
+
+    return count
 
 
-def _known_shape(tensor: tf.Tensor) -> Any:
-    """Return the shape that a tensor of integers gives."""
-    if tensor.op.type in ("Shape", "ShapeN"):
-        shape = tensor.op.inputs[tensor.value_index].shape
-        return shape.as_list()
-    value = tf.get_static_value(tensor)
-    if value is None:
-        raise ValueError(f"The value of {tensor.name} is not known")
-    return value
-
-
-_FLOPS = {
-    "MatMul": lambda op: _matmul(op, ("transpose_a", "transpose_b")),
-    "BatchMatMul": lambda op: _matmul(op, ("adj_x", "adj_y")),
-    "BatchMatMulV2": lambda op: _matmul(op, ("adj_x", "adj_y")),
+_FLOPS: dict[str, Callable[[tf.Operation, Shapes], int]] = {
+    "MatMul": _matmul,
+    "BatchMatMul": _matmul,
+    "BatchMatMulV2": _matmul,
     "Einsum": _einsum,
-    "Conv2D": lambda op: _filtered(op.outputs[0], op.inputs[1].shape),
-    "Conv2DBackpropInput": lambda op: _filtered(op.inputs[2], op.inputs[1].shape),
-    "Conv2DBackpropFilter": lambda op: _filtered(op.inputs[2], _known_shape(op.inputs[1])),
-    "DepthwiseConv2dNative": lambda op: _filtered(op.outputs[0], op.inputs[1].shape, True),
-    "DepthwiseConv2dNativeBackpropInput": lambda op: _filtered(
-        op.inputs[2], op.inputs[1].shape, True
-    ),
-    "DepthwiseConv2dNativeBackpropFilter": lambda op: _filtered(
-        op.inputs[2], _known_shape(op.inputs[1]), True
-    ),
+    "Conv2D": _convolution_of(kernel=1, result=-1),
+    "Conv2DBackpropInput": _convolution_of(kernel=1, result=2),
+    "Conv2DBackpropFilter": _convolution_of(kernel=-1, result=2),
+    "DepthwiseConv2dNative": _convolution_of(kernel=1, result=-1),
+    "DepthwiseConv2dNativeBackpropInput": _convolution_of(kernel=1, result=2),
+    "DepthwiseConv2dNativeBackpropFilter": _convolution_of(kernel=-1, result=2),
 }
 _OPAQUE = {
     "Case", "Conv3D", "If", "PartitionedCall", "StatefulPartitionedCall", "StatelessIf",
