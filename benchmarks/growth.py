@@ -38,7 +38,8 @@ mpl.use("agg")
 from matplotlib import pyplot
 
 MEMORY_LIMIT = 3 * 2**30  # by the estimate; larger points are left out
-TIME_LIMIT = 8.0  # seconds a step; the points after one that takes longer are left out
+TIME_LIMIT = 10.0  # seconds a step; points that would take longer by the last two are left out
+FEW_ABOVE = 1.5  # seconds a step; longer ones are repeated twice only
 SIDE = 16
 
 
@@ -130,6 +131,8 @@ def measure(case: Case, repeats: int) -> dict[str, Any] | None:
         transfer.train_function(iterator)
         if i:  # the first is to warm up
             seconds.append(time.perf_counter() - begin)
+        if i >= 2 and seconds[-1] > FEW_ABOVE:
+            break
     return {
         **case._asdict(),
         "median_seconds": statistics.median(seconds),
@@ -154,6 +157,9 @@ def sweep(changed: str, series: Series, repeats: int) -> dict[str, Any]:
     left_out = None
     for case in series.cases:
         value = getattr(case, changed)
+        if expected(changed, points, value) > TIME_LIMIT:
+            left_out = f"{value} and more: a step would take over {TIME_LIMIT:.0f} s"
+            break
         point = measure(case, repeats)
         if point is None:
             left_out = f"{value} and more: over {MEMORY_LIMIT / 2**30:.0f} GiB by the estimate"
@@ -161,9 +167,6 @@ def sweep(changed: str, series: Series, repeats: int) -> dict[str, Any]:
         points.append(point)
         median = point["median_seconds"]
         print(f"{changed}, {series.name}: {value:5d} {1000 * median:10.2f} ms", flush=True)
-        if median > TIME_LIMIT and case is not series.cases[-1]:
-            left_out = f"more than {value}: a step would take over {TIME_LIMIT:.0f} s"
-            break
     values = [p[changed] for p in points]
     return {
         "series": series.name,
@@ -172,6 +175,17 @@ def sweep(changed: str, series: Series, repeats: int) -> dict[str, Any]:
         "exponent_of_seconds": fit_exponent(values, [p["median_seconds"] for p in points]),
         "exponent_of_bytes": fit_exponent(values, [p["estimated_bytes"] for p in points]),
     }
+
+
+def expected(changed: str, points: Sequence[dict[str, Any]], value: int) -> float:
+    """Return the seconds of a step to expect, by the line through the last two points."""
+    if len(points) < 2:
+        return 0.0
+    fit = fit_exponent(
+        [p[changed] for p in points[-2:]], [p["median_seconds"] for p in points[-2:]]
+    )
+    assert fit is not None
+    return fit["factor"] * value ** fit["exponent"]
 
 
 def fit_exponent(values: Sequence[float], costs: Sequence[float]) -> dict[str, Any] | None:
