@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from processes import Infeasible
 
 SLOW = 5.0  # seconds: one step of such a contestant a round, in at most SLOW_ROUNDS
 SLOW_ROUNDS = 2
@@ -59,15 +60,24 @@ class Contestant:
         }
 
 
-def run_rounds(contestants: dict[str, Contestant], rounds: int) -> None:
-    """Time the contestants in turns; every other round in the reverse order."""
+def run_rounds(contestants: dict[str, Contestant], rounds: int) -> dict[str, str]:
+    """Time the contestants in turns; every other round in the reverse order.
+
+    Returns:
+        Those that failed, and why.
+    """
+    failed: dict[str, str] = {}
     for i in range(rounds):
-        order = list(contestants.values())
-        for contestant in order if i % 2 == 0 else reversed(order):
-            if contestant.slow and i >= SLOW_ROUNDS:
+        order = list(contestants.items())
+        for key, contestant in order if i % 2 == 0 else reversed(order):
+            if key in failed or (contestant.slow and i >= SLOW_ROUNDS):
                 continue
             repeats = 1 if contestant.slow else contestant.repeats
-            contestant.rounds.append(contestant.run(repeats))
+            try:
+                contestant.rounds.append(contestant.run(repeats))
+            except Infeasible as reason:
+                failed[key] = str(reason)
+    return failed
 
 
 def ratio_by_round(one: Contestant, other: Contestant) -> list[float]:
