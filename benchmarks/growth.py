@@ -38,7 +38,8 @@ mpl.use("agg")
 from matplotlib import pyplot
 
 MEMORY_LIMIT = 3 * 2**30  # by the estimate; larger points are left out
-TIME_LIMIT = 10.0  # seconds a step; points that would take longer by the last two are left out
+TIME_LIMIT = 15.0  # seconds a step; points that would take longer by the trend are left out
+STEEPEST = 2.0  # exponent that a trend is taken to have at most: two points can deceive
 FEW_ABOVE = 1.5  # seconds a step; longer ones are repeated twice only
 SIDE = 16
 
@@ -178,14 +179,15 @@ def sweep(changed: str, series: Series, repeats: int) -> dict[str, Any]:
 
 
 def expected(changed: str, points: Sequence[dict[str, Any]], value: int) -> float:
-    """Return the seconds of a step to expect, by the line through the last two points."""
+    """Return the seconds of a step to expect, by the trend of the last two points."""
     if len(points) < 2:
         return 0.0
     fit = fit_exponent(
         [p[changed] for p in points[-2:]], [p["median_seconds"] for p in points[-2:]]
     )
     assert fit is not None
-    return fit["factor"] * value ** fit["exponent"]
+    last = points[-1]
+    return last["median_seconds"] * (value / last[changed]) ** min(fit["exponent"], STEEPEST)
 
 
 def fit_exponent(values: Sequence[float], costs: Sequence[float]) -> dict[str, Any] | None:
@@ -268,6 +270,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Measure, print, write and draw."""
     chosen = arguments()
+    tf.get_logger().setLevel("ERROR")  # each point is traced anew, and is meant to be
     report: dict[str, Any] = {"machine": machine(), "repeats": chosen.repeats, "sweeps": {}}
     chosen.output.parent.mkdir(parents=True, exist_ok=True)
     for changed in chosen.sweeps:

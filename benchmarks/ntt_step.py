@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -271,6 +272,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Measure, print and write."""
     chosen = arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that all processes are ended
     found: dict[str, Any] = {"machine": machine(), "rounds": chosen.rounds, "limit": chosen.limit}
     python, found["peer"] = peers.find(not chosen.no_peer)
     found["settings"] = {"sparsity": SPARSITY, **SETTINGS}
