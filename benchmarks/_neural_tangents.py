@@ -106,7 +106,7 @@ def parameters(arrays: Any) -> tuple[Params, Params, list[bool]]:
     params, masks, pruned = [], [], []
     for i in range(sum(name.startswith("weight") for name in arrays.files)):
         weight = jnp.asarray(arrays[f"weight{i}"])
-        if params and params[-1].ndim == 4:  # the bias of a convolution
+        if weight.ndim == 1 and params and params[-1].ndim == 4:  # the bias of a convolution
             weight = weight.reshape(1, 1, 1, -1)
         pruned.append(f"mask{i}" in arrays.files)
         mask = arrays[f"mask{i}"] if pruned[-1] else np.ones(weight.shape)
