@@ -277,14 +277,23 @@ def main() -> None:
     python, found["peer"] = peers.find(not chosen.no_peer)
     found["settings"] = {"sparsity": SPARSITY, **SETTINGS}
     found["networks"] = {}
+    failed: list[str] = []
     print(f"{found['machine']['cpu']}, {found['machine']['cores']} cores", flush=True)
     chosen.output.parent.mkdir(parents=True, exist_ok=True)
     for name in chosen.networks:
-        figures = measure(name, chosen.rounds, python, chosen.limit)
-        found["networks"][name] = figures
-        print(table(name, figures, found["peer"]["status"]), flush=True)
+        try:
+            figures = measure(name, chosen.rounds, python, chosen.limit)
+        except (RuntimeError, Infeasible) as reason:
+            found["networks"][name] = {"failed": str(reason)}
+            failed.append(f"{name} failed: {reason}")
+            print(f"\n{failed[-1]}", flush=True)
+        else:
+            found["networks"][name] = figures
+            print(table(name, figures, found["peer"]["status"]), flush=True)
         chosen.output.write_text(json.dumps(found, indent=1) + "\n")
     print(f"\nWritten: {chosen.output}")
+    if failed:
+        sys.exit("\n".join(failed))
 
 
 if __name__ == "__main__":
