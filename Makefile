@@ -14,7 +14,8 @@ help:
 	@echo "make test   lint, type-check and test"
 	@echo "make test-large   transfers of MobileNet, EfficientNet and ResNet"
 	@echo "make test-oldest   the core tests, with the oldest TensorFlow and Keras that are supported"
-	@echo "make bench  time a step against other implementations; writes benchmarks/results/"
+	@echo "make bench  time a step against other implementations, and how its cost grows; writes"
+	@echo "            benchmarks/results/"
 
 $(BIN)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -53,6 +54,7 @@ format: $(BIN)/.ready
 
 bench: $(BIN)/.ready
 	$(BIN)/python benchmarks/ntt_step.py
+	$(BIN)/python benchmarks/growth.py
 
 clean:
 	rm -rf $(VENV) $(OLDEST) $(OUT) .pytest_cache .ruff_cache .mypy_cache
