@@ -1,6 +1,15 @@
 """Prune Keras models before training, without labels, by Neural Tangent Transfer."""
 
-from keras_ntt.export import ExportError, ExportReport, export_tflite, tflite_predict
+from keras_ntt.compaction import remove_dead_units
+from keras_ntt.edge import EdgeAdvice, edge_mobilenet, explain_edge_latency
+from keras_ntt.export import (
+    ExportError,
+    ExportReport,
+    FileReport,
+    export_tflite,
+    inspect_tflite,
+    tflite_predict,
+)
 from keras_ntt.mask_files import load_masks, save_masks
 from keras_ntt.ntk import empirical_ntk
 from keras_ntt.objective import NTTLoss, ntt_loss
@@ -14,8 +23,10 @@ from keras_ntt.transfer import NeuralTangentTransfer
 __version__ = "0.1.0"
 
 __all__ = [
+    "EdgeAdvice",
     "ExportError",
     "ExportReport",
+    "FileReport",
     "NTTLoss",
     "NTTSchedule",
     "NeuralTangentTransfer",
@@ -23,12 +34,16 @@ __all__ = [
     "PruningSchedule",
     "SparsityReport",
     "apply_masks",
+    "edge_mobilenet",
     "empirical_ntk",
+    "explain_edge_latency",
     "export_tflite",
     "get_masks",
+    "inspect_tflite",
     "load_masks",
     "ntt_loss",
     "prune_neural_tangent",
+    "remove_dead_units",
     "restore_masks",
     "save_masks",
     "sparsity_report",
