@@ -10,7 +10,9 @@ to channel-first layout, for which it has sparse 1x1 convolutions. What it asks 
 
 All released versions have a defect: once a graph has an exit anywhere, a cluster with a good
 entry is rewritten even if an operator outside it reads its output, which then is channel-first
-data taken for channel-last: silently wrong values. Such graphs must not be given the hint.
+data taken for channel-last: silently wrong values, or the file does not load. Such graphs must
+not be given the hint. Where one operator inside and one outside read the same output, XNNPACK
+notices; that case is called wrong here too, which costs bytes at worst.
 """
 
 from __future__ import annotations
@@ -88,7 +90,7 @@ def predict(model: Any, *, hint: bool = False, sparsity: float | None = None) ->
 
 def _predict(graph: nodes.Graph, hint: bool, sparsity: float | None) -> Verdict:
     found = graph.nodes()
-    exits = [n for n in found if n.role == "exit" and any(graph.is_inside(n, i) for i in n.inputs)]
+    exits = [n for n in found if n.role == "exit" and any(graph.is_inside(i) for i in n.inputs)]
     clusters = list(_clusters(graph, found, sparsity))
     running = [c for c in clusters if c.is_sparse]
     if not hint and not graph.has_hint():
@@ -128,7 +130,7 @@ def _clusters(
     for node in found:
         if node.role in ("inside", "exit"):
             for index in node.inputs:
-                if graph.is_inside(node, index):
+                if graph.is_inside(index):
                     leader[id(root(node))] = root(graph.node_of(index))
     groups: dict[int, list[nodes.Node]] = {}
     for node in found:
@@ -147,7 +149,7 @@ def _examine(graph: nodes.Graph, members: list[nodes.Node], sparsity: float | No
                 producer = graph.node_of(index)
                 if producer is None:
                     faults.append(f"{node.name} reads an input of the graph")
-                elif producer.role not in ("inside", "entry"):
+                elif not graph.is_inside(index):
                     why = producer.why or "there channel-first computation ends"
                     faults.append(f"{node.name} reads {producer.name}: {why}")
         if node.role in ("inside", "entry"):

@@ -35,6 +35,7 @@ class Node:
         weight: The constant of its weight that counts for sparsity, -1 for none.
         weight_count: Number of entries of that weight.
         zeros: Number of zeros among them.
+        keeps_axes: Whether it is a mean whose result keeps the axes of height and width.
     """
 
     operator: Any
@@ -46,6 +47,7 @@ class Node:
     weight: int = -1
     weight_count: int = 0
     zeros: int = 0
+    keeps_axes: bool = False
 
     @property
     def is_convolution(self) -> bool:
@@ -85,10 +87,15 @@ class Graph:
         """Return the node that computes a tensor, or None for an input of the graph."""
         return self._by_output.get(index)
 
-    def is_inside(self, node: Node, index: int) -> bool:
-        """Tell whether a tensor comes to `node` from a node that could be in its cluster."""
+    def is_inside(self, index: int) -> bool:
+        """Tell whether a tensor is channel-first if the node that computes it is.
+
+        A mean that keeps its axes ends a cluster or goes on in it: one pixel has no layout.
+        """
         producer = self.node_of(index)
-        return producer is not None and producer.role in ("inside", "entry")
+        if producer is None or producer.role == "none":
+            return False
+        return producer.role != "exit" or (producer.keeps_axes and self._rank(index) == 4)
 
     def readers_outside(self, node: Node, members: set[int]) -> Iterator[str]:
         """Yield the names of what reads a node's output from outside a cluster."""
@@ -190,6 +197,7 @@ class Graph:
             axes = fb.constant(self.model, self.subgraph.tensors[int(operator.inputs[1])])
             plane = axes is not None and sorted(int(a) % 4 for a in axes.ravel()) == [1, 2]
             if plane and self._rank(int(operator.inputs[0])) == 4:
+                node.keeps_axes = bool(operator.builtinOptions.keepDims)
                 return "exit", ""
             return "none", "it is not a mean over height and width"
         return "none", f"{kind} has no channel-first form"
