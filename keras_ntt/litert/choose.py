@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,8 +12,8 @@ from keras_ntt.litert.cost import Cost
 from keras_ntt.litert.encoding import Layout
 from keras_ntt.litert.weights import Weight
 
-# Bytes of tables and operators that a storage adds beside its data, rounded up.
-_OVERHEAD = {"dense": 0, "densify": 400, "direct": 200, "dequantize": 200}
+# Bytes of tables, names and operators that a storage adds beside its data.
+_OVERHEAD = {"dense": 0, "densify": 330, "direct": 170, "dequantize": 200}
 _MIN_QUANTIZED = 1024  # smaller weights stay float, as the converter keeps them
 
 # Sparsity from which the sparse fully-connected kernel beats the dense one at batch 1. A
@@ -161,13 +161,9 @@ def direct(weight: Weight) -> Choice:
 
 
 def densified(weight: Weight, *, int8: bool, reason: str) -> Choice:
-    """Return the choice to store a weight sparsely for DENSIFY, whatever its size."""
-    array, extra = weight.array, 0
-    if int8 and not weight.half and array.size >= _MIN_QUANTIZED:
-        array, scales = quantize(array, weight.axis)
-        extra = 12 * len(scales)
-    layout, size = Cost(array).best(array.dtype.itemsize)
-    return Choice("densify", array.dtype.name, layout, size + extra, reason)
+    """Return the smallest choice that DENSIFY unpacks, whatever a dense one would cost."""
+    candidates = [c for c in _candidates(weight, int8, True) if c.storage == "densify"]
+    return replace(min(candidates, key=lambda c: c.total), reason=reason)
 
 
 def fastest(weight: Weight, *, cpu: str, sparse_inference: bool, int8: bool) -> Choice:

@@ -103,7 +103,7 @@ def _unpack(
         if scales is not None:
             unpacked = copy.copy(packed)
             packed.quantization = None  # of as many bytes as the scales; DENSIFY has no need
-            unpacked.name = fb.name_of(tensor).encode() + b"/unpacked"
+            unpacked.name = b""
             unpacked.sparsity, unpacked.buffer = None, 0
             subgraph.tensors.append(unpacked)
             target = len(subgraph.tensors) - 1
