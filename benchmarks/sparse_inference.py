@@ -48,7 +48,7 @@ def main() -> int:
         print(json.dumps(_compare(*options.child)))
         return 0
     with tempfile.TemporaryDirectory() as folder:
-        library = _library(Path(folder))
+        library = build_library(Path(folder))
         if library is None:
             return UNSUPPORTED
         names = _names(options.cases)
@@ -61,7 +61,7 @@ def main() -> int:
     return 1 if options.check and failed else 0
 
 
-def _library(folder: Path) -> Path | None:
+def build_library(folder: Path) -> Path | None:
     compiler = shutil.which("cc") or shutil.which("gcc")
     if not sys.platform.startswith("linux") or os.uname().machine != "x86_64" or not compiler:
         print("needs Linux on x86 and a C compiler", file=sys.stderr)
