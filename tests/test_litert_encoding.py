@@ -148,6 +148,7 @@ def test_blocks_and_whole_filters_are_found():
 
 
 BROKEN = {
+    "a shape of terabytes": {"shape": (3, 2**40)},
     "order": {"layout": Layout((0, 0), (False, True), (1, 1))},
     "segments too long": {"segments": np.array([0, 1, 1, 2, 2], "uint8")},
     "segments fall": {"segments": np.array([0, 2, 1, 2], "uint8")},

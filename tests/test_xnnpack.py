@@ -229,6 +229,8 @@ def test_advice_for_a_model_with_a_call_of_its_own():
 
 def test_the_real_kernels_agree_where_the_cpu_lets_us_hide_avx():
     script = ROOT / "benchmarks" / "sparse_inference.py"
+    if not script.exists():
+        pytest.skip("the benchmarks are not part of a package")
     result = subprocess.run(
         [sys.executable, str(script), "--cases", "max pooling", "--size", "32", "--check"],
         capture_output=True,

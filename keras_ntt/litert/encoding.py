@@ -19,6 +19,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+_LARGEST = 2**31  # bytes of a dense tensor, as of a whole file
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -174,15 +176,11 @@ def decode(sparse: Sparse) -> np.ndarray:
             parents = np.repeat(np.arange(count), level.size)
             own = np.tile(np.arange(level.size), count)
         else:
-            if len(level.segments) != count + 1:
-                raise ValueError(f"a level has {len(level.segments)} segments for {count} nodes")
             bounds = level.segments.astype(np.int64)
             parents = np.repeat(np.arange(count), bounds[1:] - bounds[:-1])
             own = level.indices.astype(np.int64)
         coordinates = [c[parents] for c in coordinates] + [own]
         count = len(own)
-    if count != len(sparse.values):
-        raise ValueError(f"there are {len(sparse.values)} values for {count} places")
     result = np.zeros(sparse.shape, sparse.values.dtype)
     rank, blocks = len(sparse.shape), sparse.layout.blocks
     inner = iter(coordinates[rank:])
@@ -205,7 +203,9 @@ def _check(sparse: Sparse) -> None:
     sizes += [block for block in layout.blocks if block > 1]
     if len(sparse.levels) != len(sizes):
         raise ValueError(f"there are {len(sparse.levels)} levels instead of {len(sizes)}")
-    nodes = 1  # bounded before anything of that size is made
+    if math.prod(sparse.shape) * sparse.values.itemsize > _LARGEST:
+        raise ValueError(f"the shape {sparse.shape} is larger than a file can hold densely")
+    nodes = 1  # counted before anything of that size is made
     for depth, (level, size) in enumerate(zip(sparse.levels, sizes, strict=True)):
         if level.size != size:
             raise ValueError(f"a level has size {level.size} instead of {size}")
@@ -215,11 +215,13 @@ def _check(sparse: Sparse) -> None:
             if depth >= rank:
                 raise ValueError("the levels of blocks must be dense")
             segments, indices = level.segments.astype(np.int64), level.indices
+            if len(segments) != nodes + 1:
+                raise ValueError(f"a level has {len(segments)} segments for {nodes} nodes")
             ordered = len(segments) > 0 and segments[0] == 0 and (np.diff(segments) >= 0).all()
             if not ordered or segments[-1] != len(indices):
                 raise ValueError("the segments of a level do not divide its indices")
             if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < size:
                 raise ValueError(f"an index of a level of size {size} is outside it")
             nodes = len(indices)
-        if nodes > math.prod(sparse.shape):
-            raise ValueError("a level has more nodes than the tensor has entries")
+    if nodes != len(sparse.values):
+        raise ValueError(f"there are {len(sparse.values)} values for {nodes} places")
