@@ -9,6 +9,7 @@ import os
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from architectures import sequential
 from keras import layers
 from litert_graphs import run
@@ -102,6 +103,24 @@ def test_97_per_cent_is_smaller_than_95(tmp_path):
         export_tflite(pruned(mlp(), s), tmp_path / "m.tflite").size for s in (0.95, 0.97, 0.99)
     ]
     assert found == sorted(found, reverse=True)
+
+
+def test_inspect_tells_the_converters_sparse_files_that_are_wrong(tmp_path):
+    def by_the_converter(inputs):
+        model = pruned(sequential((inputs,), layers.Dense(60), layers.Dense(60)), 0.98)
+        model.export(str(tmp_path / "saved"))
+        converter = tf.lite.TFLiteConverter.from_saved_model(str(tmp_path / "saved"))
+        converter.optimizations = [tf.lite.Optimize.EXPERIMENTAL_SPARSITY]
+        (tmp_path / "m.tflite").write_bytes(converter.convert())
+        return tmp_path / "m.tflite", model
+
+    path, model = by_the_converter(100)
+    (first, *_) = inspect_tflite(path).weights
+    assert "blocks 1x4" in first.layout
+    assert first.nonzeros in {np.count_nonzero(layer.kernel) for layer in model.layers}
+    path, _ = by_the_converter(66)
+    with pytest.raises(ValueError, match=r"blocks \(1, 4\) do not divide the shape \(60, 66\)"):
+        inspect_tflite(path)
 
 
 # --- targets ---------------------------------------------------------------------------------

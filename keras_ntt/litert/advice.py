@@ -25,6 +25,11 @@ def warnings(weights: Sequence[StoredWeight], verdict: Verdict) -> Iterator[str]
             "pruned weights are stored densely: size and latency are those of the dense model, "
             "and only a compressed copy of the file is smaller"
         )
+        if any(w.dtype == "int8" for w in kept_dense):
+            yield (
+                "weights that are computed with in int8 stay dense: with XNNPACK, LiteRT does not "
+                "load sparse ones"
+            )
     if any(w.storage == "densify" for w in weights):
         yield (
             "DENSIFY unpacks weights when the file is loaded: it needs as much memory as a dense "

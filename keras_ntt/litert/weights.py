@@ -133,13 +133,14 @@ def sparse_of(model: Any, tensor: Any) -> Sparse | None:
     dtype = fb.dtypes().get(tensor.type)
     if parameters is None or data is None or dtype is None:
         return None
+    shape = tuple(int(s) for s in tensor.shape)
     try:
-        sparse = _parse(parameters, tuple(int(s) for s in tensor.shape), data, dtype)
+        sparse = _parse(parameters, shape, data, dtype)
         decode(sparse)
     except (ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise fb.FileFormatError(
             f"The sparse tensor {fb.name_of(tensor)!r} of the LiteRT file is damaged: {error}. "
-            f"Received: shape {tuple(tensor.shape)} with {len(data):,} bytes"
+            f"Received: shape {shape} with {len(data):,} bytes"
         ) from error
     return sparse
 
