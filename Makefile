@@ -40,7 +40,8 @@ test-large: $(BIN)/.ready
 	$(BIN)/python -m pytest -m large tests/test_large.py
 
 # TensorFlow 2.16 exists for Python 3.9 to 3.12.
-CORE = $(addprefix tests/test_,ntk.py golden.py objective.py transfer.py report_export.py demo.py)
+CORE = $(addprefix tests/test_,ntk.py golden.py objective.py transfer.py report_export.py demo.py \
+	litert_encoding.py litert_rewrite.py export_targets.py compaction.py)
 
 test-oldest:
 	$(PYTHON) -m venv $(OLDEST)

@@ -1,6 +1,15 @@
 """Prune Keras models before training, without labels, by Neural Tangent Transfer."""
 
-from keras_ntt.export import ExportError, ExportReport, export_tflite, tflite_predict
+from keras_ntt.compaction import remove_dead_units
+from keras_ntt.edge import EdgeAdvice, edge_mobilenet, explain_edge_latency
+from keras_ntt.export import (
+    ExportError,
+    ExportReport,
+    FileReport,
+    export_tflite,
+    inspect_tflite,
+    tflite_predict,
+)
 from keras_ntt.layer_rules import register_layer_rule
 from keras_ntt.mask_files import load_masks, save_masks
 from keras_ntt.ntk import empirical_ntk
@@ -15,8 +24,10 @@ from keras_ntt.transfer import NeuralTangentTransfer
 __version__ = "0.1.0"
 
 __all__ = [
+    "EdgeAdvice",
     "ExportError",
     "ExportReport",
+    "FileReport",
     "KernelPolicy",
     "NTTLoss",
     "NTTSchedule",
@@ -25,13 +36,17 @@ __all__ = [
     "PruningSchedule",
     "SparsityReport",
     "apply_masks",
+    "edge_mobilenet",
     "empirical_ntk",
+    "explain_edge_latency",
     "export_tflite",
     "get_masks",
+    "inspect_tflite",
     "load_masks",
     "ntt_loss",
     "prune_neural_tangent",
     "register_layer_rule",
+    "remove_dead_units",
     "restore_masks",
     "save_masks",
     "sparsity_report",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,7 +59,55 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--epochs", type=_positive, default=30, help="labelled epochs (default 30)")
     demo.set_defaults(run=_demo)
+    _add_export(commands)
+    _add_inspect(commands)
     return parser
+
+
+def _add_export(commands: Any) -> None:
+    export = commands.add_parser(
+        "export",
+        help="write a LiteRT file of a Keras model, small or fast by its zeros",
+        description="Write a LiteRT (TFLite) file of a Keras model. It is run and compared with "
+        "the model before it takes its place.",
+        epilog="example: keras-ntt export model.keras model.tflite --target latency",
+    )
+    export.add_argument("model", type=pathlib.Path, help="a .keras file")
+    export.add_argument("path", type=pathlib.Path, help="the .tflite file to write")
+    export.add_argument(
+        "--target",
+        choices=("size", "latency", "int8", "dense"),
+        default="size",
+        help="what the file is for (default size)",
+    )
+    export.add_argument(
+        "--quantization", choices=("float16", "int8_weights", "int8"), help="round the weights"
+    )
+    export.add_argument(
+        "--data", type=pathlib.Path, help="a .npy file of inputs to compare outputs on"
+    )
+    export.add_argument("--tolerance", type=float, help="relative difference allowed")
+    export.add_argument(
+        "--cpu", choices=("any", "x86", "arm"), default="any", help="what latency is for"
+    )
+    export.add_argument("--compact", action="store_true", help="remove dead units first")
+    export.add_argument(
+        "--benchmark", action="store_true", help="measure latency and memory on this host"
+    )
+    export.add_argument("--json", action="store_true", help="print the report as JSON")
+    export.set_defaults(run=_export)
+
+
+def _add_inspect(commands: Any) -> None:
+    inspect = commands.add_parser(
+        "inspect",
+        help="say what is sparse in a LiteRT file, and what the runtime will do with it",
+        description="Look into a LiteRT (TFLite) file without running it.",
+        epilog="example: keras-ntt inspect model.tflite",
+    )
+    inspect.add_argument("path", type=pathlib.Path, help="a .tflite file")
+    inspect.add_argument("--json", action="store_true", help="print the report as JSON")
+    inspect.set_defaults(run=_inspect)
 
 
 def _positive(text: str) -> int:
@@ -79,3 +129,37 @@ def _demo(options: argparse.Namespace) -> int:
     settings = demo.Settings(options.seeds, options.transfer_epochs, options.epochs)
     demo.run(options.output, settings, say=lambda line: print(line, flush=True))
     return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    import keras
+    import numpy as np
+
+    from keras_ntt.export import export_tflite
+
+    if not options.model.exists():
+        raise FileNotFoundError(f"There is no such model file. Received: {options.model}")
+    report = export_tflite(
+        keras.models.load_model(options.model, compile=False),
+        options.path,
+        target=options.target,
+        quantization=options.quantization,
+        representative_data=None if options.data is None else np.load(options.data),
+        tolerance="auto" if options.tolerance is None else options.tolerance,
+        cpu=options.cpu,
+        compact=options.compact,
+        benchmark=options.benchmark,
+    )
+    _show(report, options.json)
+    return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from keras_ntt.export import inspect_tflite
+
+    _show(inspect_tflite(options.path), options.json)
+    return 0
+
+
+def _show(report: Any, as_json: bool) -> None:
+    print(json.dumps(report.to_dict(), indent=2) if as_json else report)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 import pathlib
 import tempfile
@@ -12,68 +10,105 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from keras_ntt import _host, checks, files
+from keras_ntt.compaction import remove_dead_units
+from keras_ntt.litert import advice, sizes
+from keras_ntt.litert import benchmark as timing
+from keras_ntt.litert import checks as runs
+from keras_ntt.litert import flatbuffer as fb
+from keras_ntt.litert.checks import ExportError
+from keras_ntt.litert.choose import CPUS
+from keras_ntt.litert.convert import QUANTIZATIONS, convert
+from keras_ntt.litert.inspect import FileReport, inspect_tflite, stored_weights
+from keras_ntt.litert.reencode import TARGETS, Reencoded, reencode
+from keras_ntt.litert.report import ExportReport
 
+__all__ = [
+    "ExportError",
+    "ExportReport",
+    "FileReport",
+    "export_tflite",
+    "inspect_tflite",
+    "tflite_predict",
+]
 
-class ExportError(RuntimeError):
-    """A converted model could not be run or does not compute what the Keras model computes."""
+# Relative to the largest output. Rounded weights move the outputs of deep networks by per cents.
+TOLERANCES = {None: 1e-4, "float16": 1e-2, "int8_weights": 0.1, "int8": 0.2}
 
 
 @dataclass(frozen=True)
-class ExportReport:
-    """What was written.
-
-    Attributes:
-        path: The file.
-        size: Its size in bytes.
-        max_difference: Largest difference of an output from Keras's, of those compared.
-        tolerance: The largest that was allowed.
-        samples: Number of samples compared.
-        nonzeros: Number of weights that are not zero.
-        weights: Number of weights.
-    """
-
-    path: pathlib.Path
-    size: int
-    max_difference: float
+class _Options:
+    target: str
+    quantization: str | None
+    cpu: str
     tolerance: float
-    samples: int
-    nonzeros: int
-    weights: int
 
-    def __str__(self) -> str:
-        """Return the report as a person reads it."""
-        return (
-            f"{self.path}: {self.size:,} bytes, {self.nonzeros:,} of {self.weights:,} weights "
-            f"non-zero, outputs within {self.max_difference:.1e} of Keras "
-            f"(allowed {self.tolerance:.1e}) on {self.samples} samples"
+
+def _options(target: str, quantization: Any, cpu: str, tolerance: Any, data: Any) -> _Options:
+    """Return options that fit together, or raise."""
+    checks.check_choice("target", target, TARGETS)
+    checks.check_choice("cpu", cpu, CPUS)
+    if quantization is not None:
+        checks.check_choice("quantization", quantization, QUANTIZATIONS)
+    if target == "int8":
+        if quantization not in (None, "int8"):
+            raise ValueError(
+                'target="int8" is a file that computes in int8 throughout, which leaves no '
+                "choice of quantization. Leave it out, or take another target. "
+                f"Received: target='int8', quantization={quantization!r}"
+            )
+        quantization = "int8"
+    if quantization == "int8" and data is None:
+        raise ValueError(
+            "A file that computes in int8 needs inputs to measure the ranges of activations on. "
+            "Pass representative_data, some hundred samples as the model will see them. "
+            "Received: representative_data=None"
         )
+    if isinstance(tolerance, str) and tolerance == "auto":
+        tolerance = TOLERANCES[quantization]
+    return _Options(target, quantization, cpu, checks.check_number("tolerance", tolerance))
 
 
 def export_tflite(
     model: keras.Model,
     path: str | os.PathLike,
     *,
+    target: str = "size",
+    quantization: str | None = None,
     representative_data: Any = None,
-    tolerance: float = 1e-4,
+    tolerance: float | str = "auto",
+    cpu: str = "any",
+    compact: bool = False,
+    benchmark: bool = False,
 ) -> ExportReport:
-    """Write a float32 LiteRT file of a model and check it against Keras.
+    """Write a LiteRT file of a model, small or fast by its zeros, and check it against Keras.
 
-    The file is converted beside its place, loaded with the LiteRT interpreter, run on samples
-    and moved to `path` only if its outputs are the model's. Weights are stored dense: zeros do
-    not make the file smaller, only its compressed form.
+    The model is converted densely; then each weight is stored as the target wants. The file is
+    written beside its place, run in several ways and moved to `path` only if its outputs are the
+    model's.
 
     Args:
         model: A built model with one input and one output. Masks it holds do no harm.
         path: The file to write. An older file is replaced only on success.
-        representative_data: Inputs ``[n, ...]`` to compare outputs on; None compares on 16
-            standard normal samples.
-        tolerance: Largest difference allowed, relative to the largest output.
+        target: ``"size"``: each weight takes the fewest bytes, sparse where that is smaller.
+            ``"latency"``: sparse only where a sparse kernel is faster at batch 1, else dense.
+            ``"int8"``: computes in int8, stored densely. ``"dense"``: everything densely.
+        quantization: None keeps float32 exactly. ``"float16"`` rounds constants.
+            ``"int8_weights"`` rounds weights to int8, one scale an output channel; activations
+            stay float. ``"int8"`` is the quantization of ``target="int8"``.
+        representative_data: Inputs ``[n, ...]`` to compare outputs on, and to measure ranges for
+            int8; of more than 256 the first 256. None compares on 16 standard normal samples.
+        tolerance: Largest difference allowed, relative to the largest output. ``"auto"`` is 1e-4
+            for float32, 1e-2 for float16, 0.1 for int8 weights and 0.2 for int8.
+        cpu: What ``"latency"`` is for: ``"arm"``, ``"x86"`` (with AVX), or ``"any"``, which
+            takes sparse kernels only where they win on both.
+        compact: Whether to remove units that are constant or that nothing reads before the
+            conversion (see `remove_dead_units`). The outputs stay the same.
+        benchmark: Whether to measure latency and memory on this host, beside the dense file.
 
     Returns:
-        An `ExportReport`.
+        An `ExportReport`, whose ``str()`` is a table.
 
     Raises:
         ImportError: If `ai_edge_litert` is not installed.
@@ -81,42 +116,52 @@ def export_tflite(
             outputs differ.
         FileNotFoundError: If the directory of `path` does not exist.
         TypeError: If `model` is not a Keras 3 model.
-        ValueError: If the model or the data do not fit.
+        ValueError: If the model, the data or an option do not fit.
     """
     checks.check_model(model)
-    checks.check_number("tolerance", tolerance)
+    options = _options(target, quantization, cpu, tolerance, representative_data)
     functional = _host.functional_of(model)
     if functional is None or len(functional.inputs) != 1 or len(functional.outputs) != 1:
         raise ValueError(
             "export_tflite takes Sequential and functional models with one input and one output. "
             f"Received: model={model.name!r} of type {type(model).__name__}"
         )
-    samples = _samples(functional, representative_data)
-    target = pathlib.Path(path)
-    interpreter_class = _interpreter_class()
-    content = _convert(model)
-    expected = keras.ops.convert_to_numpy(model(samples, training=False))
-    with files.replacing(target) as temporary:
+    samples, batch = _samples(functional, representative_data)
+    smaller, removed = remove_dead_units(model) if compact else (model, ())
+    dense, result = _store(smaller, options, samples)
+    if removed:
+        (dense,) = convert(model, [None])
+    content = fb.write(result.model)
+    expected = _expected(model, samples, batch)
+    target_path = pathlib.Path(path)
+    with files.replacing(target_path) as temporary:
         temporary.write_bytes(content)
-        found = _run(interpreter_class, os.fspath(temporary), samples)
-        with np.errstate(invalid="ignore", over="ignore"):
-            scale = max(float(np.abs(expected).max()), 1e-30)
-            difference = float(np.abs(found - expected).max())
-        if not difference <= tolerance * scale:
-            raise ExportError(
-                f"The LiteRT file computes something else than the model {model.name!r}, so it "
-                f"was not written. Received: outputs that differ by {difference:.3g}, where "
-                f"{tolerance * scale:.3g} is allowed"
-            )
+        found = runs.compare(os.fspath(temporary), samples, expected, batch=batch)
+        difference, allowed = _judge(model, found, expected, options.tolerance)
+        timed = _benchmark(temporary, dense, samples[: batch or 1]) if benchmark else None
     values = [keras.ops.convert_to_numpy(w) for w in model.weights]
+    reasons = {weight.name: choice.reason for weight, choice in result.choices.values()}
+    tensors = stored_weights(result.model, reasons)
+    measured = sizes.of(content)
     return ExportReport(
-        target,
-        target.stat().st_size,
-        difference,
-        tolerance * scale,
-        len(samples),
-        sum(int(np.count_nonzero(v)) for v in values),
-        sum(v.size for v in values),
+        path=target_path,
+        size=measured.raw,
+        max_difference=difference,
+        tolerance=allowed,
+        samples=len(samples),
+        nonzeros=sum(int(np.count_nonzero(v)) for v in values),
+        weights=sum(v.size for v in values),
+        target=options.target,
+        quantization=options.quantization,
+        sizes=measured,
+        dense=sizes.of(dense),
+        limit=sizes.limit_of_model(result.model),
+        tensors=tensors,
+        verdict=result.verdict,
+        runs=found,
+        warnings=(*result.notes, *advice.warnings(tensors, result.verdict)),
+        removed=removed,
+        benchmark=timed,
     )
 
 
@@ -134,64 +179,81 @@ def tflite_predict(path: str | os.PathLike, x: np.ndarray) -> np.ndarray:
         ImportError: If `ai_edge_litert` is not installed.
         ExportError: If the file does not run.
     """
-    return _run(_interpreter_class(), os.fspath(path), np.asarray(x))
+    return runs.run(os.fspath(path), np.asarray(x))
 
 
-def _samples(functional: Any, representative_data: Any) -> np.ndarray:
+def _samples(functional: Any, representative_data: Any) -> tuple[np.ndarray, int | None]:
+    """Return what to compare outputs on, and the batch size if the model fixes it."""
     symbol = functional.inputs[0]
+    batch = symbol.shape[0]
     if representative_data is not None:
         checks.check_arrays(representative_data, functional, "representative_data")
-        return np.asarray(representative_data)[:256].astype(symbol.dtype)
+        data = np.asarray(representative_data)[:256].astype(symbol.dtype)
+        if batch is not None and len(data) % batch:
+            if len(data) < batch:
+                raise ValueError(
+                    "representative_data must fill a batch of the size that the model fixes. "
+                    f"Received: {len(data)} samples for batches of {batch}"
+                )
+            data = data[: len(data) // batch * batch]
+        return data, batch
     if None in symbol.shape[1:]:
         raise ValueError(
             "The model leaves a size of its input open, so there is nothing to compare outputs "
             f"on. Pass representative_data. Received: input of shape {tuple(symbol.shape)}"
         )
-    shape = (symbol.shape[0] or 16, *symbol.shape[1:])
-    return np.random.default_rng(0).standard_normal(shape).astype(symbol.dtype)
+    shape = (batch or 16, *symbol.shape[1:])
+    return np.random.default_rng(0).standard_normal(shape).astype(symbol.dtype), batch
 
 
-def _interpreter_class() -> Any:
-    try:
-        from ai_edge_litert.interpreter import Interpreter
-    except ImportError as error:
-        raise ImportError(
-            "Checking a LiteRT file needs the LiteRT interpreter: "
-            "pip install 'keras-ntt[litert]' (the package ai-edge-litert)."
-        ) from error
-    return Interpreter
+def _expected(model: keras.Model, samples: np.ndarray, batch: int | None) -> np.ndarray:
+    size = batch or len(samples)
+    outputs = [
+        keras.ops.convert_to_numpy(model(samples[start : start + size], training=False))
+        for start in range(0, len(samples), size)
+    ]
+    return np.concatenate(outputs)
 
 
-def _run(interpreter_class: Any, path: str, x: np.ndarray) -> np.ndarray:
-    try:
-        interpreter = interpreter_class(model_path=path)
-        (given,) = interpreter.get_input_details()
-        interpreter.resize_tensor_input(given["index"], x.shape)
-        interpreter.allocate_tensors()
-        interpreter.set_tensor(given["index"], x.astype(given["dtype"]))
-        interpreter.invoke()
-        (result,) = interpreter.get_output_details()
-        return interpreter.get_tensor(result["index"]).copy()
-    except (RuntimeError, ValueError) as error:
+def _store(model: keras.Model, options: _Options, samples: np.ndarray) -> tuple[bytes, Reencoded]:
+    """Return the dense float32 file, and the model stored as the options want."""
+    weights_only = options.quantization == "int8_weights"
+    wanted: list[str | None] = [None]
+    by_converter = options.quantization is not None and not (
+        weights_only and options.target == "size"
+    )
+    if by_converter:
+        wanted.append(options.quantization)
+    contents = convert(model, wanted, samples)
+    dense = fb.read(contents[0])
+    if weights_only and options.target in ("size", "latency"):
+        result = reencode(dense, target=options.target, int8=True, cpu=options.cpu)
+        if options.target == "size" or result.verdict.kind == "sparse":
+            return contents[0], result
+    base = fb.read(contents[-1])
+    stays = options.quantization in ("int8_weights", "int8")
+    target = "dense" if stays else options.target
+    return contents[0], reencode(base, target=target, cpu=options.cpu)
+
+
+def _judge(
+    model: keras.Model, found: tuple[runs.Run, ...], expected: np.ndarray, tolerance: float
+) -> tuple[float, float]:
+    """Return the largest difference and the largest allowed, or raise if it is too large."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        scale = max(float(np.abs(expected).max()), 1e-30)
+    worst = max(found, key=lambda run: (not np.isfinite(run.difference), run.difference))
+    if not worst.difference <= tolerance * scale:
         raise ExportError(
-            f"The LiteRT interpreter could not run the file: {error}. Received: path={path!r}"
-        ) from error
+            f"The LiteRT file computes something else than the model {model.name!r}, so it "
+            f"was not written. Received: outputs that differ by {worst.difference:.3g}, where "
+            f"{tolerance * scale:.3g} is allowed ({worst})"
+        )
+    return worst.difference, tolerance * scale
 
 
-def _convert(model: keras.Model) -> bytes:
-    """Convert a model by way of a SavedModel, without the prints about it.
-
-    The converter's own door for Keras models aborts the process with TensorFlow 2.16.
-    """
-    try:
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            contextlib.redirect_stdout(io.StringIO()),
-        ):
-            model.export(folder)
-            return tf.lite.TFLiteConverter.from_saved_model(folder).convert()
-    except Exception as error:  # the converter raises whatever its passes raise
-        raise ExportError(
-            f"TensorFlow could not convert the model {model.name!r} to LiteRT. "
-            f"Received: {type(error).__name__}: {error}"
-        ) from error
+def _benchmark(path: pathlib.Path, dense: bytes, sample: np.ndarray) -> timing.Benchmark:
+    with tempfile.TemporaryDirectory() as folder:
+        twin = pathlib.Path(folder) / "dense.tflite"
+        twin.write_bytes(dense)
+        return timing.measure(os.fspath(path), os.fspath(twin), sample)

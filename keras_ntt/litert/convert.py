@@ -1,0 +1,69 @@
+"""Densely stored LiteRT files by TensorFlow's converter."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tempfile
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_ntt.litert.checks import ExportError
+
+QUANTIZATIONS = ("float16", "int8_weights", "int8")
+
+
+def convert(
+    model: keras.Model, quantizations: Sequence[str | None], samples: np.ndarray | None = None
+) -> list[bytes]:
+    """Convert a model by way of one SavedModel, without the prints about it.
+
+    The converter's own door for Keras models aborts the process with TensorFlow 2.16. Its
+    sparse mode is never used: it writes files that compute something else or do not load.
+
+    Args:
+        model: The model.
+        quantizations: One file for each: None, ``"float16"``, ``"int8_weights"`` (activations
+            stay float) or ``"int8"``.
+        samples: Inputs, from which ``"int8"`` measures the ranges of activations; the others
+            have no need of them.
+
+    Returns:
+        The files.
+
+    Raises:
+        ExportError: If the model cannot be converted.
+    """
+    try:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            contextlib.redirect_stdout(io.StringIO()),
+        ):
+            model.export(folder)
+            batches = [] if samples is None else _batches(model, samples)
+            return [_convert(folder, kind, batches) for kind in quantizations]
+    except Exception as error:  # the converter raises whatever its passes raise
+        raise ExportError(
+            f"TensorFlow could not convert the model {model.name!r} to LiteRT. "
+            f"Received: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _batches(model: keras.Model, samples: np.ndarray) -> list[np.ndarray]:
+    size = model.inputs[0].shape[0] or 1
+    return [samples[i : i + size] for i in range(0, len(samples) - size + 1, size)]
+
+
+def _convert(folder: str, quantization: str | None, batches: list[np.ndarray]) -> bytes:
+    converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+    if quantization is not None:
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if quantization == "float16":
+        converter.target_spec.supported_types = [tf.float16]
+    if quantization == "int8":
+        converter.representative_dataset = lambda: ([batch] for batch in batches)
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+    return converter.convert()

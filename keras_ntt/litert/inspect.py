@@ -1,0 +1,201 @@
+"""What is in a LiteRT file: which weights are stored how, and what XNNPACK will do with it."""
+
+from __future__ import annotations
+
+import collections
+import os
+import pathlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from keras_ntt.litert import flatbuffer as fb
+from keras_ntt.litert import sizes, xnnpack
+from keras_ntt.litert.tables import table
+from keras_ntt.litert.weights import PACKED, WEIGHT_AXIS, Source, source_of, sparse_bytes, sparse_of
+
+
+@dataclass(frozen=True)
+class StoredWeight:
+    """A weight of a LiteRT file.
+
+    Attributes:
+        name: Its name.
+        shape: Its shape.
+        operators: The operators that read it.
+        nonzeros: Number of entries that are not zero.
+        storage: ``"dense"``, ``"densify"`` (sparse, unpacked when the file is loaded) or
+            ``"direct"`` (sparse, computed with as it is).
+        dtype: Type of the stored values.
+        layout: The levels of a sparse form, compressed ones in brackets; empty for dense ones.
+        size: Bytes of its values, indices and scales.
+        reason: Why it is stored so, where that is known.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    operators: str
+    nonzeros: int
+    storage: str
+    dtype: str
+    layout: str
+    size: int
+    reason: str = ""
+
+    @property
+    def entries(self) -> int:
+        """Number of entries."""
+        return int(np.prod(self.shape))
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of zeros."""
+        return 1 - self.nonzeros / self.entries
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the row as plain numbers and strings."""
+        return {**vars(self), "shape": list(self.shape), "sparsity": self.sparsity}
+
+
+@dataclass(frozen=True)
+class FileReport:
+    """What is in a LiteRT file.
+
+    Attributes:
+        path: The file.
+        sizes: Its bytes, raw and compressed.
+        operators: How many of each operator there are.
+        weights: The weights of fully-connected operators and convolutions.
+        verdict: What XNNPACK will do with it.
+    """
+
+    path: pathlib.Path
+    sizes: sizes.Sizes
+    operators: Mapping[str, int]
+    weights: tuple[StoredWeight, ...]
+    verdict: xnnpack.Verdict
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain numbers and strings."""
+        return {
+            "path": os.fspath(self.path),
+            "sizes": self.sizes.to_dict(),
+            "operators": dict(self.operators),
+            "weights": [weight.to_dict() for weight in self.weights],
+            "xnnpack": self.verdict.to_dict(),
+        }
+
+    def __str__(self) -> str:
+        """Return the report as a person reads it."""
+        counts = ", ".join(f"{count} {name}" for name, count in self.operators.items())
+        lines = [f"{self.path}: {self.sizes}", f"operators: {counts or 'none'}"]
+        if self.weights:
+            lines += ["", weights_table(self.weights), ""]
+        return "\n".join([*lines, f"XNNPACK on ARM and x86 without AVX: {self.verdict}"])
+
+
+def inspect_tflite(path: str | os.PathLike) -> FileReport:
+    """Look into a LiteRT file without running it.
+
+    Args:
+        path: The file.
+
+    Returns:
+        What is in it.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no LiteRT model, or a damaged one.
+    """
+    file = pathlib.Path(path)
+    content = file.read_bytes()
+    model = fb.read(content)
+    try:
+        counts = collections.Counter(
+            fb.operator_name(model, op) for graph in model.subgraphs for op in graph.operators
+        )
+        weights, verdict = stored_weights(model), xnnpack.predict(model)
+    except fb.FileFormatError:
+        raise
+    except Exception as error:  # tables of the wrong kind make the lookups raise anything
+        raise fb.damaged(content, error) from error
+    return FileReport(file, sizes.of(content), dict(sorted(counts.items())), weights, verdict)
+
+
+def stored_weights(
+    model: Any, reasons: Mapping[str, str] | None = None
+) -> tuple[StoredWeight, ...]:
+    """List the weights of a model as they are stored.
+
+    Args:
+        model: A ``ModelT``.
+        reasons: Why, by the weight's name.
+
+    Returns:
+        One row a constant that convolutions or fully-connected operators read as their weight.
+    """
+    rows = []
+    for subgraph in model.subgraphs:
+        producers = fb.producers(subgraph)
+        readers: dict[int, set[str]] = {}
+        first: dict[int, Source] = {}
+        for operator in subgraph.operators:
+            kind = fb.operator_name(model, operator)
+            if kind not in WEIGHT_AXIS or len(operator.inputs) < 2:
+                continue
+            source = source_of(model, subgraph, producers, int(operator.inputs[1]))
+            if source.array is not None:
+                readers.setdefault(source.tensor, set()).add(kind)
+                first.setdefault(source.tensor, source)
+        for index, source in first.items():
+            name = fb.name_of(subgraph.tensors[index]).removesuffix(PACKED)
+            kinds = "+".join(sorted(readers[index]))
+            reason = (reasons or {}).get(name, "")
+            rows.append(_row(model, subgraph.tensors[index], source, name, kinds, reason))
+    return tuple(rows)
+
+
+def _row(
+    model: Any, tensor: Any, source: Source, name: str, kinds: str, reason: str
+) -> StoredWeight:
+    sparse, array = sparse_of(model, tensor), source.array
+    assert array is not None
+    size = len(model.buffers[tensor.buffer].data)
+    storage = "dense"
+    if sparse is not None:
+        size += sparse_bytes(sparse)
+        storage = "densify" if source.is_densified else "direct"
+    if array.dtype.kind == "i":
+        size += 12 * source.channels
+    return StoredWeight(
+        name.split(";")[0],
+        array.shape,
+        kinds,
+        int(np.count_nonzero(array)),
+        storage,
+        array.dtype.name,
+        "" if sparse is None else str(sparse.layout),
+        size,
+        reason,
+    )
+
+
+def weights_table(weights: tuple[StoredWeight, ...]) -> str:
+    """Return rows of weights as a table."""
+    columns = ["weight", "shape", "zeros", "stored", "levels", "bytes"]
+    with_reasons = any(w.reason for w in weights)
+    body = [
+        [
+            w.name,
+            "x".join(map(str, w.shape)),
+            f"{w.sparsity:.1%}",
+            f"{w.storage} {w.dtype}",
+            w.layout,
+            f"{w.size:,}",
+            *([w.reason] if with_reasons else []),
+        ]
+        for w in weights
+    ]
+    return table([*columns, *(["why"] if with_reasons else [])], body, right=(2, 5))

@@ -1,0 +1,95 @@
+"""From a densely stored LiteRT model to the one that a target wants."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from keras_ntt.litert import choose, xnnpack
+from keras_ntt.litert.choose import Choice
+from keras_ntt.litert.rewrite import Key, rewrite
+from keras_ntt.litert.weights import Weight, weights_of
+
+TARGETS = ("size", "latency", "int8", "dense")
+
+Choices = dict[Key, tuple[Weight, Choice]]
+
+
+@dataclass(frozen=True)
+class Reencoded:
+    """A model whose weights are stored as a target wants.
+
+    Attributes:
+        model: The ``ModelT``.
+        choices: How each weight is stored, by graph and tensor of the model it came from.
+        verdict: What XNNPACK will do with it.
+        notes: What kept it from being stored better.
+    """
+
+    model: Any
+    choices: Choices
+    verdict: xnnpack.Verdict
+    notes: tuple[str, ...] = ()
+
+
+def reencode(
+    model: Any, *, target: str = "size", int8: bool = False, cpu: str = "any"
+) -> Reencoded:
+    """Store the weights of a model as a target wants.
+
+    DENSIFY is used only if the outcome is not one that XNNPACK computes wrongly.
+
+    Args:
+        model: A ``ModelT`` with densely stored weights. It is left as it is.
+        target: One of `TARGETS`; ``"int8"`` and ``"dense"`` change nothing.
+        int8: Whether weights may be rounded to int8.
+        cpu: What the latency is for: ``"x86"``, ``"arm"`` or ``"any"``.
+
+    Returns:
+        The new model and the reasons.
+    """
+    weights = {(w.subgraph, w.tensor): w for w in weights_of(model)}
+    if target == "size":
+        return _small(model, weights, int8)
+    if target == "latency":
+        return _fast(model, weights, int8, cpu)
+    kept = {k: (w, choose.dense(w, f'target="{target}"')) for k, w in weights.items()}
+    return _apply(model, kept)
+
+
+def _apply(model: Any, choices: Choices, notes: tuple[str, ...] = ()) -> Reencoded:
+    changed = rewrite(model, choices)
+    return Reencoded(changed, choices, xnnpack.predict(changed), notes)
+
+
+def _small(model: Any, weights: dict[Key, Weight], int8: bool) -> Reencoded:
+    def chosen(densify: bool) -> Choices:
+        return {k: (w, choose.smallest(w, int8=int8, densify=densify)) for k, w in weights.items()}
+
+    found = _apply(model, chosen(True))
+    if found.verdict.kind != "wrong":
+        return found
+    note = (
+        "no DENSIFY is written, because XNNPACK would compute wrong outputs on ARM: "
+        f"{'; '.join(found.verdict.reasons)}"
+    )
+    return _apply(model, chosen(False), (note,))
+
+
+def _fast(model: Any, weights: dict[Key, Weight], int8: bool, cpu: str) -> Reencoded:
+    verdict = xnnpack.predict(model, hint=True)
+    sparse = verdict.tensors if verdict.kind == "sparse" else frozenset[Key]()
+    sparse &= {k for k, w in weights.items() if w.is_pointwise}
+    choices = {
+        k: (w, choose.fastest(w, cpu=cpu, sparse_inference=k in sparse, int8=int8))
+        for k, w in weights.items()
+    }
+    notes = (
+        ()
+        if verdict.kind != "wrong"
+        else (
+            "sparse inference is left off, because XNNPACK would compute wrong outputs on ARM: "
+            f"{'; '.join(verdict.reasons)}",
+        )
+    )
+    return _apply(model, choices, notes)

@@ -1,0 +1,113 @@
+"""What was written: sizes, the storage of each weight, what the runtime will do with it."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from dataclasses import dataclass
+from typing import Any
+
+from keras_ntt.litert.benchmark import Benchmark
+from keras_ntt.litert.checks import Run
+from keras_ntt.litert.inspect import StoredWeight, weights_table
+from keras_ntt.litert.sizes import Sizes
+from keras_ntt.litert.tables import table
+from keras_ntt.litert.xnnpack import Verdict
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written.
+
+    Attributes:
+        path: The file.
+        size: Its size in bytes.
+        max_difference: Largest difference of an output from Keras's, of those compared.
+        tolerance: The largest that was allowed.
+        samples: Number of samples compared.
+        nonzeros: Number of weights of the Keras model that are not zero.
+        weights: Number of weights of the Keras model.
+        target: What it was stored for.
+        quantization: How values were rounded, or None.
+        sizes: Bytes of the file, raw and compressed.
+        dense: Bytes of the model's densely stored float32 file.
+        limit: Bytes that the weights need at least: the entropy of the masks, the bits of the
+            non-zero values, and all other constants as they are.
+        tensors: How each weight of a convolution or fully-connected operator is stored, and why.
+        verdict: What XNNPACK does with the file on ARM and on x86 without AVX.
+        runs: The ways in which the file was run and compared.
+        warnings: What one should not expect of the file.
+        removed: Units that were removed because they were dead, by layer.
+        benchmark: Measured latency and memory on this host, if asked for.
+    """
+
+    path: pathlib.Path
+    size: int
+    max_difference: float
+    tolerance: float
+    samples: int
+    nonzeros: int
+    weights: int
+    target: str
+    quantization: str | None
+    sizes: Sizes
+    dense: Sizes
+    limit: float
+    tensors: tuple[StoredWeight, ...]
+    verdict: Verdict
+    runs: tuple[Run, ...]
+    warnings: tuple[str, ...] = ()
+    removed: tuple[tuple[str, int], ...] = ()
+    benchmark: Benchmark | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain numbers and strings."""
+        names = ("size", "max_difference", "tolerance", "samples", "nonzeros", "weights")
+        return {
+            "path": os.fspath(self.path),
+            **{name: getattr(self, name) for name in (*names, "target", "quantization", "limit")},
+            "sizes": self.sizes.to_dict(),
+            "dense": self.dense.to_dict(),
+            "tensors": [tensor.to_dict() for tensor in self.tensors],
+            "xnnpack": self.verdict.to_dict(),
+            "runs": [vars(run) for run in self.runs],
+            "warnings": list(self.warnings),
+            "removed": dict(self.removed),
+            "benchmark": None if self.benchmark is None else self.benchmark.to_dict(),
+        }
+
+    def __str__(self) -> str:
+        """Return the report as a person reads it."""
+        rounding = "" if self.quantization is None else f", quantization {self.quantization!r}"
+        lines = [
+            f"{self.path}: {self.size:,} bytes, {self.nonzeros:,} of {self.weights:,} weights "
+            f"non-zero, outputs within {self.max_difference:.1e} of Keras "
+            f"(allowed {self.tolerance:.1e}) on {self.samples} samples",
+            f"target {self.target!r}{rounding}; run {len(self.runs)} ways: "
+            + "; ".join(map(str, self.runs)),
+            "",
+            self._sizes_table(),
+        ]
+        if self.removed:
+            units = ", ".join(f"{count} of {name}" for name, count in self.removed)
+            lines += ["", f"dead units removed: {units}"]
+        if self.tensors:
+            lines += ["", weights_table(self.tensors)]
+        lines += ["", f"XNNPACK on ARM and x86 without AVX: {self.verdict}"]
+        if self.benchmark is not None:
+            lines.append(str(self.benchmark))
+        return "\n".join([*lines, *(f"note: {warning}" for warning in self.warnings)])
+
+    def _sizes_table(self) -> str:
+        columns = [
+            ("raw", self.sizes.raw, self.dense.raw),
+            ("gzip", self.sizes.gzip, self.dense.gzip),
+        ]
+        if self.sizes.zstd is not None and self.dense.zstd is not None:
+            columns.append(("zstd", self.sizes.zstd, self.dense.zstd))
+        body = [
+            [name, f"{ours:,}", f"{dense:,}", f"{dense / ours:.2f}", f"{ours / self.limit:.2f}"]
+            for name, ours, dense in columns
+        ]
+        head = ["bytes", "this file", "dense float32", "times smaller", "of the entropy limit"]
+        return table(head, body, right=(1, 2, 3, 4))
