@@ -1,5 +1,7 @@
 """Prune Keras models before training, without labels, by Neural Tangent Transfer."""
 
+from keras_ntt import saliency
+from keras_ntt.at_init import prune_at_init, saliency_scores
 from keras_ntt.export import ExportError, ExportReport, export_tflite, tflite_predict
 from keras_ntt.mask_files import load_masks, save_masks
 from keras_ntt.ntk import empirical_ntk
@@ -28,8 +30,11 @@ __all__ = [
     "get_masks",
     "load_masks",
     "ntt_loss",
+    "prune_at_init",
     "prune_neural_tangent",
     "restore_masks",
+    "saliency",
+    "saliency_scores",
     "save_masks",
     "sparsity_report",
     "strip_pruning",
