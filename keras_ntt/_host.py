@@ -78,6 +78,11 @@ def functional_of(model: Any) -> Any | None:
     return None
 
 
+def input_structure(functional: Any) -> Any:
+    """Return the symbolic inputs of a functional graph, nested as its model takes them."""
+    return functional._inputs_struct
+
+
 def nodes_in_order(functional: Any) -> list[Any]:
     """Return the nodes of a functional graph, each after the nodes that it reads."""
     by_depth = functional._nodes_by_depth

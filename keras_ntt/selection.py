@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -91,7 +92,8 @@ def score(saliency: NetworkSaliency, subject: Subject) -> list[np.ndarray]:
     scores = saliency(subject)
     check_scores(scores, subject.weights)
     arrays = [np.asarray(tf.cast(s, tf.float64)) for s in scores]
-    if not any(a.any() for a in arrays):
+    # Later on, all zeros mean that no signal passes a network that was pruned to pieces.
+    if subject.round == 0 and not any(a.any() for a in arrays):
         raise ValueError(
             "All scores are zero, so there is no order among the weights: the outputs do not "
             f"depend on them. Received: saliency {saliency.name} of "
@@ -109,8 +111,9 @@ def find_masks(
 ) -> list[np.ndarray]:
     """Choose the masks of a network.
 
-    In round k of n the network keeps a fraction ``density ** (k / n)`` of its entries; the scores
-    are those of the network as pruned so far, and what is removed stays so.
+    In round k of n the network keeps a fraction ``density ** (k / n)`` of its entries, rounded up
+    before the last round, as in the published code of SynFlow; the scores are those of the
+    network as pruned so far, and what is removed stays so.
 
     Args:
         subject: The dense network.
@@ -140,7 +143,7 @@ def find_masks(
         if final is not None:
             counts = [_between(s.size, c, share) for s, c in zip(keys, final, strict=True)]
         else:
-            total = shares.total(1 - (1 - sparsity) ** share)
+            total = _between(sum(shares.sizes), shares.total(sparsity), share)
             counts = counts_by_threshold(keys, total, least)
             if number == recipe.rounds:
                 _warn_of_empty(counts_by_threshold(keys, total, [0] * len(keys)), recipe)
@@ -205,10 +208,12 @@ def sampling_keys(scores: Sequence[np.ndarray], subject: Subject) -> list[np.nda
 
 
 def _between(size: int, count: int, share: float) -> int:
-    """Return the number of entries on the way from all to `count`, by equal factors."""
-    if share == 1 or not count:
-        return count
-    return max(round(size * (count / size) ** share), count)
+    """Return how many entries are left on the way from all to `count`, rounded up.
+
+    >>> [_between(9, 3, k / 3) for k in (1, 2, 3)]
+    [7, 5, 3]
+    """
+    return math.ceil(size * (count / size) ** share - 1e-6) if share < 1 else count
 
 
 def _as_tensors(masks: Sequence[np.ndarray], subject: Subject) -> tuple[tf.Tensor, ...]:

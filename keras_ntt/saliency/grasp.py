@@ -16,8 +16,7 @@ from keras_ntt.saliency.base import (
     sensitivity,
     summed_gradient,
 )
-from keras_ntt.saliency.data import sample_count
-from keras_ntt.saliency.losses import as_loss
+from keras_ntt.saliency.losses import as_loss, check_logits, crossentropy
 
 
 class GraSP(NetworkSaliency):
@@ -49,6 +48,8 @@ class GraSP(NetworkSaliency):
         """Return the scores; negative ones are of weights whose removal helps the gradient."""
 
         def loss(outputs: tf.Tensor, labels: Any) -> tf.Tensor:
+            if self.loss is crossentropy:
+                check_logits(tf.stop_gradient(outputs), self.name)
             return self.loss(outputs / self.temperature, labels)
 
         sums, count = summed_gradient(subject, loss)
@@ -57,11 +58,7 @@ class GraSP(NetworkSaliency):
         total = [tf.zeros_like(v) for v in values]
         for x, y in subject.batches():
             products = _hessian_product(subject, loss, x, y, mean)
-            weight = sample_count(x) / count
-            # The loss is summed over a batch's samples: its mean is sum / n.
-            total = [
-                t + p * (weight / sample_count(x)) for t, p in zip(total, products, strict=True)
-            ]
+            total = [t + p / count for t, p in zip(total, products, strict=True)]
         return sensitivity(values, total, signed=True)
 
 

@@ -113,4 +113,4 @@ def example(subject: Subject, n: int, name: str) -> Any:
         tf.zeros([n, *shape], keras.backend.standardize_dtype(t.dtype))
         for t, shape in zip(symbols, shapes, strict=True)
     ]
-    return keras.tree.pack_sequence_as(subject.model.input, tensors)
+    return keras.tree.pack_sequence_as(_host.input_structure(functional), tensors)
