@@ -2,7 +2,9 @@
 
 from keras_ntt import saliency
 from keras_ntt.at_init import prune_at_init, saliency_scores
+from keras_ntt.dynamics import TrainingDynamics, effective_gradient_flow
 from keras_ntt.export import ExportError, ExportReport, export_tflite, tflite_predict
+from keras_ntt.granet import GraNet
 from keras_ntt.mask_files import load_masks, save_masks
 from keras_ntt.ntk import empirical_ntk
 from keras_ntt.objective import NTTLoss, ntt_loss
@@ -10,21 +12,26 @@ from keras_ntt.policies import PruningPolicy
 from keras_ntt.pruning import prune_neural_tangent
 from keras_ntt.report import SparsityReport, sparsity_report
 from keras_ntt.schedules import NTTSchedule, PruningSchedule
+from keras_ntt.sniper import SNIPER
 from keras_ntt.sparse_model import apply_masks, get_masks, restore_masks, strip_pruning
 from keras_ntt.transfer import NeuralTangentTransfer
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "SNIPER",
     "ExportError",
     "ExportReport",
+    "GraNet",
     "NTTLoss",
     "NTTSchedule",
     "NeuralTangentTransfer",
     "PruningPolicy",
     "PruningSchedule",
     "SparsityReport",
+    "TrainingDynamics",
     "apply_masks",
+    "effective_gradient_flow",
     "empirical_ntk",
     "export_tflite",
     "get_masks",
