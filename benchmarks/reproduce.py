@@ -4,7 +4,7 @@
 
 Every run, one network of one method, density, allocation and seed, is a file in
 ``OUTPUT/runs``; runs whose file is there are not repeated, and a transfer that was stopped goes
-on from its last backup. So stop it at any time and call it again with the same settings. The
+on from its last whole epoch. So stop it at any time and call it again with the same settings. The
 tables of all finished runs are written to ``OUTPUT/RESULTS.md``. README.md in this folder has
 the protocol.
 """
@@ -138,7 +138,7 @@ def transfer(run: Run, model: keras.Model, x: np.ndarray, scratch: Path) -> dict
     )
     ntt.compile(keras.optimizers.Adam(5e-4))
     curve = Curve(scratch / "curve.json")
-    backup = keras.callbacks.BackupAndRestore(scratch / "backup", save_freq=200)
+    backup = keras.callbacks.BackupAndRestore(scratch / "backup", save_freq="epoch")
     begun = time.perf_counter()
     ntt.fit(x, batch_size=64, epochs=run.transfer_epochs, callbacks=[backup, curve], verbose=2)
     return {"curve": curve.rows, "seconds": time.perf_counter() - begun, "steps": ntt.step}

@@ -50,7 +50,7 @@ def effective_gradient_flow(
         outputs = model(x, training=False)
         if loss is None and getattr(model, "compiled", False):
             labels = keras.tree.map_structure(tf.convert_to_tensor, y)
-            value = model.compute_loss(x=x, y=labels, y_pred=outputs, training=False)
+            value = model.compute_loss(x=x, y=labels, y_pred=outputs)
         else:
             outputs = flat(outputs)
             value = as_loss(loss)(outputs, tf.convert_to_tensor(y)) / outputs.shape[0]

@@ -181,7 +181,7 @@ class GraNet(keras.callbacks.Callback):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(sources)
             outputs = self.model(x, training=False)
-            loss = self.model.compute_loss(x=x, y=y, y_pred=outputs, training=False)
+            loss = self.model.compute_loss(x=x, y=y, y_pred=outputs)
         found = gradient(tape, tf.convert_to_tensor(loss), sources)
         return [np.asarray(tf.cast(g, tf.float64)) for g in found]
 

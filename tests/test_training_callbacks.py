@@ -224,7 +224,7 @@ def test_granet_works_on_a_network_that_is_pruned_already():
 
 def test_granet_with_several_steps_an_execution():
     model, watch = mlp(steps_per_execution=3), Watch()
-    x, y = data(n=60)
+    x, y = data(n=54)
     model.fit(x, y, batch_size=6, callbacks=[granet(), watch], verbose=0)
     assert total(masks_of(model)) == 18
 
