@@ -65,16 +65,14 @@ def load_idx(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 def prepare_tfds(name: str, idx_dir: Path, tfds_dir: Path) -> None:
     """Write IDX files as a tensorflow-datasets folder, for ``tfds.load`` to read offline."""
+    import tensorflow as tf
     import tensorflow_datasets as tfds
 
     builder = tfds.builder(TFDS_NAMES[name], data_dir=tfds_dir)
     if Path(builder.data_dir).exists():
         return
     examples = {
-        part: [
-            {"image": image, "label": int(label)}
-            for image, label in zip(images, labels, strict=True)
-        ]
+        part: tf.data.Dataset.from_tensor_slices({"image": images, "label": labels.astype("int64")})
         for part, (images, labels) in load_idx(idx_dir).items()
     }
     tfds.dataset_builders.store_as_tfds_dataset(

@@ -28,6 +28,7 @@ from keras_ntt.allocations import (
 from keras_ntt.masks import MaskRule
 from keras_ntt.policies import choose_weights
 from keras_ntt.saliency import NTKSAP, SALIENCIES, SynFlow, magnitude
+from keras_ntt.whole_filters import whole_filters
 
 LENET_300_100 = [(784, 300), (300, 100), (100, 10)]
 LENET_5 = [(5, 5, 1, 20), (5, 5, 20, 50), (800, 500), (500, 10)]
@@ -326,6 +327,40 @@ def test_a_pattern_of_ones_own(rounds):
         if rounds == 1:
             sums = score.sum(axis=0)
             assert sums[whole].min() > sums[~whole].max()
+
+
+def test_whole_filters():
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 2)),
+            layers.Conv2D(8, 3, activation="relu"),
+            layers.Conv2D(4, 3, activation="relu"),
+            layers.Flatten(),
+            layers.Dense(3),
+        ]
+    )
+    scores = keras_ntt.saliency_scores(model, "magnitude", filters="conv")
+    pruned = prune_at_init(
+        model,
+        sparsity=0.5,
+        saliency="magnitude",
+        allocation="layerwise",
+        pattern=whole_filters,
+        filters="conv",
+    )
+    masks = get_masks(pruned)
+    assert len(masks) == 2
+    for mask, score in zip(masks.values(), scores.values(), strict=True):
+        kept = mask.all(axis=(0, 1, 2))
+        assert (kept == mask.any(axis=(0, 1, 2))).all()
+        assert kept.sum() == mask.shape[-1] // 2
+        sums = score.sum(axis=(0, 1, 2))
+        assert sums[kept].min() > sums[~kept].max()
+
+
+def test_whole_filters_of_a_vector():
+    with pytest.raises(ValueError, match="Whole filters are for kernels of at least 2 axes"):
+        whole_filters(tf.ones([3]), 0.5)
 
 
 # --- the model that comes back -----------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The reproduction script on a few images: every method, resumed, and its tables."""
+"""The reproduction script on a few images: what it measures, that it resumes, and its tables."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_images_are_read_as_they_are(reproduce, images):
     assert data.x_train[3, 0].max() < 60 / 255 + 1e-6
 
 
-def test_every_method_runs_and_is_resumed(reproduce, images, tmp_path, capsys):
+def test_runs_that_are_done_are_not_repeated(reproduce, images, tmp_path, capsys):
     methods = ("dense", "ntt-kept", "erk-random")
     first = words(images, tmp_path, "--methods", *methods[:2])
     assert reproduce.main(first) == 0
