@@ -563,6 +563,29 @@ def test_whole_numbers_as_inputs():
         assert found.any()
 
 
+class Normalized(layers.Layer):
+    """A layer whose gradient TensorFlow cannot differentiate."""
+
+    def call(self, x):
+        return tf.nn.local_response_normalization(x)
+
+
+def test_second_derivatives_that_do_not_exist():
+    model = keras.Sequential(
+        [
+            keras.Input((4, 4, 3)),
+            layers.Conv2D(2, 2),
+            Normalized(),
+            layers.Flatten(),
+            layers.Dense(2),
+        ]
+    )
+    given = np.ones((2, 4, 4, 3), "float32"), np.array([0, 1])
+    assert scores_of(model, "snip", given)
+    with pytest.raises(ValueError, match=r"GraSP needs the derivative of a derivative.*'snip'"):
+        saliency_scores(model, "grasp", data=given)
+
+
 def test_saliencies_that_are_none():
     for given in ("other", None, 3, SNIP):
         with pytest.raises(ValueError, match=r"saliency must be one of 'magnitude', 'random'.*Rec"):
