@@ -1,6 +1,9 @@
 """Prune Keras models before training, without labels, by Neural Tangent Transfer."""
 
+from keras_ntt import saliency
+from keras_ntt.at_init import prune_at_init, saliency_scores
 from keras_ntt.compaction import remove_dead_units
+from keras_ntt.dynamics import TrainingDynamics, effective_gradient_flow
 from keras_ntt.edge import EdgeAdvice, edge_mobilenet, explain_edge_latency
 from keras_ntt.export import (
     ExportError,
@@ -10,6 +13,7 @@ from keras_ntt.export import (
     inspect_tflite,
     tflite_predict,
 )
+from keras_ntt.granet import GraNet
 from keras_ntt.layer_rules import register_layer_rule
 from keras_ntt.mask_files import load_masks, save_masks
 from keras_ntt.ntk import empirical_ntk
@@ -18,16 +22,19 @@ from keras_ntt.policies import KernelPolicy, PruningPolicy
 from keras_ntt.pruning import prune_neural_tangent
 from keras_ntt.report import SparsityReport, sparsity_report
 from keras_ntt.schedules import NTTSchedule, PruningSchedule
+from keras_ntt.sniper import SNIPER
 from keras_ntt.sparse_model import apply_masks, get_masks, restore_masks, strip_pruning
 from keras_ntt.transfer import NeuralTangentTransfer
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "SNIPER",
     "EdgeAdvice",
     "ExportError",
     "ExportReport",
     "FileReport",
+    "GraNet",
     "KernelPolicy",
     "NTTLoss",
     "NTTSchedule",
@@ -35,8 +42,10 @@ __all__ = [
     "PruningPolicy",
     "PruningSchedule",
     "SparsityReport",
+    "TrainingDynamics",
     "apply_masks",
     "edge_mobilenet",
+    "effective_gradient_flow",
     "empirical_ntk",
     "explain_edge_latency",
     "export_tflite",
@@ -44,10 +53,13 @@ __all__ = [
     "inspect_tflite",
     "load_masks",
     "ntt_loss",
+    "prune_at_init",
     "prune_neural_tangent",
     "register_layer_rule",
     "remove_dead_units",
     "restore_masks",
+    "saliency",
+    "saliency_scores",
     "save_masks",
     "sparsity_report",
     "strip_pruning",

@@ -87,6 +87,11 @@ def functional_of(model: Any) -> Any | None:
     return None
 
 
+def input_structure(functional: Any) -> Any:
+    """Return the symbolic inputs of a functional graph, nested as its model takes them."""
+    return functional._inputs_struct
+
+
 def nodes_in_order(functional: Any) -> list[Any]:
     """Return the nodes of a functional graph, each after the nodes that it reads."""
     by_depth = functional._nodes_by_depth
@@ -182,3 +187,45 @@ def set_mask(tensor: Any, mask: tf.Tensor | None) -> None:
     """Make `mask` travel with `tensor`, as Keras layers expect it."""
     if mask is not None:
         tensor._keras_mask = mask
+
+
+@contextlib.contextmanager
+def in_float64(model: Any, values: Mapping[int, tuple[Any, tf.Tensor]]) -> Iterator[None]:
+    """Compute in float64, whatever the dtype policies of a model's layers.
+
+    The layers' policies are set aside and put back afterwards; no variable is touched.
+
+    Args:
+        model: The model.
+        values: Values of its variables in float64, ``id(variable) -> (variable, tensor)``.
+    """
+    layers = [layer for layer in model._flatten_layers() if layer.compute_dtype != "float64"]
+    policies = [layer._dtype_policy for layer in layers]
+    scope = keras.StatelessScope(
+        state_mapping=[(v, tf.cast(t, v.dtype)) for v, t in values.values()]
+    )
+    scope.state_mapping.update({key: t for key, (_, t) in values.items()})
+    try:
+        for layer in layers:
+            layer._dtype_policy = keras.dtype_policies.DTypePolicy("float64")
+        with scope:
+            yield
+    finally:
+        for layer, policy in zip(layers, policies, strict=True):
+            layer._dtype_policy = policy
+
+
+def initializer_of(layer: Any, variable: Any) -> Any | None:
+    """Return the initializer that a layer names for one of its own weights, None if it does not.
+
+    Keras calls that of ``recurrent_kernel`` ``recurrent_initializer``, and that of a depthwise
+    convolution's ``kernel`` ``depthwise_initializer``.
+    """
+    names = [variable.name, variable.name.removesuffix("_kernel")]
+    if variable.name == "kernel":
+        names.append("depthwise")
+    for name in names:
+        found = getattr(layer, f"{name}_initializer", None)
+        if found is not None:
+            return found
+    return None

@@ -19,19 +19,22 @@ import numpy as np
 import tensorflow as tf
 
 import keras_ntt
-from keras_ntt.masks import keep_count
-from keras_ntt.policies import choose_weights
-from keras_ntt.saliency import magnitude
-from keras_ntt.sparse_model import keys_of
 
 SPARSITY = 0.97
+# Score and allocation of the methods that need no training.
+AT_ONCE = {
+    "magnitude": ("magnitude", "layerwise"),
+    "random": ("random", "layerwise"),
+    "ERK": ("random", "erk"),
+}
 EARLY = 5
-METHODS = ("dense", "NTT", "magnitude", "random")
+METHODS = ("dense", "NTT", "magnitude", "random", "ERK")
 ABOUT = {
     "dense": "dense",
     "NTT": "Neural Tangent Transfer, no labels",
     "magnitude": "magnitude at initialization",
     "random": "uniform random",
+    "ERK": "random, Erdős-Rényi densities",
 }
 
 
@@ -95,28 +98,6 @@ def make_model() -> keras.Model:
     return keras.Sequential(parts)
 
 
-def masks_by(
-    model: keras.Model, score: Callable[[np.ndarray], np.ndarray]
-) -> dict[str, np.ndarray]:
-    """Return layerwise masks of the highest scores.
-
-    Args:
-        model: A built model.
-        score: Values of a weight to scores of the same shape.
-
-    Returns:
-        Masks by variable path, with `SPARSITY` in each kernel.
-    """
-    variables = choose_weights(model).weights
-    masks = {}
-    for key, variable in zip(keys_of(variables), variables, strict=True):
-        scores = score(keras.ops.convert_to_numpy(variable)).ravel()
-        mask = np.zeros(scores.size, bool)
-        mask[np.argsort(-scores, kind="stable")[: keep_count(scores.size, SPARSITY)]] = True
-        masks[key] = mask.reshape(variable.shape)
-    return masks
-
-
 def sparse_version(
     method: str, model: keras.Model, x: np.ndarray, seed: int, settings: Settings
 ) -> keras.Model:
@@ -143,13 +124,13 @@ def sparse_version(
             l2=3e-6,
             verbose=1 if sys.stdout.isatty() else 2,
         )
+    if method in AT_ONCE:
+        saliency, allocation = AT_ONCE[method]
+        return keras_ntt.prune_at_init(
+            model, sparsity=SPARSITY, saliency=saliency, allocation=allocation, seed=seed
+        )
     copy = keras.models.clone_model(model)
     copy.set_weights(model.get_weights())
-    if method == "magnitude":
-        return keras_ntt.apply_masks(copy, masks_by(copy, lambda w: magnitude([w])[0].numpy()))
-    if method == "random":
-        rng = np.random.default_rng(seed)
-        return keras_ntt.apply_masks(copy, masks_by(copy, lambda w: rng.random(w.shape)))
     return copy
 
 
@@ -194,7 +175,8 @@ def run(output: pathlib.Path, settings: Settings, say: Callable[[str], None]) ->
     data, begun = load_digits(), time.perf_counter()
     say(
         f"{len(data.x_train)} images to train on, {len(data.x_test)} to test on; "
-        f"MLP 64-300-100-10, {SPARSITY:.0%} of the weights pruned in each kernel."
+        f"MLP 64-300-100-10, {SPARSITY:.0%} of the weights pruned, in each "
+        "kernel alike but for the Erdős-Rényi row."
     )
     curves: dict[str, list[list[float]]] = {method: [] for method in METHODS}
     models: dict[str, keras.Model] = {}
@@ -317,6 +299,7 @@ def _draw(results: dict[str, Any], output: pathlib.Path) -> list[str]:
         "NTT": ("#0072B2", "-"),
         "magnitude": ("#D55E00", "--"),
         "random": ("#009E73", ":"),
+        "ERK": ("#CC79A7", "-."),
     }
     figure = Figure(figsize=(7, 4.6), layout="constrained")
     axes = figure.add_subplot()

@@ -48,6 +48,7 @@ class LatentWeights(keras.layers.Layer):
         variables: Its variables that are pruned.
         rule: How masks are chosen.
         sparsity: Fraction of zeros at the start; None begins dense.
+        masks: The masks to start with; None leaves them to the rule.
 
     Attributes:
         variables_of_student: The student's pruned variables.
@@ -63,13 +64,16 @@ class LatentWeights(keras.layers.Layer):
         variables: Sequence[keras.Variable],
         rule: MaskRule,
         sparsity: float | None,
+        masks: Sequence[Any] | None = None,
     ):
         super().__init__(name="latent_weights", trainable=False)
         self.rule = rule
         self._model = [model]  # in a list: the student is not a part of this layer
         self._pruned = [list(variables)]
         values = [keras.ops.convert_to_numpy(v) for v in variables]
-        if sparsity is None:
+        if masks is not None:
+            masks = [tf.constant(m, tf.bool) for m in masks]
+        elif sparsity is None:
             masks = [tf.ones(v.shape, tf.bool) for v in values]
         else:
             weights = [tf.constant(v) for v in values]

@@ -64,12 +64,15 @@ class MaskRule:
         allocation: ``"layerwise"``: the same sparsity in each weight. ``"global"``: the largest
             scores of all weights together.
         count_rule: See `keep_count`.
+        own_counts: Sparsity to the number of entries that each weight keeps, where an allocation
+            gives each its own; None follows `allocation`.
     """
 
     sizes: tuple[int, ...]
     saliency: Saliency
     allocation: str = "layerwise"
     count_rule: str = "nearest"
+    own_counts: Callable[[float], list[int]] | None = None
 
     def __post_init__(self) -> None:
         checks.check_choice("allocation", self.allocation, ALLOCATIONS)
@@ -84,6 +87,8 @@ class MaskRule:
         >>> MaskRule((100, 20), magnitude, "global").counts(0.9)
         [12]
         """
+        if self.own_counts is not None:
+            return self.own_counts(sparsity)
         sizes = [sum(self.sizes)] if self.allocation == "global" else self.sizes
         return [keep_count(size, sparsity, self.count_rule) for size in sizes]
 
@@ -91,6 +96,9 @@ class MaskRule:
         self, weights: Sequence[tf.Tensor], counts: Sequence[int] | tf.Tensor
     ) -> list[tf.Tensor]:
         """Return the masks of the highest scores; of equal scores the first are taken.
+
+        With one threshold for all weights, each keeps its highest score at the least, unless the
+        counts are those of the published code.
 
         Args:
             weights: Values of the weights.
@@ -101,10 +109,18 @@ class MaskRule:
         """
         flat = [tf.reshape(score, [-1]) for score in self.saliency(weights)]
         if self.allocation == "global":
+            if self.count_rule == "nearest":
+                flat = [_best_first(score) for score in flat]
             chosen = tf.split(_largest(tf.concat(flat, axis=0), counts[0]), self.sizes)
         else:
             chosen = [_largest(score, counts[i]) for i, score in enumerate(flat)]
         return [tf.reshape(m, w.shape) for m, w in zip(chosen, weights, strict=True)]
+
+
+def _best_first(scores: tf.Tensor) -> tf.Tensor:
+    """Put the highest score above those of all other weights."""
+    best = tf.one_hot(tf.argmax(scores), scores.shape[0], on_value=True, off_value=False)
+    return tf.where(best, tf.constant(scores.dtype.max, scores.dtype), scores)
 
 
 def _largest(scores: tf.Tensor, count: int | tf.Tensor) -> tf.Tensor:

@@ -6,10 +6,14 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from keras_ntt import checks
+from keras_ntt.allocations import Allocation
+from keras_ntt.inputs import is_generator
 from keras_ntt.masks import Saliency
 from keras_ntt.policies import Filters
+from keras_ntt.saliency import NetworkSaliency
 from keras_ntt.transfer import NeuralTangentTransfer
 
 
@@ -24,8 +28,9 @@ def prune_neural_tangent(
     teacher: keras.Model | None = None,
     pruning_policy: Any = None,
     filters: Filters = None,
-    saliency: str | Saliency = "magnitude",
-    allocation: str = "layerwise",
+    saliency: str | NetworkSaliency | Saliency = "magnitude",
+    saliency_data: Any = None,
+    allocation: Allocation = "layerwise",
     count_rule: str = "nearest",
     ntk_weight: float = 1e-3,
     l2: float = 1e-5,
@@ -51,8 +56,9 @@ def prune_neural_tangent(
         teacher: A dense model to be matched instead, see `NeuralTangentTransfer`.
         pruning_policy: See `NeuralTangentTransfer`.
         filters: Which layers to prune: a regular expression, a list of them, or a callable.
-        saliency: The score by which masks are chosen.
-        allocation: ``"layerwise"`` or ``"global"``.
+        saliency: The score by which masks are chosen, see `NeuralTangentTransfer`.
+        saliency_data: Samples for a score that needs them; None takes `inputs`.
+        allocation: How the sparsity is shared out, see `NeuralTangentTransfer`.
         count_rule: ``"nearest"`` or ``"original"``.
         ntk_weight: Weight of the kernel distance.
         l2: Weight of the sum of squares of the kernels, divided by the density.
@@ -83,6 +89,7 @@ def prune_neural_tangent(
         pruning_policy=pruning_policy,
         filters=filters,
         saliency=saliency,
+        saliency_data=_readable_again(inputs) if saliency_data is None else saliency_data,
         allocation=allocation,
         count_rule=count_rule,
         ntk_weight=ntk_weight,
@@ -103,6 +110,12 @@ def prune_neural_tangent(
         verbose=verbose,
     )
     return student
+
+
+def _readable_again(data: Any) -> Any:
+    """Return data that can be read more than once and end, else None."""
+    endless = isinstance(data, tf.data.Dataset) and data.cardinality() < 0
+    return None if is_generator(data) or endless else data
 
 
 def copy_of(model: keras.Model, inputs: Any = None) -> keras.Model:

@@ -9,15 +9,17 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ntt import _host, checks, inputs
+from keras_ntt.allocations import Allocation
 from keras_ntt.blocks import loss_and_gradient
+from keras_ntt.first_masks import start_of_transfer
 from keras_ntt.latent import LatentWeights, gate, state_of
-from keras_ntt.masks import MaskRule, Saliency
+from keras_ntt.masks import Saliency
 from keras_ntt.memory import peak_memory, written
 from keras_ntt.network import unroll
 from keras_ntt.objective import NTTLoss, Pair, Weighting, objective
 from keras_ntt.plan import Course, Plan
 from keras_ntt.policies import Filters, choose_weights
-from keras_ntt.saliency import as_saliency
+from keras_ntt.saliency import NetworkSaliency, as_saliency
 from keras_ntt.schedules import as_schedule, decide
 from keras_ntt.sparse_model import apply_masks, check_no_masks, strip_pruning
 
@@ -46,10 +48,15 @@ class NeuralTangentTransfer(keras.Model):
         pruning_policy: An object with ``allow_pruning(layer)``, see `keras_ntt.PruningPolicy`.
         filters: Which layers to prune: a regular expression or a list of them on layer names
             and weight paths, or a callable on the layer.
-        saliency: The score by which masks are chosen: ``"magnitude"``, or a function from a list
-            of weights to a list of scores.
+        saliency: The score by which masks are chosen. ``"magnitude"``, or a function from a list
+            of weights to a list of scores, chooses the first masks and those of every refresh. A
+            score that looks at the network (another name of `keras_ntt.saliency.SALIENCIES`, or
+            an object such as ``keras_ntt.saliency.SynFlow()``) chooses the first masks, in as
+            many rounds as it wants; refreshed masks are then by latent magnitude.
+        saliency_data: Samples for such a score, where it needs them: ``x`` or ``(x, y)``, see
+            `keras_ntt.saliency_scores`.
         allocation: ``"layerwise"``: the same sparsity in every kernel. ``"global"``: one
-            threshold for all.
+            threshold for all. Or another one, see `keras_ntt.prune_at_init`.
         count_rule: How many entries a sparsity keeps. ``"nearest"``:
             ``max(round(size * (1 - sparsity)), 1)``. ``"original"``: as the published code,
             one entry fewer or so, see `keras_ntt.masks.keep_count`.
@@ -85,8 +92,9 @@ class NeuralTangentTransfer(keras.Model):
         pruning_schedule: Any,
         pruning_policy: Any = None,
         filters: Filters = None,
-        saliency: str | Saliency = "magnitude",
-        allocation: str = "layerwise",
+        saliency: str | NetworkSaliency | Saliency = "magnitude",
+        saliency_data: Any = None,
+        allocation: Allocation = "layerwise",
         count_rule: str = "nearest",
         ntk_weight: float = 1e-3,
         l2: float = 1e-5,
@@ -107,9 +115,19 @@ class NeuralTangentTransfer(keras.Model):
             memory_limit = checks.check_count("memory_limit", memory_limit)
         schedule = as_schedule(pruning_schedule)
         choice = choose_weights(student, filters=filters, pruning_policy=pruning_policy)
-        sizes = tuple(int(np.prod(v.shape)) for v in choice.weights)
-        rule = MaskRule(sizes, as_saliency(saliency), allocation, count_rule)
         prune, sparsity = decide(schedule, 0)
+        first = sparsity if prune else None
+        seed = int(np.random.randint(2**31)) if seed is None else int(seed)
+        rule, masks = start_of_transfer(
+            student,
+            choice.weights,
+            as_saliency(saliency),
+            sparsity=first,
+            allocation=allocation,
+            count_rule=count_rule,
+            data=saliency_data,
+            seed=seed,
+        )
         super().__init__(name=name)
         self.student = student
         self.teacher = teacher
@@ -117,8 +135,7 @@ class NeuralTangentTransfer(keras.Model):
         self.weighting = weighting
         self.memory_limit = memory_limit
         self._parts = 1
-        self._weights = LatentWeights(student, choice.weights, rule, sparsity if prune else None)
-        seed = int(np.random.randint(2**31)) if seed is None else int(seed)
+        self._weights = LatentWeights(student, choice.weights, rule, first, masks)
         self._seed = state_of(self, "seed", seed, "int64")
         self._step = state_of(self, "step", 0, "int64")
         self._order = tf.Variable([0, 0], dtype=tf.int64, trainable=False)

@@ -50,16 +50,16 @@ def test_demo_reports_what_it_measured(short_run):
     kernels = [w for w in model.get_weights() if w.ndim == 2]
     assert [np.count_nonzero(w) for w in kernels] == [576, 900, 30]
     assert results["methods"]["random"]["nonzeros"] == nonzeros
+    assert results["methods"]["ERK"]["nonzeros"] == nonzeros
 
 
 def test_random_masks_are_uniform():
     """Every entry is as likely as every other, along both axes."""
-    model = demo.make_model()
-    rng = np.random.default_rng(0)
+    model, images = demo.make_model(), demo.load_digits().x_train
     total = np.zeros((64, 300))
-    for _ in range(50):
-        masks = demo.masks_by(model, lambda w: rng.random(w.shape))
-        (first, *_) = masks.values()
+    for seed in range(50):
+        sparse = demo.sparse_version("random", model, images, seed, demo.Settings())
+        (first, *_) = keras_ntt.get_masks(sparse).values()
         assert first.sum() == 576
         total += first
     for axis in (0, 1):

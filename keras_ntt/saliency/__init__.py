@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
 
-from keras_ntt.masks import Saliency
+from keras_ntt.saliency.base import Function, NetworkSaliency, OfWeights, Subject
+from keras_ntt.saliency.data import Batches
+from keras_ntt.saliency.grasp import GraSP
+from keras_ntt.saliency.ntk_sap import NTKSAP
+from keras_ntt.saliency.ntk_trace import NTKTrace
+from keras_ntt.saliency.random import Random
+from keras_ntt.saliency.snip import SNIP, LogitSNIP
+from keras_ntt.saliency.synflow import SynFlow, SynFlowL2
+
+__all__ = [
+    "NTKSAP",
+    "SALIENCIES",
+    "SNIP",
+    "Batches",
+    "GraSP",
+    "LogitSNIP",
+    "NTKTrace",
+    "NetworkSaliency",
+    "Random",
+    "Subject",
+    "SynFlow",
+    "SynFlowL2",
+    "as_saliency",
+    "check_scores",
+    "magnitude",
+]
 
 
 def magnitude(weights: Sequence[tf.Tensor]) -> list[tf.Tensor]:
@@ -25,18 +50,37 @@ def magnitude(weights: Sequence[tf.Tensor]) -> list[tf.Tensor]:
     return [tf.abs(w) for w in weights]
 
 
-def as_saliency(saliency: Any) -> Saliency:
-    """Return the score of a name, or the function that was given.
+_BY_NAME: dict[str, Callable[[], NetworkSaliency]] = {
+    "magnitude": lambda: OfWeights(magnitude),
+    "random": Random,
+    "snip": SNIP,
+    "iterative_snip": lambda: SNIP(rounds=100),
+    "logit_snip": LogitSNIP,
+    "grasp": GraSP,
+    "synflow": SynFlow,
+    "synflow_l2": SynFlowL2,
+    "ntk_sap": NTKSAP,
+    "ntk_trace": NTKTrace,
+}
+SALIENCIES: tuple[str, ...] = tuple(_BY_NAME)
+
+
+def as_saliency(saliency: str | NetworkSaliency | Function) -> NetworkSaliency:
+    """Return the score of a name, a score as it is, or a function of weights as a score.
 
     Raises:
-        ValueError: If it is neither.
+        ValueError: If it is none of these.
     """
-    if callable(saliency):
+    if isinstance(saliency, NetworkSaliency):
         return saliency
-    if saliency == "magnitude":
-        return magnitude
+    is_class = isinstance(saliency, type) and issubclass(saliency, NetworkSaliency)
+    if callable(saliency) and not is_class:
+        return OfWeights(saliency)
+    if isinstance(saliency, str) and saliency in _BY_NAME:
+        return _BY_NAME[saliency]()
     raise ValueError(
-        "saliency must be 'magnitude' or a function from weights to scores. "
+        f"saliency must be one of {', '.join(map(repr, SALIENCIES))}, an object such as "
+        "keras_ntt.saliency.SNIP(), or a function from weights to scores. "
         f"Received: saliency={saliency!r}"
     )
 

@@ -1,0 +1,222 @@
+"""How a sparsity is shared out among the weights: exact numbers of entries to keep.
+
+``layerwise`` gives each weight the same sparsity; a mapping gives some their own; ``er`` and
+``erk`` give large weights more of it; ``global`` and ``plsr`` leave it to the scores.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from keras_ntt import checks
+from keras_ntt.masks import keep_count
+
+BY_SHAPE: tuple[str, ...] = ("layerwise", "er", "erk")
+BY_SCORE: tuple[str, ...] = ("global", "plsr")
+ALLOCATIONS: tuple[str, ...] = ("layerwise", "global", "er", "erk", "plsr")
+
+Allocation = str | Mapping[str, float]
+"""One of `ALLOCATIONS`, or ``layer name, path or regular expression -> sparsity``."""
+
+
+def erdos_renyi(
+    shapes: Sequence[Sequence[int]], density: float, *, kernel: bool = True
+) -> list[float]:
+    """Return Erdős-Rényi densities of weights.
+
+    Weight l has the density ``min(1, eps * p_l)`` with eps such that the whole has the density
+    asked for. ERK takes ``p_l = sum(shape) / prod(shape)`` (Evci, Gale, Menick, Castro & Elsen,
+    "Rigging the lottery", ICML 2020), ER the same of the last two axes only, the channels.
+
+    Args:
+        shapes: Shapes of the weights.
+        density: Fraction of all entries that is kept, in [0, 1].
+        kernel: True for ERK, False for ER.
+
+    Returns:
+        One density a weight.
+
+    >>> [round(d, 5) for d in erdos_renyi([(784, 300), (300, 100), (100, 10)], 0.1)]
+    [0.07957, 0.23019, 1.0]
+    """
+    sizes = [math.prod(shape) for shape in shapes]
+    parts = [tuple(shape) if kernel else tuple(shape)[-2:] for shape in shapes]
+    odds = [sum(part) / max(math.prod(part), 1) for part in parts]
+    dense: set[int] = set()
+    while True:
+        sparse = [i for i in range(len(shapes)) if i not in dense]
+        left = density * sum(sizes) - sum(sizes[i] for i in dense)
+        total = sum(odds[i] * sizes[i] for i in sparse)
+        factor = left / total if total else 0.0
+        over = {i for i in sparse if factor * odds[i] > 1}
+        if not over:
+            return [1.0 if i in dense else factor * odds[i] for i in range(len(shapes))]
+        dense |= over
+
+
+def round_to_total(
+    wanted: Sequence[float], sizes: Sequence[int], total: int, minimum: int = 1
+) -> list[int]:
+    """Round numbers of entries so that they have an exact sum, by largest remainders.
+
+    Args:
+        wanted: Numbers of entries, of sum `total` up to rounding.
+        sizes: The most that each can have.
+        total: The sum.
+        minimum: The least that each has, as far as the total allows.
+
+    Returns:
+        Integers of sum `total`.
+
+    >>> round_to_total([1.5, 2.25, 0.25], [9, 9, 9], 4)
+    [1, 2, 1]
+    """
+    least = [min(minimum, size) for size in sizes]
+    if sum(least) > total:
+        least = [0] * len(sizes)
+    counts = [
+        min(max(math.floor(w + 1e-9), low), size)
+        for w, low, size in zip(wanted, least, sizes, strict=True)
+    ]
+    step = 1 if sum(counts) < total else -1
+    while sum(counts) != total:
+        room = [
+            i
+            for i, count in enumerate(counts)
+            if (count < sizes[i] if step > 0 else count > least[i])
+        ]
+        counts[max(room, key=lambda i: step * (wanted[i] - counts[i]))] += step
+    return counts
+
+
+def counts_by_threshold(
+    scores: Sequence[np.ndarray], total: int, minimum: Sequence[int]
+) -> list[int]:
+    """Return how many entries of each weight are among the largest scores of all.
+
+    Args:
+        scores: Scores of the weights, of any shape.
+        total: Number of entries that are kept of all together.
+        minimum: The least that each weight keeps; the others make room for them.
+
+    Returns:
+        Numbers of sum `total`; of equal scores the first are taken.
+
+    >>> counts_by_threshold([np.array([9.0, 8.0, 7.0]), np.array([1.0, 2.0])], 3, [0, 0])
+    [3, 0]
+    >>> counts_by_threshold([np.array([9.0, 8.0, 7.0]), np.array([1.0, 2.0])], 3, [1, 1])
+    [2, 1]
+    """
+    keys = []
+    for score, least in zip(scores, minimum, strict=True):
+        flat = np.array(score, np.float64).ravel()
+        flat[np.argsort(-flat, kind="stable")[:least]] = np.inf
+        keys.append(flat)
+    order = np.argsort(-np.concatenate(keys), kind="stable")[:total]
+    ends = np.cumsum([key.size for key in keys])
+    owners = np.searchsorted(ends, order, side="right")
+    return [int(n) for n in np.bincount(owners, minlength=len(keys))]
+
+
+@dataclass(frozen=True)
+class Shares:
+    """An allocation for the weights of one model.
+
+    Attributes:
+        names: Paths of the weights.
+        shapes: Their shapes.
+        allocation: The allocation.
+        count_rule: See `keras_ntt.masks.keep_count`.
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    allocation: Allocation = "layerwise"
+    count_rule: str = "nearest"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.allocation, Mapping):
+            self._of_layers(0.0)
+        elif self.allocation not in ALLOCATIONS:
+            raise ValueError(
+                f"allocation must be one of {', '.join(map(repr, ALLOCATIONS))}, or map names or "
+                "regular expressions of layers to sparsities. "
+                f"Received: allocation={self.allocation!r}"
+            )
+
+    @property
+    def sizes(self) -> list[int]:
+        """The numbers of entries of the weights."""
+        return [math.prod(shape) for shape in self.shapes]
+
+    @property
+    def by_score(self) -> bool:
+        """Whether it is the scores that decide how many entries each weight keeps."""
+        return isinstance(self.allocation, str) and self.allocation in BY_SCORE
+
+    def total(self, sparsity: float) -> int:
+        """Return how many entries are kept of all weights together."""
+        return keep_count(sum(self.sizes), sparsity, self.count_rule)
+
+    def counts(self, sparsity: float) -> list[int]:
+        """Return how many entries each weight keeps, if its scores do not decide it.
+
+        >>> Shares(("a", "b"), ((10, 10), (4, 5)), {"b": 0.5}).counts(0.9)
+        [10, 10]
+        """
+        if isinstance(self.allocation, Mapping):
+            return self._of_layers(sparsity)
+        if self.allocation == "layerwise":
+            return [keep_count(size, sparsity, self.count_rule) for size in self.sizes]
+        if self.by_score:
+            raise ValueError(
+                "The scores decide how many entries each weight keeps. "
+                f"Received: allocation={self.allocation!r}"
+            )
+        densities = erdos_renyi(self.shapes, 1 - sparsity, kernel=self.allocation == "erk")
+        wanted = [d * size for d, size in zip(densities, self.sizes, strict=True)]
+        return round_to_total(wanted, self.sizes, self.total(sparsity))
+
+    def _of_layers(self, sparsity: float) -> list[int]:
+        assert isinstance(self.allocation, Mapping)
+        for given, value in self.allocation.items():
+            if not isinstance(given, str) or not checks.is_number(value) or not 0 <= value <= 1:
+                raise ValueError(
+                    "allocation must map names or regular expressions of layers to sparsities in "
+                    "[0, 1], where 1 prunes a layer to nothing. "
+                    f"Received: allocation with {given!r}: {value!r}"
+                )
+        used, counts = set(), []
+        for name, size in zip(self.names, self.sizes, strict=True):
+            key = _key_of(name, list(self.allocation))
+            used.add(key)
+            own = sparsity if key is None else float(self.allocation[key])
+            counts.append(0 if own == 1 else keep_count(size, own, self.count_rule))
+        if unused := [key for key in self.allocation if key not in used]:
+            raise ValueError(
+                "allocation names layers that are not pruned, or only such as an earlier entry "
+                f"matches. Received: allocation with {unused}, weights {list(self.names)}"
+            )
+        return counts
+
+
+def _key_of(name: str, keys: Sequence[str]) -> str | None:
+    """Return the entry for a weight: that of its own name, or the first expression that fits."""
+    exact = [key for key in keys if key in (name, name.rpartition("/")[0].rpartition("/")[2])]
+    if exact:
+        return exact[0]
+    for key in keys:
+        try:
+            if re.search(key, name):
+                return key
+        except re.error as error:
+            raise ValueError(
+                f"{key!r} is neither a layer's name nor a regular expression: {error}. "
+                f"Received: allocation with {key!r}"
+            ) from error
+    return None

@@ -1,0 +1,151 @@
+"""Pruning at initialization by any score: the public functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_ntt import checks
+from keras_ntt.allocations import Allocation
+from keras_ntt.policies import Filters, choose_weights
+from keras_ntt.pruning import copy_of
+from keras_ntt.saliency import NetworkSaliency, as_saliency
+from keras_ntt.saliency.base import Function
+from keras_ntt.saliency.data import BATCH_SIZE
+from keras_ntt.schedules import check_sparsity
+from keras_ntt.selection import Pattern, find_masks, paths_of, recipe_of, score, subject_of
+from keras_ntt.sparse_model import apply_masks, check_no_masks, keys_of
+
+
+def saliency_scores(
+    model: keras.Model,
+    saliency: str | NetworkSaliency | Function,
+    *,
+    data: Any = None,
+    filters: Filters = None,
+    pruning_policy: Any = None,
+    batch_size: int = BATCH_SIZE,
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
+    """Score the prunable weights of a model; nothing is changed.
+
+    Args:
+        model: A built model.
+        saliency: A name, one of `keras_ntt.saliency.SALIENCIES`; an object such as
+            ``keras_ntt.saliency.SNIP(loss="mse")``; or a function from weights to scores.
+        data: Samples, where the score needs them: ``x`` or ``(x, y)`` as arrays, a
+            ``tf.data.Dataset`` or a ``keras.utils.PyDataset``. All of them are used.
+        filters: Which layers, see `NeuralTangentTransfer`.
+        pruning_policy: See `NeuralTangentTransfer`.
+        batch_size: Samples a batch, for arrays; the scores depend on it by rounding only.
+        seed: Seed of random scores.
+
+    Returns:
+        ``variable path -> scores`` in float64; the higher, the sooner a weight is kept.
+
+    Raises:
+        TypeError: If `model` is not a Keras 3 model.
+        ValueError: If data or labels that the score needs are missing, or something does not fit.
+    """
+    checks.check_model(model)
+    function = as_saliency(saliency)
+    function.check(data)
+    variables = choose_weights(model, filters=filters, pruning_policy=pruning_policy).weights
+    subject = subject_of(model, variables, data, seed=seed, batch_size=batch_size)
+    return dict(zip(paths_of(model, variables), score(function, subject), strict=True))
+
+
+def prune_at_init(
+    model: keras.Model,
+    *,
+    sparsity: float,
+    saliency: str | NetworkSaliency | Function,
+    data: Any = None,
+    allocation: Allocation = "global",
+    pattern: Pattern | None = None,
+    rounds: int | None = None,
+    randomize: bool = False,
+    allow_empty_layers: bool = False,
+    filters: Filters = None,
+    pruning_policy: Any = None,
+    count_rule: str = "nearest",
+    batch_size: int = BATCH_SIZE,
+    seed: int = 0,
+    verbose: Any = "auto",
+) -> keras.Model:
+    """Prune a model before training by a score of its weights.
+
+    Args:
+        model: A built model, usually with its initial weights. It stays as it is.
+        sparsity: Fraction of zeros in the pruned kernels, in [0, 1).
+        saliency: The score, see `saliency_scores`.
+        data: Samples, where the score needs them, see `saliency_scores`.
+        allocation: How the sparsity is shared out. ``"global"``: the largest scores of all
+            weights. ``"layerwise"``: the same sparsity in every weight. ``"er"``, ``"erk"``: see
+            `keras_ntt.allocations.erdos_renyi`. ``"plsr"``: each weight keeps as many entries as
+            by ``"global"``, but its largest magnitudes (Zhao et al., 2023). A mapping from layer
+            names or regular expressions to sparsities; `sparsity` is then that of the others.
+        pattern: How the entries of a weight are chosen: a function of its scores and its
+            sparsity that returns a mask; None keeps the largest scores.
+        rounds: Number of rounds: round k of n keeps a fraction ``(1 - sparsity) ** (k / n)``
+            and scores anew what is left. None takes the score's own number: 100 for
+            ``"synflow"``, ``"synflow_l2"`` and ``"iterative_snip"``, 20 for ``"ntk_sap"``, else 1.
+        randomize: Whether entries are drawn with probabilities proportional to their scores
+            instead of taken from the top.
+        allow_empty_layers: Whether scores may remove a whole weight. A warning says so, and
+            says too where it would have happened but was not allowed.
+        filters: Which layers, see `NeuralTangentTransfer`.
+        pruning_policy: See `NeuralTangentTransfer`.
+        count_rule: ``"nearest"`` or ``"original"``, see `keras_ntt.masks.keep_count`.
+        batch_size: Samples a batch, for arrays; the scores depend on it by rounding only.
+        seed: Seed of every random choice.
+        verbose: Whether to show a progress bar, if there is more than one round.
+
+    Returns:
+        A sparse copy of the model, which keeps its zeros in the training that follows.
+
+    Raises:
+        TypeError: If `model` is not a Keras 3 model.
+        ValueError: If data or labels that the score needs are missing, or something does not fit.
+    """
+    checks.check_model(model)
+    check_no_masks(model)
+    sparsity = check_sparsity(sparsity)
+    function = as_saliency(saliency)
+    function.check(data)
+    variables = choose_weights(model, filters=filters, pruning_policy=pruning_policy).weights
+    recipe = recipe_of(
+        model,
+        variables,
+        function,
+        allocation=allocation,
+        count_rule=count_rule,
+        pattern=pattern,
+        rounds=rounds,
+        randomize=randomize,
+        allow_empty_layers=allow_empty_layers,
+    )
+    subject = subject_of(model, variables, data, seed=seed, batch_size=batch_size)
+    after_round = _progress(recipe.rounds, verbose)
+    masks = find_masks(subject, recipe, sparsity, after_round=after_round)
+    copy = copy_of(model, next(subject.batches())[0] if subject.data is not None else None)
+    return apply_masks(copy, dict(zip(_same_paths(model, copy, variables), masks, strict=True)))
+
+
+def _same_paths(
+    model: keras.Model, copy: keras.Model, variables: Sequence[keras.Variable]
+) -> list[str]:
+    """Return the names, in a copy of a model, of the variables that some of the model's became."""
+    places = {id(v): i for i, v in enumerate(model.weights)}
+    names = keys_of(copy.weights)
+    return [names[places[id(v)]] for v in variables]
+
+
+def _progress(rounds: int, verbose: Any) -> Callable[[int], None]:
+    if rounds == 1 or not verbose:
+        return lambda number: None
+    bar = keras.utils.Progbar(rounds, unit_name="round", verbose=2 if verbose == 2 else 1)
+    return bar.update

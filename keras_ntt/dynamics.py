@@ -1,0 +1,168 @@
+"""Why a mask trains well: gradient flow and the tangent kernel, watched during training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_ntt import _host, checks
+from keras_ntt.ntk import empirical_ntk
+from keras_ntt.policies import choose_weights
+from keras_ntt.saliency.base import flat, gradient
+from keras_ntt.saliency.losses import as_loss
+from keras_ntt.sparse_model import kept_entries
+
+
+def effective_gradient_flow(
+    model: keras.Model, x: Any, y: Any, *, loss: Any = None, order: float = 2
+) -> float:
+    """Return the mean over the pruned weights of the norm of their kept entries' gradient.
+
+    That is the mean of ``||m * g||_p`` (Tessera, Hooker & Rosman, "Keep the gradients flowing",
+    2021), with m the masks the model holds, or its exact zeros if it holds none, and g the
+    gradient of the mean loss in inference mode.
+
+    Args:
+        model: A built model.
+        x: Inputs, one batch.
+        y: Labels.
+        loss: A Keras loss, its name, or a function of labels and outputs; None is the loss that
+            the model is compiled with, or softmax cross-entropy of logits if it is not.
+        order: The order p of the norm, at least 1.
+
+    Returns:
+        The flow.
+
+    Raises:
+        TypeError: If `model` is not a Keras 3 model.
+        ValueError: If something does not fit.
+    """
+    checks.check_model(model)
+    checks.check_arrays(x, model, "x")
+    order = _check_order(order)
+    variables = choose_weights(model).weights
+    sources = [_host.raw(v) for v in variables]
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(sources)
+        outputs = model(x, training=False)
+        if loss is None and getattr(model, "compiled", False):
+            labels = keras.tree.map_structure(tf.convert_to_tensor, y)
+            value = model.compute_loss(x=x, y=labels, y_pred=outputs)
+        else:
+            outputs = flat(outputs)
+            value = as_loss(loss)(outputs, tf.convert_to_tensor(y)) / outputs.shape[0]
+        value = tf.convert_to_tensor(value)
+    kept = kept_entries(model)
+    norms = []
+    for variable, found in zip(variables, gradient(tape, value, sources), strict=True):
+        entries = np.abs(np.asarray(tf.cast(found, tf.float64)))
+        norms.append(np.linalg.norm(entries[kept.get(id(variable), np.s_[:])].ravel(), order))
+    return float(np.mean(norms))
+
+
+def ntk_distance(first: Any, second: Any) -> float:
+    """Return the mean squared difference of two kernels.
+
+    >>> ntk_distance([[1.0, 0.0], [0.0, 1.0]], [[1.0, 2.0], [0.0, 1.0]])
+    1.0
+    """
+    return float(np.mean((np.asarray(first, "float64") - np.asarray(second, "float64")) ** 2))
+
+
+def ntk_alignment(first: Any, second: Any) -> float:
+    """Return the cosine between two kernels as vectors: 1 where one is a multiple of the other.
+
+    Args:
+        first: A kernel.
+        second: Another of the same shape.
+
+    Returns:
+        ``<a, b> / (|a| |b|)``; NaN if one is all zero.
+
+    >>> round(ntk_alignment([[1.0, 0.0], [0.0, 1.0]], [[3.0, 4.0], [0.0, 3.0]]), 6)
+    0.727607
+    """
+    a, b = np.asarray(first, "float64"), np.asarray(second, "float64")
+    size = np.linalg.norm(a) * np.linalg.norm(b)
+    return float((a * b).sum() / size) if size else float("nan")
+
+
+class TrainingDynamics(keras.callbacks.Callback):
+    """Compares a network in ordinary training with a dense one, epoch by epoch.
+
+    Adds to the logs of each epoch, and so to Keras's history:
+
+    - ``ntk_distance`` and ``ntk_alignment``: the mean squared difference of the tangent kernels
+      and the cosine between them, of the network as it is and the dense one as it is now;
+    - ``gradient_flow``, if there are labels: see `effective_gradient_flow`.
+
+    Args:
+        dense: The dense network, of outputs of the same shape. It may be trained meanwhile.
+        x: Some inputs, one batch. The kernel has ``(samples * outputs)^2`` entries.
+        y: Their labels, or None.
+        wrt: ``"kept"`` or ``"all"``, see `keras_ntt.empirical_ntk`: the weights by which the
+            network in training is differentiated.
+        outputs: ``"full"`` or ``"trace"``, see there.
+        order: Order of the norm of the gradient flow.
+        every: Epochs from one comparison to the next.
+
+    Raises:
+        ValueError: If something does not fit.
+
+    Attributes:
+        start: The same values before training, once it has begun.
+    """
+
+    def __init__(
+        self,
+        dense: keras.Model,
+        x: Any,
+        y: Any = None,
+        *,
+        wrt: str = "kept",
+        outputs: str = "full",
+        order: float = 2,
+        every: int = 1,
+    ):
+        super().__init__()
+        checks.check_differentiable(dense, "dense")
+        checks.check_arrays(x, dense, "x")
+        checks.check_choice("wrt", wrt, ("all", "kept"))
+        checks.check_choice("outputs", outputs, ("full", "trace"))
+        self._dense, self._x, self._y = dense, x, y
+        self._wrt, self._outputs = wrt, outputs
+        self._order = _check_order(order)
+        self._every = checks.check_count("every", every)
+        self.start: dict[str, float] = {}
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Compare the networks before training."""
+        checks.check_shapes(self.model, self._dense)
+        self.start = self._measure()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Compare the networks."""
+        if logs is not None and (epoch + 1) % self._every == 0:
+            logs.update(self._measure())
+
+    def _measure(self) -> dict[str, float]:
+        target = empirical_ntk(self._dense, self._x, outputs=self._outputs)
+        found = empirical_ntk(self.model, self._x, wrt=self._wrt, outputs=self._outputs)
+        values = {
+            "ntk_distance": ntk_distance(found, target),
+            "ntk_alignment": ntk_alignment(found, target),
+        }
+        if self._y is not None:
+            values["gradient_flow"] = effective_gradient_flow(
+                self.model, self._x, self._y, order=self._order
+            )
+        return values
+
+
+def _check_order(order: Any) -> float:
+    if not checks.is_number(order) or not order >= 1:
+        raise ValueError(f"order must be a number of at least 1. Received: order={order!r}")
+    return float(order)

@@ -1,0 +1,202 @@
+"""What a score of a network's weights is given, and the shape that all scores have."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_ntt import _host
+from keras_ntt.saliency.data import Batches, sample_count
+
+Function = Callable[[Sequence[tf.Tensor]], Sequence[tf.Tensor]]
+Loss = Callable[[tf.Tensor, Any], tf.Tensor]
+"""``(outputs, labels) -> the sum of the loss over the samples``, a scalar."""
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A network that is to be scored: nothing in it is changed by a score.
+
+    Attributes:
+        model: The Keras model.
+        variables: Its variables that are scored.
+        weights: Their values, without masks.
+        masks: 0/1 tensors of their shapes and dtypes: what is kept so far.
+        data: Samples, or None.
+        seed: Seed of every random choice.
+        round: Number of the round of pruning, from 0.
+    """
+
+    model: keras.Model
+    variables: tuple[keras.Variable, ...]
+    weights: tuple[tf.Tensor, ...]
+    masks: tuple[tf.Tensor, ...]
+    data: Batches | None = None
+    seed: int = 0
+    round: int = 0
+
+    @property
+    def values(self) -> list[tf.Tensor]:
+        """The values that the masked network computes with, ``mask * weight``."""
+        return [w * m for w, m in zip(self.weights, self.masks, strict=True)]
+
+    def outputs(self, x: Any, values: Sequence[tf.Tensor], others: Any = None) -> tf.Tensor:
+        """Return the model's outputs ``[n, c]`` in inference mode, with other values.
+
+        Args:
+            x: A batch of inputs.
+            values: Values of the scored variables.
+            others: Values of further variables, ``id(variable) -> (variable, tensor)``.
+
+        Returns:
+            The outputs, flattened beyond the batch axis.
+        """
+        own = {id(v): (v, t) for v, t in zip(self.variables, values, strict=True)}
+        with _host.values_in_place({**(others or {}), **own}):
+            return flat(self.model(x, training=False))
+
+    def batches(self) -> Iterator[tuple[Any, Any]]:
+        """Yield the batches of the data.
+
+        Raises:
+            ValueError: If there are none.
+        """
+        count = 0
+        assert self.data is not None
+        for batch in self.data:
+            count += 1
+            yield batch
+        if not count:
+            raise ValueError("data hold no batches. Received: data that ended at once")
+
+    def seed_of(self, *numbers: int) -> list[int]:
+        """Return a seed of two integers for one random choice among many.
+
+        Args:
+            *numbers: What tells the choice from the others.
+
+        Returns:
+            Two non-negative integers below 2 ** 31.
+        """
+        state = np.random.SeedSequence([self.seed, self.round, *numbers]).generate_state(2)
+        return [int(s) >> 1 for s in state]
+
+
+class NetworkSaliency(ABC):
+    """A score of weights that looks at the network, not at the values of the weights alone.
+
+    Attributes:
+        needs_data: Whether samples are needed.
+        needs_labels: Whether they need labels.
+        rounds: The number of rounds in which its authors prune.
+    """
+
+    needs_data: ClassVar[bool] = False
+    needs_labels: ClassVar[bool] = False
+    rounds: int = 1
+
+    @property
+    def name(self) -> str:
+        """What the score is called in messages."""
+        return type(self).__name__
+
+    @abstractmethod
+    def __call__(self, subject: Subject) -> list[tf.Tensor]:
+        """Return one tensor of scores for each variable, of its shape."""
+
+    def check(self, data: Any, argument: str = "data") -> None:
+        """Raise a ValueError if the data lack what the score needs.
+
+        Args:
+            data: The data, or None.
+            argument: The name of the argument that they were given as.
+        """
+        if data is None and (self.needs_data or self.needs_labels):
+            wanted = "(x, y) with labels" if self.needs_labels else "x, without labels"
+            raise ValueError(
+                f"{self.name} is taken on samples: pass {argument}={wanted}, as arrays or a data "
+                f"set of batches. Received: {argument}=None"
+            )
+        if self.needs_labels and not _has_labels(data):
+            raise ValueError(
+                f"{self.name} needs labels: pass {argument}=(x, y). Scores that need none are "
+                "logit_snip, ntk_sap, ntk_trace, synflow, synflow_l2, magnitude and random. "
+                f"Received: {argument} without labels"
+            )
+
+
+class OfWeights(NetworkSaliency):
+    """A function of the weights' values as a score of a network.
+
+    Args:
+        function: Values of the weights to scores of the same shapes.
+    """
+
+    def __init__(self, function: Function):
+        self.function = function
+
+    @property
+    def name(self) -> str:
+        """The name of the function."""
+        return getattr(self.function, "__name__", "the saliency")
+
+    def __call__(self, subject: Subject) -> list[tf.Tensor]:
+        """Return what the function returns for the masked weights."""
+        return list(self.function(subject.values))
+
+
+def _has_labels(data: Any) -> bool:
+    if isinstance(data, tf.data.Dataset):
+        data = data.element_spec
+    if isinstance(data, keras.utils.PyDataset):
+        data = data[0]
+    return isinstance(data, tuple) and len(data) > 1 and data[1] is not None
+
+
+def flat(outputs: Any) -> tf.Tensor:
+    """Return outputs as ``[n, c]``: several tensors side by side, all axes but the first one."""
+    parts = [tf.convert_to_tensor(t) for t in keras.tree.flatten(outputs)]
+    parts = [tf.reshape(t, [tf.shape(t)[0], -1]) for t in parts]
+    return parts[0] if len(parts) == 1 else tf.concat(parts, axis=1)
+
+
+def gradient(tape: tf.GradientTape, of: tf.Tensor, values: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """Return derivatives as dense tensors, zero where a value has no influence."""
+    zero = tf.UnconnectedGradients.ZERO
+    found = tape.gradient(of, list(values), unconnected_gradients=zero)
+    return [tf.convert_to_tensor(g) for g in found]
+
+
+def summed_gradient(subject: Subject, loss: Loss) -> tuple[list[tf.Tensor], int]:
+    """Differentiate a loss by the masked values, summed over all samples.
+
+    Args:
+        subject: The network and its data.
+        loss: The loss, summed over the samples of a batch.
+
+    Returns:
+        The derivatives and the number of samples.
+    """
+    values = subject.values
+    total, count = [tf.zeros_like(v) for v in values], 0
+    for x, y in subject.batches():
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(values)
+            found = loss(subject.outputs(x, values), y)
+        total = [a + g for a, g in zip(total, gradient(tape, found, values), strict=True)]
+        count += sample_count(x)
+    return total, count
+
+
+def sensitivity(
+    values: Sequence[tf.Tensor], gradients: Sequence[tf.Tensor], *, signed: bool = False
+) -> list[tf.Tensor]:
+    """Return ``|value * gradient|``, or with `signed` ``value * gradient``."""
+    products = [v * g for v, g in zip(values, gradients, strict=True)]
+    return products if signed else [tf.abs(p) for p in products]

@@ -1,0 +1,92 @@
+"""The samples that scores are taken on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_ntt import checks, inputs
+
+BATCH_SIZE = 256
+"""Samples a batch when scores are taken on arrays; the scores do not depend on it."""
+
+
+class Batches:
+    """Batches ``(x, y)``, as often as they are asked for; y is None where there are no labels.
+
+    Args:
+        data: Inputs, or a tuple of inputs and labels: arrays, a ``tf.data.Dataset`` of batches or
+            a ``keras.utils.PyDataset``.
+        model: The model that takes them.
+        batch_size: Samples a batch, for arrays.
+
+    Raises:
+        ValueError: If they do not fit the model, or can be read only once.
+    """
+
+    def __init__(self, data: Any, model: keras.Model, batch_size: int = BATCH_SIZE):
+        self._size = checks.check_count("batch_size", batch_size)
+        x = inputs.without_labels(data)
+        if inputs.is_generator(data):
+            raise ValueError(
+                "A generator can be read only once, and scores may need several passes. Pass "
+                "arrays, a tf.data.Dataset or a keras.utils.PyDataset. "
+                f"Received: data of type {type(data).__name__}"
+            )
+        if isinstance(x, list):
+            x = keras.tree.map_structure(np.asarray, x)
+        inputs.check(x, model, "data")
+        if isinstance(data, tf.data.Dataset) and data.cardinality() == tf.data.INFINITE_CARDINALITY:
+            raise ValueError(
+                "data must end, because scores are taken on all of them. Shorten them by "
+                "take(number of batches). Received: a tf.data.Dataset that repeats for ever"
+            )
+        labels = data[1] if isinstance(data, tuple) and len(data) > 1 else None
+        if labels is not None:
+            labels = np.asarray(labels)
+            n = len(keras.tree.flatten(x)[0])
+            if labels.ndim == 0 or len(labels) != n:
+                raise ValueError(
+                    "data must have one label for each sample. Received: "
+                    f"{n} samples and labels of shape {labels.shape}"
+                )
+        self._data = data if not checks.is_array(x) else (x, labels)
+        self._is_array = checks.is_array(x)
+        self._model = model
+
+    def __iter__(self) -> Iterator[tuple[Any, tf.Tensor | None]]:
+        """Yield the batches, in the same order each time where the data set has one."""
+        for batch in self._raw():
+            x = inputs.without_labels(batch)
+            y = batch[1] if isinstance(batch, tuple) and len(batch) > 1 else None
+            x = keras.tree.map_structure(tf.convert_to_tensor, x)
+            if not self._is_array:
+                checks.check_arrays(x, self._model, "data")
+            yield x, None if y is None else tf.convert_to_tensor(y)
+
+    def _raw(self) -> Iterator[Any]:
+        if isinstance(self._data, keras.utils.PyDataset):
+            yield from (self._data[i] for i in range(self._data.num_batches))
+        elif not self._is_array:
+            yield from self._data
+        else:
+            n = sample_count(self._data[0])
+            for start in range(0, n, self._size):
+                rows = slice(start, min(start + self._size, n))
+                yield tuple(
+                    None if part is None else keras.tree.map_structure(_take(rows), part)
+                    for part in self._data
+                )
+
+
+def _take(rows: slice) -> Callable[[Any], Any]:
+    return lambda array: array[rows]
+
+
+def sample_count(x: Any) -> int:
+    """Return the number of samples of a batch."""
+    return int(keras.tree.flatten(x)[0].shape[0])

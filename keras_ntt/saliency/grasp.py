@@ -1,0 +1,87 @@
+"""How much the flow of gradients changes when a weight is removed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import keras
+import tensorflow as tf
+
+from keras_ntt import _host, checks
+from keras_ntt.saliency.base import (
+    NetworkSaliency,
+    Subject,
+    gradient,
+    sensitivity,
+    summed_gradient,
+)
+from keras_ntt.saliency.losses import as_loss, check_logits, crossentropy
+
+
+class GraSP(NetworkSaliency):
+    """Score weights by ``w * (H g)``, with sign; the lowest are removed, in one round.
+
+    g and H are the gradient and the Hessian, by the scored weights, of the mean loss of the
+    outputs divided by a temperature (Wang, Zhang & Grosse, "Picking winning tickets before
+    training by preserving gradient flow", ICLR 2020). Recurrent layers are run step by step,
+    because the derivative of a derivative through a loop of the graph fails in TensorFlow.
+
+    Args:
+        loss: A Keras loss, its name, or a function of labels and outputs; None is softmax
+            cross-entropy of logits.
+        temperature: What the outputs are divided by.
+    """
+
+    needs_data: ClassVar[bool] = True
+    needs_labels: ClassVar[bool] = True
+
+    def __init__(
+        self, loss: Callable[[Any, Any], Any] | str | None = None, *, temperature: float = 200.0
+    ):
+        self.loss = as_loss(loss)
+        self.temperature = checks.check_number("temperature", temperature)
+        if not self.temperature:
+            raise ValueError(f"temperature must be above 0. Received: temperature={temperature!r}")
+
+    def __call__(self, subject: Subject) -> list[tf.Tensor]:
+        """Return the scores; negative ones are of weights whose removal helps the gradient."""
+
+        def loss(outputs: tf.Tensor, labels: Any) -> tf.Tensor:
+            if self.loss is crossentropy:
+                check_logits(tf.stop_gradient(outputs), self.name)
+            return self.loss(outputs / self.temperature, labels)
+
+        sums, count = summed_gradient(subject, loss)
+        mean = [g / count for g in sums]
+        values = subject.values
+        total = [tf.zeros_like(v) for v in values]
+        for x, y in subject.batches():
+            products = _hessian_product(subject, loss, x, y, mean)
+            total = [t + p / count for t, p in zip(total, products, strict=True)]
+        return sensitivity(values, total, signed=True)
+
+
+def _hessian_product(
+    subject: Subject, loss: Any, x: Any, y: Any, vector: list[tf.Tensor]
+) -> list[tf.Tensor]:
+    """Return the Hessian of the summed loss of a batch times a vector."""
+    values = subject.values
+    try:
+        with (
+            _host.unrolled(subject.model, keras.tree.flatten(x)),
+            tf.GradientTape(watch_accessed_variables=False) as outer,
+        ):
+            outer.watch(values)
+            with tf.GradientTape(watch_accessed_variables=False) as inner:
+                inner.watch(values)
+                found = loss(subject.outputs(x, values), y)
+            first = gradient(inner, found, values)
+            product = tf.add_n([tf.reduce_sum(g * v) for g, v in zip(first, vector, strict=True)])
+        return gradient(outer, product, values)
+    except (LookupError, TypeError, tf.errors.OpError) as error:
+        raise ValueError(
+            "GraSP needs the derivative of a derivative, which TensorFlow cannot take through "
+            "some layer of this model. Choose a score of first derivatives, such as 'snip'. "
+            f"Received: model={subject.model.name!r} ({type(error).__name__}: {error})"
+        ) from error

@@ -1,0 +1,132 @@
+"""How much the spectrum of the tangent kernel changes when a weight is removed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_ntt import _host, checks
+from keras_ntt.saliency.base import NetworkSaliency, Subject, gradient
+from keras_ntt.saliency.synflow import example
+
+
+class NTKSAP(NetworkSaliency):
+    """Score weights by the sensitivity of the tangent kernel's trace, by finite differences.
+
+    The score is the absolute derivative, by each entry of the mask m, of the mean over samples z
+    of ``||f(z; w * m) - f(z; (w + dw) * m)||^2``, summed over batches. dw is Gaussian; every
+    batch has Gaussian inputs and weights newly drawn from their initializers, so that it is
+    the architecture that is scored (Wang, Li & Sun, "NTK-SAP: Improving neural network pruning
+    by aligning training dynamics", ICLR 2023). No data are needed, unless the model takes whole
+    numbers: then the samples given stand for the Gaussian inputs. A weight whose layer names no
+    initializer keeps its value.
+
+    Args:
+        rounds: Rounds in which to prune, unless asked otherwise.
+        batches: Batches a round.
+        batch_size: Samples a batch.
+        epsilon: Standard deviation of dw.
+        redraw: Whether weights are drawn anew for each batch.
+    """
+
+    def __init__(
+        self,
+        *,
+        rounds: int = 20,
+        batches: int = 5,
+        batch_size: int = 64,
+        epsilon: float = 0.01,
+        redraw: bool = True,
+    ):
+        self.rounds = checks.check_count("rounds", rounds)
+        self.batches = checks.check_count("batches", batches)
+        self.batch_size = checks.check_count("batch_size", batch_size)
+        self.epsilon = checks.check_number("epsilon", epsilon)
+        self.redraw = redraw
+
+    def __call__(self, subject: Subject) -> list[tf.Tensor]:
+        """Return the scores."""
+        shape = example(subject, self.batch_size, self.name)
+        masks = list(subject.masks)
+        total = [tf.zeros_like(m) for m in masks]
+        for batch in range(self.batches):
+            weights, others = list(subject.weights), {}
+            if self.redraw:
+                others = redrawn(subject.model, subject, batch)
+                weights = [
+                    others.pop(id(v))[1] if id(v) in others else w
+                    for v, w in zip(subject.variables, weights, strict=True)
+                ]
+            x = _noise(shape, subject, batch)
+            moved = [
+                w + self.epsilon * tf.random.stateless_normal(w.shape, seed, dtype=w.dtype)
+                for w, seed in ((w, subject.seed_of(2, batch, i)) for i, w in enumerate(weights))
+            ]
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(masks)
+                here, there = (
+                    subject.outputs(x, [w * m for w, m in zip(ws, masks, strict=True)], others)
+                    for ws in (weights, moved)
+                )
+                distance = tf.reduce_mean(tf.reduce_sum(tf.square(here - there), axis=1))
+            total = [t + g for t, g in zip(total, gradient(tape, distance, masks), strict=True)]
+        return [tf.abs(t) for t in total]
+
+
+def _noise(x: Any, subject: Subject, batch: int) -> Any:
+    """Return Gaussian inputs of a shape."""
+
+    def noise(position: int, tensor: tf.Tensor) -> tf.Tensor:
+        if not tensor.dtype.is_floating:
+            if subject.data is None:
+                raise ValueError(
+                    "NTK-SAP draws Gaussian inputs, but this model takes whole numbers. Pass "
+                    "data=x, whose samples are used instead. "
+                    f"Received: model={subject.model.name!r} with {tensor.dtype.name} inputs"
+                )
+            return tensor
+        seed = subject.seed_of(1, batch, position)
+        return tf.random.stateless_normal(tf.shape(tensor), seed, dtype=tensor.dtype)
+
+    leaves = [noise(i, t) for i, t in enumerate(keras.tree.flatten(x))]
+    return keras.tree.pack_sequence_as(x, leaves)
+
+
+def redrawn(
+    model: keras.Model, subject: Subject, number: int
+) -> dict[int, tuple[keras.Variable, tf.Tensor]]:
+    """Draw the weights of a model anew from their layers' initializers.
+
+    Args:
+        model: The model, which is left as it is.
+        subject: Where the seed comes from.
+        number: Tells one drawing from another.
+
+    Returns:
+        ``id(variable) -> (variable, value)`` for the variables whose initializer is known.
+    """
+    found: dict[int, tuple[keras.Variable, tf.Tensor]] = {}
+    for layer in model._flatten_layers():
+        for variable in layer._trainable_variables:
+            initializer = _host.initializer_of(layer, variable)
+            if initializer is None or id(variable) in found:
+                continue
+            seed = subject.seed_of(3, number, len(found))[0]
+            value = _with_seed(initializer, seed)(variable.shape, variable.dtype)
+            found[id(variable)] = (variable, tf.cast(value, variable.dtype))
+    return found
+
+
+def _with_seed(initializer: Any, seed: int) -> Any:
+    """Return a Keras initializer with another seed; others as they are."""
+    if not isinstance(initializer, keras.initializers.Initializer):
+        return keras.initializers.get(initializer)
+    try:
+        config = initializer.get_config()
+    except NotImplementedError:
+        return initializer
+    if "seed" not in config:
+        return initializer
+    return type(initializer).from_config({**config, "seed": seed})

@@ -1,0 +1,73 @@
+"""How much the trace of the tangent kernel changes when a weight is removed."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import keras
+import tensorflow as tf
+
+from keras_ntt import checks
+from keras_ntt.network import Network, unroll
+from keras_ntt.ntk import kernel_matrix, tangents
+from keras_ntt.saliency.base import NetworkSaliency, Subject, gradient
+from keras_ntt.saliency.data import sample_count
+
+_AT_ONCE = 8
+"""Samples a kernel: of n samples n squared entries are taken, and only the n of the diagonal
+count."""
+
+
+class NTKTrace(NetworkSaliency):
+    """Score weights by the sensitivity of the tangent kernel's trace, exactly and on data.
+
+    The score is the absolute derivative, by each entry of the mask m at its present value, of
+    the mean over samples and outputs of the diagonal of the tangent kernel at ``m * w``. No
+    labels are needed. It is what `NTKSAP` estimates by finite differences, up to the factors of
+    epsilon and of the number of outputs.
+
+    Args:
+        rounds: Rounds in which to prune, unless asked otherwise.
+        wrt: ``"kept"``: the kernel by w, to which a weight counts as much as its mask lets
+            through. ``"all"``: the kernel by ``m * w``, as in `keras_ntt.empirical_ntk`.
+    """
+
+    needs_data: ClassVar[bool] = True
+
+    def __init__(self, *, rounds: int = 1, wrt: str = "kept"):
+        checks.check_choice("wrt", wrt, ("all", "kept"))
+        self.rounds = checks.check_count("rounds", rounds)
+        self.wrt = wrt
+
+    def __call__(self, subject: Subject) -> list[tf.Tensor]:
+        """Return the scores."""
+        checks.check_differentiable(subject.model)
+        network = unroll(subject.model)
+        masks = list(subject.masks)
+        total, count = [tf.zeros_like(m) for m in masks], 0
+        for x, _ in subject.batches():
+            n = sample_count(x)
+            for start in range(0, n, _AT_ONCE):
+                some = keras.tree.map_structure(lambda a, s=start: a[s : s + _AT_ONCE], x)
+                with tf.GradientTape(watch_accessed_variables=False) as tape:
+                    tape.watch(masks)
+                    trace = self._trace(subject, network, some, masks)
+                total = [t + g for t, g in zip(total, gradient(tape, trace, masks), strict=True)]
+            count += n
+        return [tf.abs(t) / count for t in total]
+
+    def _trace(
+        self, subject: Subject, network: Network, x: Any, masks: list[tf.Tensor]
+    ) -> tf.Tensor:
+        """Return the sum over samples of the diagonal's mean over outputs, at ``m * w``."""
+        values = {
+            id(v): (v, w * m)
+            for v, w, m in zip(subject.variables, subject.weights, masks, strict=True)
+        }
+        found = tangents(network, x, values)
+        through = None
+        if self.wrt == "kept":
+            # d f / d w = m * d f / d (m w), and the kernel has it twice.
+            through = {id(v): tf.square(m) for v, m in zip(subject.variables, masks, strict=True)}
+        matrix = kernel_matrix(found.factors, found.factors, masks=through, trace=True)
+        return tf.linalg.trace(matrix) / found.outputs.shape[1]

@@ -1,0 +1,65 @@
+"""How much a loss changes when a weight is removed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import tensorflow as tf
+
+from keras_ntt import checks
+from keras_ntt.saliency.base import NetworkSaliency, Subject, sensitivity, summed_gradient
+from keras_ntt.saliency.losses import as_loss
+
+
+class SNIP(NetworkSaliency):
+    """Score weights by ``|w * dL/dw|``, divided by the sum of all scores.
+
+    L is the mean loss over all samples: it is the mean gradient whose absolute value is taken
+    (Lee, Ajanthan & Torr, "SNIP: Single-shot network pruning based on connection sensitivity",
+    ICLR 2019). With several rounds it is iterative SNIP.
+
+    Args:
+        loss: A Keras loss, its name, or a function of labels and outputs; None is softmax
+            cross-entropy of logits.
+        rounds: Rounds in which to prune, unless asked otherwise.
+    """
+
+    needs_data: ClassVar[bool] = True
+    needs_labels: ClassVar[bool] = True
+
+    def __init__(self, loss: Callable[[Any, Any], Any] | str | None = None, *, rounds: int = 1):
+        self.loss = as_loss(loss)
+        self.rounds = checks.check_count("rounds", rounds)
+
+    def __call__(self, subject: Subject) -> list[tf.Tensor]:
+        """Return the scores, which sum to 1."""
+        gradients, _ = summed_gradient(subject, self.loss)
+        return normalized(sensitivity(subject.values, gradients))
+
+
+class LogitSNIP(NetworkSaliency):
+    """Score weights by ``|w * dL/dw|`` with L the sum of the squares of all outputs.
+
+    It needs no labels (Liu & Zenke, "Finding trainable sparse networks through Neural Tangent
+    Transfer", ICML 2020, who use it for the first masks).
+
+    Args:
+        rounds: Rounds in which to prune, unless asked otherwise.
+    """
+
+    needs_data: ClassVar[bool] = True
+
+    def __init__(self, *, rounds: int = 1):
+        self.rounds = checks.check_count("rounds", rounds)
+
+    def __call__(self, subject: Subject) -> list[tf.Tensor]:
+        """Return the scores."""
+        gradients, _ = summed_gradient(subject, lambda f, _: tf.reduce_sum(tf.square(f)))
+        return sensitivity(subject.values, gradients)
+
+
+def normalized(scores: list[tf.Tensor]) -> list[tf.Tensor]:
+    """Divide scores by their sum over all tensors; scores that are all zero stay so."""
+    total = tf.add_n([tf.reduce_sum(tf.cast(s, tf.float64)) for s in scores])
+    return [tf.cast(tf.math.divide_no_nan(tf.cast(s, tf.float64), total), s.dtype) for s in scores]
