@@ -72,7 +72,11 @@ def prunable_weights(layer: keras.layers.Layer) -> list[keras.Variable]:
 
 
 def choose_weights(
-    model: keras.Model, *, filters: Filters = None, pruning_policy: Any = None
+    model: keras.Model,
+    *,
+    filters: Filters = None,
+    pruning_policy: Any = None,
+    weights_of: Callable[[keras.layers.Layer], list[keras.Variable]] = prunable_weights,
 ) -> Choice:
     """Decide which weights of a model are pruned.
 
@@ -82,6 +86,7 @@ def choose_weights(
             name and in the paths of its weights, or a callable on the layer. None takes all.
         pruning_policy: An object with ``allow_pruning(layer)`` and, if it has requirements,
             ``ensure_model_supports_pruning(model)``.
+        weights_of: What could be pruned of one layer.
 
     Returns:
         The `Choice`.
@@ -103,7 +108,7 @@ def choose_weights(
     chosen: dict[int, keras.Variable] = {}
     reasons: dict[int, str] = {}
     for layer in model._flatten_layers():
-        for variable in prunable_weights(layer):
+        for variable in weights_of(layer):
             if not accepts(layer):
                 reasons[id(variable)] = "left out by filters"
             elif pruning_policy is not None and not pruning_policy.allow_pruning(layer):
