@@ -2,6 +2,7 @@
 
 from keras_ntt.callbacks import PruningSummaries, UpdatePruningStep
 from keras_ntt.export import ExportError, ExportReport, export_tflite, tflite_predict
+from keras_ntt.latency_policy import PruneForLatencyOnXNNPack
 from keras_ntt.low_magnitude import prune_low_magnitude, prune_scope
 from keras_ntt.mask_files import load_masks, save_masks
 from keras_ntt.ntk import empirical_ntk
@@ -24,6 +25,7 @@ __all__ = [
     "NTTSchedule",
     "NeuralTangentTransfer",
     "PolynomialDecay",
+    "PruneForLatencyOnXNNPack",
     "PruningPolicy",
     "PruningSchedule",
     "PruningSummaries",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from typing import Any
 
@@ -51,6 +52,7 @@ class PruningSummaries(keras.callbacks.TensorBoard):
         **kwargs: As in `keras.callbacks.TensorBoard`.
 
     Raises:
+        ImportError: If TensorBoard is not installed.
         ValueError: If `log_dir` is no path.
     """
 
@@ -59,6 +61,11 @@ class PruningSummaries(keras.callbacks.TensorBoard):
             raise ValueError(
                 "log_dir must be the path of a folder for TensorBoard's event files. "
                 f"Received: log_dir={log_dir!r}"
+            )
+        if importlib.util.find_spec("tensorboard") is None:
+            raise ImportError(
+                "PruningSummaries writes TensorBoard's files and needs that package: "
+                "pip install tensorboard. Received: no module named 'tensorboard'"
             )
         super().__init__(log_dir=os.fspath(log_dir), update_freq=update_freq, **kwargs)
         self._sparsity_writer: Any = None

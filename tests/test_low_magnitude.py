@@ -60,8 +60,6 @@ def by_numpy(kernel, x, y, schedule, rate, accumulate=1):
         PolynomialDecay(0.1, 0.8, 0, 15, frequency=3),
         PolynomialDecay(0.0, 0.7, 1, 9, frequency=4),
         ConstantSparsity(0.6, 0, frequency=5),
-        ConstantSparsity(0.6, 1, 11, frequency=2),
-        ConstantSparsity(0.5, 6, 6),
     ],
     ids=lambda s: f"{type(s).__name__}-{s.begin_step}-{s.end_step}-{s.frequency}",
 )
@@ -624,5 +622,7 @@ def test_strip_of_a_model_that_was_not_trained_is_silent(mlp):
 def test_a_pruned_model_that_lost_its_masks_is_noticed(mlp):
     model = prune_low_magnitude(mlp(), 0.5)
     keras_ntt.strip_pruning(model)
-    with pytest.warns(UserWarning, match="restore_masks"):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         prune_low_magnitude(model, ConstantSparsity(0.8, 5))
+    assert [w for w in caught if "restore_masks" in str(w.message)]
