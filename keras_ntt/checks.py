@@ -54,8 +54,9 @@ def check_built(model: Any, name: str = "model") -> None:
     if _host.is_legacy_keras(model):
         raise TypeError(
             f"{name} is a tf_keras (Keras 2) model, and keras_ntt works on Keras 3 models. Build "
-            "it with `import keras`, or call the functions of keras_ntt.tfmot, which take models of "
-            f"tf_keras (pip install 'keras-ntt[tfmot]'). Received: {name} of type {type(model).__module__}.{type(model).__name__}"
+            "it with `import keras`, or call the functions of keras_ntt.tfmot, which take models "
+            "of tf_keras (pip install 'keras-ntt[tfmot]'). "
+            f"Received: {name} of type {type(model).__module__}.{type(model).__name__}"
         )
     if not isinstance(model, keras.Model):
         raise TypeError(

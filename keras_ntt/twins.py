@@ -17,11 +17,9 @@ from keras_ntt import _host
 # What tf_keras calls otherwise than Keras 3.
 _RENAMED = {"LeakyReLU": {"alpha": "negative_slope"}}
 # Operations that are layers in a tf_keras graph, `x + 1` or tf.nn.relu(x), by their last name.
-_OPERATIONS = (
-    ("add", "subtract", "multiply", "divide", "maximum", "minimum", "matmul", "square", "exp")
-    + ("abs", "sqrt", "relu", "relu6", "sigmoid", "tanh", "softmax", "elu", "silu", "reshape")
-    + ("transpose",)
-)
+_OPERATIONS = {"abs", "add", "divide", "elu", "exp", "matmul", "maximum", "minimum", "multiply"}
+_OPERATIONS |= {"relu", "relu6", "reshape", "sigmoid", "silu", "softmax", "sqrt", "square"}
+_OPERATIONS |= {"subtract", "tanh", "transpose"}
 _OPERATOR_NAMES = {"sub": "subtract", "mul": "multiply", "truediv": "divide"}
 
 

@@ -152,7 +152,7 @@ class Own(layers.Dense):
 
 def test_what_has_no_twin():
     own = tf_keras.Sequential([layers.InputLayer((6,)), Own(3)])
-    with pytest.raises(ValueError, match="pass it as twin=.*Own, a layer of one's own"):
+    with pytest.raises(ValueError, match=r"pass it as twin=.*Own, a layer of one's own"):
         bridge.to_keras3(own)
     function = tf_keras.Sequential([layers.InputLayer((6,)), layers.Lambda(lambda x: x)])
     with pytest.raises(ValueError, match="Lambda"):
