@@ -27,6 +27,7 @@ def keep_count(size: int, sparsity: Any) -> tf.Tensor:
 
     It is computed in float32 and halves are rounded to even, as there: where ``size * (1 -
     sparsity)`` is a half but for rounding, the count of another precision can differ by one.
+    Beyond 2**24 entries, which float32 cannot count, it is computed in float64.
 
     Args:
         size: Number of entries.
@@ -38,7 +39,8 @@ def keep_count(size: int, sparsity: Any) -> tf.Tensor:
     >>> int(keep_count(192, 0.7)), int(keep_count(10, 0.99)), int(keep_count(10, 0.0))
     (58, 1, 10)
     """
-    kept = tf.round(tf.cast(size, tf.float32) * (1 - tf.cast(sparsity, tf.float32)))
+    dtype = tf.float32 if size <= 2**24 else tf.float64
+    kept = tf.round(tf.cast(size, dtype) * tf.cast(1 - tf.cast(sparsity, tf.float32), dtype))
     return tf.minimum(tf.cast(tf.maximum(kept, 1), tf.int32), size)
 
 

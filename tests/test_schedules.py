@@ -9,6 +9,7 @@ import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 
+import keras_ntt
 from keras_ntt.schedules import (
     ConstantSparsity,
     NTTSchedule,
@@ -195,3 +196,27 @@ def test_no_warning_where_pruning_happens(schedule, first, last):
 def test_numpy_numbers_are_numbers():
     schedule = PolynomialDecay(np.float32(0.5), 0.75, np.int64(0), np.int32(10), frequency=5)
     assert fired(schedule, 20) == [5, 10]
+
+
+# --- in a transfer ----------------------------------------------------------------------------
+
+
+def transfer(mlp, schedule, epochs=2):
+    """Run 4 steps of Neural Tangent Transfer an epoch; return the sparsities by epoch."""
+    x = np.random.default_rng(0).normal(size=(16, 6)).astype("float32")
+    trainer = keras_ntt.NeuralTangentTransfer(mlp(), pruning_schedule=schedule, seed=0)
+    trainer.compile("adam", run_eagerly=True)
+    return trainer.fit(x, batch_size=4, epochs=epochs, verbose=0).history["sparsity"]
+
+
+def test_a_transfer_prunes_gradually(mlp):
+    found = transfer(mlp, PolynomialDecay(0.0, 0.75, 0, 8, power=1, frequency=4))
+    # 72 entries, in kernels of 48 and 24: three eighths, then three quarters
+    np.testing.assert_allclose(found, [0.375, 0.75], atol=1e-6)
+
+
+def test_a_transfer_that_would_not_prune_is_warned_of(mlp):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert transfer(mlp, ConstantSparsity(0.5, 0)) == [0.0, 0.0]
+    assert any("from step 0 to step 8" in str(w.message) for w in caught)
