@@ -7,14 +7,14 @@ from keras import layers
 
 from keras_ntt.policies import prunable_weights
 
-# Layers of Keras that Neural Tangent Transfer leaves alone and tfmot prunes.
-_MORE: tuple[tuple[type, tuple[str, ...]], ...] = (
-    (layers.SeparableConv1D, ("pointwise_kernel",)),
-    (layers.SeparableConv2D, ("pointwise_kernel",)),
-    (layers.Embedding, ("_embeddings",)),
-    (layers.LSTMCell, ("kernel", "recurrent_kernel")),
-    (layers.GRUCell, ("kernel", "recurrent_kernel")),
-    (layers.SimpleRNNCell, ("kernel", "recurrent_kernel")),
+# What Neural Tangent Transfer leaves alone and tfmot prunes.
+_LAYERS: dict[type, tuple[str, ...]] = {
+    layers.SeparableConv1D: ("pointwise_kernel",),
+    layers.SeparableConv2D: ("pointwise_kernel",),
+    layers.Embedding: ("_embeddings",),
+}
+_CELLS: dict[type, tuple[str, ...]] = dict.fromkeys(
+    (layers.LSTMCell, layers.GRUCell, layers.SimpleRNNCell), ("kernel", "recurrent_kernel")
 )
 
 
@@ -42,16 +42,16 @@ def weights_by_magnitude(layer: keras.layers.Layer) -> list[keras.Variable]:
         return found
     if isinstance(layer, layers.RNN):
         cells = getattr(layer.cell, "cells", [layer.cell])
-        return [v for cell in cells for v in _of_cell(cell)]
-    if isinstance(layer, tuple(cls for cls, _ in _MORE[:3])):
-        return _of_cell(layer)
-    return []
+        return [v for cell in cells for v in _listed(cell, _CELLS)]
+    return _listed(layer, _LAYERS)
 
 
-def _of_cell(layer: keras.layers.Layer) -> list[keras.Variable]:
+def _listed(
+    layer: keras.layers.Layer, names_of: dict[type, tuple[str, ...]]
+) -> list[keras.Variable]:
     if hasattr(layer, "get_prunable_weights"):
         chosen = list(layer.get_prunable_weights())
     else:
-        names = next((names for cls, names in _MORE if isinstance(layer, cls)), ())
-        chosen = [getattr(layer, name) for name in names]
+        found = (names for cls, names in names_of.items() if isinstance(layer, cls))
+        chosen = [getattr(layer, name) for name in next(found, ())]
     return [v for v in chosen if v.trainable]

@@ -16,6 +16,8 @@ import keras
 
 from keras_ntt import checks
 
+_TFMOT = "tensorflow_model_optimization"
+
 
 class PruningSchedule(ABC):
     """Base class of schedules; a subclass defines ``__call__`` and ``get_config``."""
@@ -281,10 +283,14 @@ def _native(schedule: Any) -> PruningSchedule | None:
     """Return the schedule of this package for one of tfmot's own; None for any other."""
     kind = type(schedule)
     classes = {cls.__name__: cls for cls in (ConstantSparsity, PolynomialDecay)}
-    if kind.__module__.split(".")[0] != "tensorflow_model_optimization":
+    if kind.__module__.split(".")[0] != _TFMOT or kind.__name__ not in classes:
         return None
-    cls = classes.get(kind.__name__)
-    return None if cls is None else cls.from_config(schedule.get_config()["config"])
+    return classes[kind.__name__].from_config(schedule.get_config()["config"])
+
+
+def is_of_tfmot(schedule: Any) -> bool:
+    """Tell whether a schedule's class, or one of its bases, is tfmot's."""
+    return any(cls.__module__.split(".")[0] == _TFMOT for cls in type(schedule).__mro__)
 
 
 def check_sparsity(sparsity: Any, name: str = "sparsity") -> float:

@@ -16,8 +16,14 @@ import tensorflow as tf
 
 from keras_ntt import checks, pruning, schedules
 from keras_ntt.sparse_model import get_masks as _masks_of_keras3
-from keras_ntt.sparse_model import keys_of
-from keras_ntt.twins import copy_weights, named_weights, paired, to_keras3, value_of
+from keras_ntt.twins import (
+    copy_weights,
+    named_weights,
+    paired,
+    to_keras3,
+    translate_masks,
+    value_of,
+)
 
 try:
     import tensorflow_model_optimization as tfmot
@@ -216,45 +222,6 @@ class _OnTwin:
     def allow_pruning(self, layer: keras.layers.Layer) -> bool:
         """Return what the policy says of the tf_keras layer with the same weights."""
         return all(self._policy.allow_pruning(self._layers[v.path]) for v in layer.weights)
-
-
-def translate_masks(masks: Mapping[str, Any], source: Any, target: Any) -> dict[str, np.ndarray]:
-    """Give the masks of one model the names that its twin's weights have.
-
-    Masks of a Keras 3 model go by variable path, as `keras_ntt.get_masks` returns them and
-    `keras_ntt.apply_masks` takes them; those of a tf_keras model by ``layer/weight``, as
-    `get_masks` returns them and `wrap_with_masks` takes them.
-
-    Args:
-        masks: Masks of `source`.
-        source: A model of Keras 3 or tf_keras.
-        target: A twin of either.
-
-    Returns:
-        The masks by the names of `target`.
-
-    Raises:
-        ValueError: If the models are no twins, or a name is not one of the source's.
-    """
-    names = {
-        _key(source, a, theirs): _key(target, b, mine)
-        for a, theirs, b, mine in paired(source, target)
-    }
-    unknown = [key for key in masks if key not in names]
-    if unknown:
-        raise ValueError(
-            "masks are for other weights than the source has. "
-            f"Received: masks for {unknown}, weights {list(names)}"
-        )
-    return {names[key]: np.asarray(mask).astype(bool) for key, mask in masks.items()}
-
-
-def _key(model: Any, name: str, variable: Any) -> str:
-    """Return what a mask of a variable is called: by path in Keras 3."""
-    if not isinstance(model, keras.Model):
-        return name
-    paths = dict(zip(map(id, model.weights), keys_of(model.weights), strict=True))
-    return paths[id(variable)]
 
 
 def get_masks(model: Any) -> dict[str, np.ndarray]:

@@ -1,7 +1,8 @@
 """What compiled training steps ask of a schedule, and what a run of known length will get.
 
 A schedule is plain Python. Inside a compiled step its answer has to be a tensor: for the
-schedules of this package by their formula, for any other by a table of its answers.
+schedules of this package by their formula, for those of tfmot by themselves, which are made for
+it, and for any other by a table of its answers.
 """
 
 from __future__ import annotations
@@ -12,7 +13,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_ntt.schedules import ConstantSparsity, NTTSchedule, PolynomialDecay, decide
+from keras_ntt.schedules import (
+    ConstantSparsity,
+    NTTSchedule,
+    PolynomialDecay,
+    decide,
+    is_of_tfmot,
+)
 
 ASKED_AHEAD = 100_000
 """How many steps of a schedule without a formula are asked beforehand."""
@@ -22,9 +29,9 @@ class Timetable:
     """The answers of a schedule as tensors.
 
     Args:
-        schedule: A `PruningSchedule`. One that is none of this package's is asked at once about
-            its first `ASKED_AHEAD` steps; after those it prunes no more, of which is warned if it
-            would.
+        schedule: A `PruningSchedule`. One that is neither of this package nor of tfmot is asked
+            at once about its first `ASKED_AHEAD` steps; after those it prunes no more, of which
+            is warned if it would.
 
     Raises:
         ValueError: If the schedule returns something else than ``(should_prune, sparsity)``.
@@ -33,7 +40,10 @@ class Timetable:
     def __init__(self, schedule: Any):
         self.schedule = schedule
         self._table: np.ndarray | None = None
-        if type(schedule) not in _FORMULAS:
+        self._formula = _FORMULAS.get(type(schedule))
+        if is_of_tfmot(getattr(schedule, "function", None)):
+            self._formula = _of_tfmot
+        if self._formula is None:
             answers = [decide(schedule, step) for step in range(ASKED_AHEAD)]
             self._table = np.array([s if due else -1.0 for due, s in answers], np.float32)
             if (self._table[-ASKED_AHEAD // 10 :] >= 0).any():
@@ -54,9 +64,10 @@ class Timetable:
         Returns:
             A boolean and a float32 scalar.
         """
-        if self._table is None:
-            return _FORMULAS[type(self.schedule)](self.schedule, step)
+        if self._formula is not None:
+            return self._formula(self.schedule, step)
         # Beyond the table the answer is no; a last entry says so.
+        assert self._table is not None
         table = tf.constant(np.append(self._table, np.float32(-1)))
         sparsity = tf.gather(table, tf.minimum(step, ASKED_AHEAD))
         return sparsity >= 0, tf.maximum(sparsity, 0)
@@ -79,6 +90,11 @@ def _regular(schedule: NTTSchedule, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tens
     if schedule.end_step is not None:
         due &= step + schedule.frequency < schedule.end_step
     return due | tf.equal(step, 0), tf.constant(schedule.sparsity, tf.float32)
+
+
+def _of_tfmot(schedule: Any, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    due, sparsity = schedule(step)
+    return tf.cast(due, tf.bool), tf.cast(sparsity, tf.float32)
 
 
 def _is_due(schedule: Any, step: tf.Tensor) -> tf.Tensor:

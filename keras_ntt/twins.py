@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from keras_ntt import _host
+from keras_ntt.sparse_model import keys_of
 
 # What tf_keras calls otherwise than Keras 3.
 _RENAMED = {"LeakyReLU": {"alpha": "negative_slope"}}
@@ -248,6 +249,45 @@ def copy_weights(source: Any, target: Any) -> None:
     """
     for _, theirs, _, mine in paired(source, target):
         mine.assign(value_of(theirs))
+
+
+def translate_masks(masks: Mapping[str, Any], source: Any, target: Any) -> dict[str, np.ndarray]:
+    """Give the masks of one model the names that its twin's weights have.
+
+    Masks of a Keras 3 model go by variable path, as `keras_ntt.get_masks` returns them and
+    `keras_ntt.apply_masks` takes them; those of a tf_keras model by ``layer/weight``, as
+    `keras_ntt.tfmot` has and takes them.
+
+    Args:
+        masks: Masks of `source`.
+        source: A model of Keras 3 or tf_keras.
+        target: A twin of either.
+
+    Returns:
+        The masks by the names of `target`.
+
+    Raises:
+        ValueError: If the models are no twins, or a name is not one of the source's.
+    """
+    names = {
+        _key(source, a, theirs): _key(target, b, mine)
+        for a, theirs, b, mine in paired(source, target)
+    }
+    unknown = [key for key in masks if key not in names]
+    if unknown:
+        raise ValueError(
+            "masks are for other weights than the source has. "
+            f"Received: masks for {unknown}, weights {list(names)}"
+        )
+    return {names[key]: np.asarray(mask).astype(bool) for key, mask in masks.items()}
+
+
+def _key(model: Any, name: str, variable: Any) -> str:
+    """Return what a mask of a variable is called: by path in Keras 3."""
+    if not isinstance(model, keras.Model):
+        return name
+    paths = dict(zip(map(id, model.weights), keys_of(model.weights), strict=True))
+    return paths[id(variable)]
 
 
 def value_of(variable: Any) -> np.ndarray:
