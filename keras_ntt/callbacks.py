@@ -13,6 +13,7 @@ import tensorflow as tf
 from keras_ntt.scheduled_mask import scheduled_masks
 from keras_ntt.sparse_model import get_masks
 from keras_ntt.timetable import warn_if_idle
+from keras_ntt.transfer import NeuralTangentTransfer
 from keras_ntt.unheld import warn_if_unheld
 
 
@@ -26,6 +27,8 @@ class UpdatePruningStep(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Warn, if there is reason to."""
+        if isinstance(self.model, NeuralTangentTransfer):
+            return  # it looks ahead by itself
         masks = scheduled_masks(self.model)
         if not masks:
             warn_if_unheld(self.model)
@@ -84,7 +87,8 @@ class PruningSummaries(keras.callbacks.TensorBoard):
         super().on_train_end(logs)
 
     def _write_sparsities(self) -> None:
-        masks = get_masks(self.model)
+        transfer = isinstance(self.model, NeuralTangentTransfer)
+        masks = self.model.masks if transfer else get_masks(self.model)
         if not masks:
             return
         if self._sparsity_writer is None:

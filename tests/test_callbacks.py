@@ -66,16 +66,36 @@ def test_zeros_without_masks_are_warned_of(mlp, tmp_path):
     assert fit(mlp(), UpdatePruningStep(), epochs=1) == []
 
 
-def test_summaries_hold_the_sparsity_of_each_weight(mlp, tmp_path):
-    pytest.importorskip("tensorboard")
-    model = keras_ntt.prune_low_magnitude(mlp(), PolynomialDecay(0, 0.5, 4, 12, 1, 4))
-    fit(model, PruningSummaries(log_dir=str(tmp_path)), epochs=3)
+def scalars(folder):
+    """Return ``tag -> [(step, value)]`` of the event files in a folder."""
     found = {}
-    for file in (tmp_path / "pruning").iterdir():
+    for file in folder.iterdir():
         for event in tf.compat.v1.train.summary_iterator(str(file)):
             for value in event.summary.value:
                 number = float(tf.make_ndarray(value.tensor))
                 found.setdefault(value.tag, []).append((event.step, number))
+    return found
+
+
+def test_callbacks_serve_a_transfer_too(mlp, tmp_path):
+    pytest.importorskip("tensorboard")
+    x = np.random.default_rng(0).normal(size=(16, 6)).astype("float32")
+    transfer = keras_ntt.NeuralTangentTransfer(
+        mlp(), pruning_schedule=PolynomialDecay(0, 0.5, 0, 8, 1, 4), seed=0
+    )
+    transfer.compile("adam", run_eagerly=True)
+    callbacks = [UpdatePruningStep(), PruningSummaries(log_dir=str(tmp_path))]
+    transfer.fit(x, batch_size=4, epochs=2, callbacks=callbacks, verbose=0)
+    found = scalars(tmp_path / "pruning")["sparsity"]
+    assert [step for step, _ in found] == [0, 4, 8]
+    np.testing.assert_allclose([v for _, v in found], [0, 0.25, 0.5], atol=1e-6)
+
+
+def test_summaries_hold_the_sparsity_of_each_weight(mlp, tmp_path):
+    pytest.importorskip("tensorboard")
+    model = keras_ntt.prune_low_magnitude(mlp(), PolynomialDecay(0, 0.5, 4, 12, 1, 4))
+    fit(model, PruningSummaries(log_dir=str(tmp_path)), epochs=3)
+    found = scalars(tmp_path / "pruning")
     first, second = (v.path for v in model.weights if v.name == "kernel")
     assert set(found) == {f"{first}/sparsity", f"{second}/sparsity", "sparsity"}
     # The mask of step 4 + 4 k is chosen after one step less; 16 is after the end.

@@ -92,7 +92,7 @@ def test_models_that_run_sparse(name):
     keras_ntt.prune_low_magnitude(model, 0.5, pruning_policy=PruneForLatencyOnXNNPack())
     pruned = {path.rsplit("/", 1)[0] for path in keras_ntt.get_masks(model)}
     pointwise = {
-        layer.path
+        layer.kernel.path.rsplit("/", 1)[0]
         for layer in model._flatten_layers()
         if isinstance(layer, layers.Conv2D) and layer.kernel_size == (1, 1)
     }
