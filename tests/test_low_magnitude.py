@@ -637,3 +637,14 @@ def test_a_model_that_is_not_stripped_is_exported(mlp, tmp_path):
     report = keras_ntt.export_tflite(model, tmp_path / "m.tflite")
     assert str(report)
     assert keras_ntt.get_masks(model)
+
+
+def test_steps_that_a_loss_scale_skips_are_not_counted(mlp, data):
+    keras.config.set_dtype_policy("mixed_float16")
+    model = prune_low_magnitude(mlp(), ConstantSparsity(0.5, 2, frequency=1))
+    compile_(model, keras.optimizers.SGD(0.1))
+    x, y = data
+    for batch, steps in ((x, 1), (x * np.inf, 1), (x, 2)):
+        model.train_on_batch(batch, y)
+        assert [m.step for m in scheduled_masks(model)] == [steps, steps]
+    assert keras_ntt.sparsity_report(model).sparsity == 0.5
