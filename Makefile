@@ -6,14 +6,16 @@ BIN = $(VENV)/bin
 OUT ?= demo-output
 
 OLDEST ?= .venv-oldest
+TFMOT ?= .venv-tfmot
 
-.PHONY: demo test lint unit test-large test-oldest format bench clean help
+.PHONY: demo test lint unit test-large test-oldest test-tfmot format bench clean help
 
 help:
 	@echo "make demo   prune, train and export a model on real data; writes $(OUT)/"
 	@echo "make test   lint, type-check and test"
 	@echo "make test-large   transfers of MobileNet, EfficientNet and ResNet"
 	@echo "make test-oldest   the core tests, with the oldest TensorFlow and Keras that are supported"
+	@echo "make test-tfmot    against the real tensorflow-model-optimization, and serving it"
 	@echo "make bench  time a step against other implementations, and how its cost grows; writes"
 	@echo "            benchmarks/results/"
 
@@ -49,6 +51,13 @@ test-oldest:
 	$(OLDEST)/bin/python -m pip install --quiet --editable . --group oldest
 	$(OLDEST)/bin/python -m pytest -n auto $(CORE)
 
+# Apart from the others: importing tfmot makes tf.keras tf_keras for its process.
+test-tfmot:
+	$(PYTHON) -m venv $(TFMOT)
+	$(TFMOT)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(TFMOT)/bin/python -m pip install --quiet --editable . --group tfmot
+	$(TFMOT)/bin/python -m pytest tests/test_tfmot.py tests/test_tfmot_models.py tests/test_documents.py -k "tfmot or from_tfmot"
+
 format: $(BIN)/.ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -58,4 +67,4 @@ bench: $(BIN)/.ready
 	$(BIN)/python benchmarks/growth.py
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(OUT) .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(OLDEST) $(TFMOT) $(OUT) .pytest_cache .ruff_cache .mypy_cache

@@ -2,6 +2,7 @@
 
 from keras_ntt import saliency
 from keras_ntt.at_init import prune_at_init, saliency_scores
+from keras_ntt.callbacks import PruningSummaries, UpdatePruningStep
 from keras_ntt.compaction import remove_dead_units
 from keras_ntt.dynamics import TrainingDynamics, effective_gradient_flow
 from keras_ntt.edge import EdgeAdvice, edge_mobilenet, explain_edge_latency
@@ -14,22 +15,26 @@ from keras_ntt.export import (
     tflite_predict,
 )
 from keras_ntt.granet import GraNet
+from keras_ntt.latency_policy import PruneForLatencyOnXNNPack
 from keras_ntt.layer_rules import register_layer_rule
+from keras_ntt.low_magnitude import prune_low_magnitude, prune_scope
 from keras_ntt.mask_files import load_masks, save_masks
 from keras_ntt.ntk import empirical_ntk
 from keras_ntt.objective import NTTLoss, ntt_loss
 from keras_ntt.policies import KernelPolicy, PruningPolicy
 from keras_ntt.pruning import prune_neural_tangent
 from keras_ntt.report import SparsityReport, sparsity_report
-from keras_ntt.schedules import NTTSchedule, PruningSchedule
+from keras_ntt.schedules import ConstantSparsity, NTTSchedule, PolynomialDecay, PruningSchedule
 from keras_ntt.sniper import SNIPER
-from keras_ntt.sparse_model import apply_masks, get_masks, restore_masks, strip_pruning
+from keras_ntt.sparse_model import apply_masks, get_masks, strip_pruning
 from keras_ntt.transfer import NeuralTangentTransfer
+from keras_ntt.unheld import restore_masks
 
 __version__ = "0.1.0"
 
 __all__ = [
     "SNIPER",
+    "ConstantSparsity",
     "EdgeAdvice",
     "ExportError",
     "ExportReport",
@@ -39,10 +44,14 @@ __all__ = [
     "NTTLoss",
     "NTTSchedule",
     "NeuralTangentTransfer",
+    "PolynomialDecay",
+    "PruneForLatencyOnXNNPack",
     "PruningPolicy",
     "PruningSchedule",
+    "PruningSummaries",
     "SparsityReport",
     "TrainingDynamics",
+    "UpdatePruningStep",
     "apply_masks",
     "edge_mobilenet",
     "effective_gradient_flow",
@@ -54,7 +63,9 @@ __all__ = [
     "load_masks",
     "ntt_loss",
     "prune_at_init",
+    "prune_low_magnitude",
     "prune_neural_tangent",
+    "prune_scope",
     "register_layer_rule",
     "remove_dead_units",
     "restore_masks",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,8 +54,9 @@ def check_built(model: Any, name: str = "model") -> None:
     if _host.is_legacy_keras(model):
         raise TypeError(
             f"{name} is a tf_keras (Keras 2) model, and keras_ntt works on Keras 3 models. Build "
-            "it with `import keras`, or load it from a .keras file or its weights into a Keras 3 "
-            f"twin. Received: {name} of type {type(model).__module__}.{type(model).__name__}"
+            "it with `import keras`, or call the functions of keras_ntt.tfmot, which take models "
+            "of tf_keras (pip install 'keras-ntt[tfmot]'). "
+            f"Received: {name} of type {type(model).__module__}.{type(model).__name__}"
         )
     if not isinstance(model, keras.Model):
         raise TypeError(
@@ -220,3 +222,15 @@ def is_array(x: Any) -> bool:
     """Tell whether `x` is an array, a tensor, or a nest of them (not a dataset)."""
     leaves = keras.tree.flatten(x)
     return bool(leaves) and all(isinstance(t, np.ndarray | tf.Tensor) for t in leaves)
+
+
+def warn_of_legacy_callbacks(callbacks: Any) -> None:
+    """Warn of callbacks that belong to tf_keras, which Keras 3 takes and calls to no effect."""
+    for callback in keras.tree.flatten(callbacks or []):
+        if _host.is_legacy_keras(callback):
+            warnings.warn(
+                "This is a callback of tf_keras, which does nothing in Keras 3. Leave tfmot's "
+                "UpdatePruningStep out, nothing here needs it, or take the one of keras_ntt. "
+                f"Received: {type(callback).__module__}.{type(callback).__name__}",
+                stacklevel=3,
+            )

@@ -183,7 +183,8 @@ def unroll(model: Any) -> Network:
                 continue
             operation = node.operation
             nested = _host.functional_of(operation)
-            extra = set(node.arguments.kwargs) - {"training"}
+            given_kwargs = node.arguments.kwargs.items()
+            extra = {key for key, value in given_kwargs if value is not None} - {"training"}
             if nested is not None and not extra:
                 given = keras.tree.flatten(node.arguments.args)
                 if len(given) == len(nested.inputs) and all(id(t) in slot_of for t in given):

@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from keras_ntt.schedules import PruningSchedule, decide
+from keras_ntt.timetable import warn_if_idle
 
 
 class Plan:
@@ -35,6 +36,10 @@ class Plan:
         """Tell the schedule the last step of the run, None if it is not known yet."""
         given = self._given
         self._schedule = given if last_step is None else given.ending_at(last_step)
+
+    def warn(self, first: int, last: int) -> None:
+        """Warn if nothing will be pruned from step `first` to step `last`."""
+        warn_if_idle(self._schedule, first, last)
 
     def look_ahead(self, done: int) -> None:
         """Ask the schedule about the steps after `done`, up to the end of the execution."""
@@ -69,6 +74,8 @@ class Course(keras.callbacks.Callback):
         self._first = self.model.step
         self._first_epoch = self.model._initial_epoch or 0
         self._tell(self.params.get("steps"))
+        if self._first == 0 and self.params.get("steps") is not None:
+            self._plan.warn(0, self.params["epochs"] * self.params["steps"])
         self.model.begin()
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:

@@ -75,11 +75,20 @@ class KernelPolicy(PruningPolicy):
             return [layer.kernel] if self.depthwise else []
         if isinstance(layer, layers.Embedding):
             return [layer._embeddings] if self.embeddings else []
-        if isinstance(layer, _CELLS):
-            return [layer.kernel, layer.recurrent_kernel]
+        if isinstance(layer, layers.RNN):
+            # The layer answers for its cells, so that filters and policies are asked about it.
+            return [
+                v for cell in getattr(layer.cell, "cells", [layer.cell]) for v in _of_cell(cell)
+            ]
         if isinstance(layer, _KERNEL_LAYERS):
             return [getattr(layer, "_kernel", layer.kernel)]
         return []
+
+
+def _of_cell(cell: Any) -> list[keras.Variable]:
+    if hasattr(cell, "get_prunable_weights"):
+        return list(cell.get_prunable_weights())
+    return [cell.kernel, cell.recurrent_kernel] if isinstance(cell, _CELLS) else []
 
 
 @dataclass(frozen=True)
@@ -114,8 +123,31 @@ def prunable_weights(
     return [v for v in found if v.trainable]
 
 
+def weights_by_magnitude(layer: keras.layers.Layer) -> list[keras.Variable]:
+    """Return the weights of one layer that pruning by magnitude may touch, as in tfmot.
+
+    These are what Neural Tangent Transfer prunes, and the tables of Embedding.
+
+    Args:
+        layer: A built layer.
+
+    Returns:
+        Trainable variables of the layer and, of a recurrent one, of its cells.
+
+    >>> layer = keras.layers.LSTM(2)
+    >>> layer.build((None, None, 3))
+    >>> [v.name for v in weights_by_magnitude(layer)]
+    ['kernel', 'recurrent_kernel']
+    """
+    return prunable_weights(layer, KernelPolicy(embeddings=True))
+
+
 def choose_weights(
-    model: keras.Model, *, filters: Filters = None, pruning_policy: Any = None
+    model: keras.Model,
+    *,
+    filters: Filters = None,
+    pruning_policy: Any = None,
+    weights_of: Callable[[keras.layers.Layer], list[keras.Variable]] | None = None,
 ) -> Choice:
     """Decide which weights of a model are pruned.
 
@@ -126,6 +158,7 @@ def choose_weights(
         pruning_policy: An object with ``allow_pruning(layer)`` and, if it has requirements,
             ``ensure_model_supports_pruning(model)``; for depthwise kernels and embeddings
             ``KernelPolicy(depthwise=True, embeddings=True)``.
+        weights_of: What could be pruned of one layer; None leaves that to the policy.
 
     Returns:
         The `Choice`.
@@ -147,7 +180,8 @@ def choose_weights(
     chosen: dict[int, keras.Variable] = {}
     reasons: dict[int, str] = {}
     for layer in model._flatten_layers():
-        for variable in prunable_weights(layer, pruning_policy):
+        ask = weights_of or (lambda layer: prunable_weights(layer, pruning_policy))
+        for variable in ask(layer):
             if not accepts(layer):
                 reasons[id(variable)] = "left out by filters"
             elif pruning_policy is not None and not pruning_policy.allow_pruning(layer):

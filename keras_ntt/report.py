@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from keras_ntt import checks
-from keras_ntt.policies import choose_weights
+from keras_ntt.policies import choose_weights, prunable_weights, weights_by_magnitude
 from keras_ntt.sparse_model import is_masked, keys_of
 
 
@@ -122,7 +122,8 @@ def sparsity_report(model: keras.Model) -> SparsityReport:
         ValueError: If it is not built or has no weight that could be pruned.
     """
     checks.check_model(model)
-    notes = {id(variable): reason for variable, reason in choose_weights(model).skipped}
+    choice = choose_weights(model, weights_of=_weights_of)
+    notes = {id(variable): reason for variable, reason in choice.skipped}
     names = dict(zip(map(id, model.weights), keys_of(model.weights), strict=True))
     rows = []
     for variable in model.weights:
@@ -141,3 +142,13 @@ def sparsity_report(model: keras.Model) -> SparsityReport:
             )
         )
     return SparsityReport(tuple(rows))
+
+
+def _weights_of(layer: keras.layers.Layer) -> list[keras.Variable]:
+    """Return what may be pruned of a layer, and what was by magnitude."""
+    usual = prunable_weights(layer)
+    return usual or [v for v in weights_by_magnitude(layer) if is_masked(v) or _has_zeros(v)]
+
+
+def _has_zeros(variable: keras.Variable) -> bool:
+    return bool((keras.ops.convert_to_numpy(variable) == 0).any())

@@ -1,7 +1,8 @@
 """When to prune and how much: ``schedule(step) -> (should_prune, sparsity)``.
 
 The protocol is that of tensorflow-model-optimization: the first batch is step 1, step 0 is the
-moment before it, and a schedule is plain Python, called outside the graph.
+moment before it, and a schedule is plain Python, called outside the graph. What compiled steps
+ask instead is in `keras_ntt.timetable`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any
 import keras
 
 from keras_ntt import checks
+
+_TFMOT = "tensorflow_model_optimization"
 
 
 class PruningSchedule(ABC):
@@ -85,6 +88,132 @@ class NTTSchedule(PruningSchedule):
         }
 
 
+@keras.saving.register_keras_serializable(package="keras_ntt")
+class ConstantSparsity(PruningSchedule):
+    """One sparsity, applied again at regular steps, with tfmot's arguments and meaning.
+
+    It fires at ``begin_step, begin_step + frequency, ...`` up to `end_step`. There is no batch 0,
+    so with ``begin_step=0`` the first time is step `frequency`; ``begin_step=1`` prunes before
+    the first batch.
+
+    Args:
+        target_sparsity: Fraction of zeros, in [0, 1).
+        begin_step: The first step at which to prune.
+        end_step: The last one; -1 goes on to the end of training.
+        frequency: Steps from one time to the next.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    >>> schedule = ConstantSparsity(0.5, begin_step=2, end_step=8, frequency=3)
+    >>> [step for step in range(12) if schedule(step)[0]]
+    [2, 5, 8]
+    """
+
+    def __init__(
+        self, target_sparsity: float, begin_step: int, end_step: int = -1, frequency: int = 100
+    ):
+        self.target_sparsity = check_sparsity(target_sparsity, "target_sparsity")
+        self.begin_step, self.end_step = _check_steps(begin_step, end_step, endless=True)
+        self.frequency = checks.check_count("frequency", frequency)
+
+    def __call__(self, step: int) -> tuple[bool, float]:
+        """Return whether the masks are chosen for `step`, and the sparsity."""
+        return _is_due(self, step), self.target_sparsity
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments to rebuild the schedule from."""
+        return {
+            "target_sparsity": self.target_sparsity,
+            "begin_step": self.begin_step,
+            "end_step": self.end_step,
+            "frequency": self.frequency,
+        }
+
+
+@keras.saving.register_keras_serializable(package="keras_ntt")
+class PolynomialDecay(PruningSchedule):
+    """A sparsity that grows, fast at first, with tfmot's arguments and meaning.
+
+    At step t it is ``final + (initial - final) * (1 - (t - begin) / (end - begin)) ** power``
+    (Zhu & Gupta, "To prune, or not to prune", 2017). It fires every `frequency` steps from
+    `begin_step` on, and always at `end_step`, so that the final sparsity is reached also where
+    `frequency` does not divide the interval, which tfmot's schedule then misses.
+
+    Args:
+        initial_sparsity: Fraction of zeros at `begin_step`, in [0, 1).
+        final_sparsity: Fraction of zeros at `end_step`, in [0, 1).
+        begin_step: The first step at which to prune.
+        end_step: The last one, after `begin_step`.
+        power: The exponent.
+        frequency: Steps from one time to the next.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    >>> schedule = PolynomialDecay(0.0, 0.8, begin_step=0, end_step=10, power=1, frequency=4)
+    >>> [(step, round(schedule(step)[1], 6)) for step in range(12) if schedule(step)[0]]
+    [(4, 0.32), (8, 0.64), (10, 0.8)]
+    """
+
+    def __init__(
+        self,
+        initial_sparsity: float,
+        final_sparsity: float,
+        begin_step: int,
+        end_step: int,
+        power: float = 3,
+        frequency: int = 100,
+    ):
+        self.initial_sparsity = check_sparsity(initial_sparsity, "initial_sparsity")
+        self.final_sparsity = check_sparsity(final_sparsity, "final_sparsity")
+        self.begin_step, self.end_step = _check_steps(begin_step, end_step, endless=False)
+        self.power = checks.check_number("power", power)
+        self.frequency = checks.check_count("frequency", frequency)
+
+    def __call__(self, step: int) -> tuple[bool, float]:
+        """Return whether the masks are chosen for `step`, and the sparsity there."""
+        done = min(max((step - self.begin_step) / (self.end_step - self.begin_step), 0.0), 1.0)
+        missing = (self.initial_sparsity - self.final_sparsity) * (1 - done) ** self.power
+        return _is_due(self, step) or step == self.end_step, self.final_sparsity + missing
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments to rebuild the schedule from."""
+        return {
+            "initial_sparsity": self.initial_sparsity,
+            "final_sparsity": self.final_sparsity,
+            "begin_step": self.begin_step,
+            "end_step": self.end_step,
+            "power": self.power,
+            "frequency": self.frequency,
+        }
+
+
+def _is_due(schedule: Any, step: int) -> bool:
+    begun = step >= max(schedule.begin_step, 1)
+    ended = 0 <= schedule.end_step < step
+    return begun and not ended and (step - schedule.begin_step) % schedule.frequency == 0
+
+
+def _check_steps(begin_step: Any, end_step: Any, endless: bool) -> tuple[int, int]:
+    """Return the first and the last step as integers, or raise a ValueError."""
+    for name, value in (("begin_step", begin_step), ("end_step", end_step)):
+        if not checks.is_number(value) or int(value) != value:
+            raise ValueError(f"{name} must be an integer. Received: {name}={value!r}")
+    if begin_step < 0:
+        raise ValueError(f"begin_step must be at least 0. Received: begin_step={begin_step!r}")
+    if endless and end_step == -1:
+        return int(begin_step), -1
+    # A schedule that grows needs an interval to grow in.
+    if end_step < max(begin_step, 1) or (not endless and end_step == begin_step):
+        raise ValueError(
+            f"end_step must be {'-1 or ' if endless else ''}a step after begin_step: the first "
+            "batch is step 1. Multiply the epochs by the batches of one. "
+            f"Received: begin_step={begin_step!r}, end_step={end_step!r}"
+        )
+    return int(begin_step), int(end_step)
+
+
 class _Called(PruningSchedule):
     """A callable taken as a schedule."""
 
@@ -129,7 +258,7 @@ def as_schedule(schedule: Any) -> PruningSchedule:
     Args:
         schedule: A `PruningSchedule`; a number, which becomes ``NTTSchedule(number)``; or any
             callable ``step -> (should_prune, sparsity)``, such as a schedule of
-            tensorflow-model-optimization.
+            tensorflow-model-optimization, whose two known classes become those of this package.
 
     Returns:
         The schedule.
@@ -142,7 +271,7 @@ def as_schedule(schedule: Any) -> PruningSchedule:
     if checks.is_number(schedule):
         return NTTSchedule(schedule)
     if callable(schedule) and not inspect.isclass(schedule):
-        return _Called(schedule)
+        return _native(schedule) or _Called(schedule)
     raise ValueError(
         "pruning_schedule must be a sparsity in [0, 1), a PruningSchedule such as "
         "keras_ntt.NTTSchedule(0.9), or a callable step -> (should_prune, sparsity). "
@@ -150,7 +279,21 @@ def as_schedule(schedule: Any) -> PruningSchedule:
     )
 
 
-def check_sparsity(sparsity: Any) -> float:
+def _native(schedule: Any) -> PruningSchedule | None:
+    """Return the schedule of this package for one of tfmot's own; None for any other."""
+    kind = type(schedule)
+    classes = {cls.__name__: cls for cls in (ConstantSparsity, PolynomialDecay)}
+    if kind.__module__.split(".")[0] != _TFMOT or kind.__name__ not in classes:
+        return None
+    return classes[kind.__name__].from_config(schedule.get_config()["config"])
+
+
+def is_of_tfmot(schedule: Any) -> bool:
+    """Tell whether a schedule's class, or one of its bases, is tfmot's."""
+    return any(cls.__module__.split(".")[0] == _TFMOT for cls in type(schedule).__mro__)
+
+
+def check_sparsity(sparsity: Any, name: str = "sparsity") -> float:
     """Return `sparsity` as a float in [0, 1).
 
     Raises:
@@ -158,7 +301,7 @@ def check_sparsity(sparsity: Any) -> float:
     """
     if not checks.is_number(sparsity) or not 0 <= sparsity < 1:
         raise ValueError(
-            "sparsity is the fraction of zeros and must be a number in [0, 1): 0.97 leaves 3 % "
-            f"of the weights. Received: sparsity={sparsity!r}"
+            f"{name} is the fraction of zeros and must be a number in [0, 1): 0.97 leaves 3 % "
+            f"of the weights. Received: {name}={sparsity!r}"
         )
     return float(sparsity)

@@ -6,6 +6,7 @@ like the plain one. The optimizer applies a variable's constraint after each of 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ntt import _host, checks
-from keras_ntt.policies import choose_weights, prunable_weights
+from keras_ntt.policies import prunable_weights
 
 MaskDict = Mapping[str, Any]
 """``variable path -> array of the variable's shape``, true where an entry is kept."""
@@ -63,6 +64,11 @@ class MaskConstraint(keras.constraints.Constraint):
         """Let go of a variable, which then has the constraint that it had before."""
         del _host.raw(variable).assign
         variable.constraint = self.inner
+
+    @property
+    def idle(self) -> bool:
+        """Whether training went by and nothing was pruned, which a fixed mask is never."""
+        return False
 
     @property
     def mask(self) -> np.ndarray:
@@ -222,7 +228,7 @@ def apply_masks(model: keras.Model, masks: MaskDict) -> keras.Model:
         value = keras.ops.convert_to_numpy(variable)
         variable.assign(np.where(mask, value, np.zeros_like(value)))
     if attached:
-        _retrace(model)
+        retrace(model)
     return model
 
 
@@ -237,14 +243,21 @@ def strip_pruning(model: keras.Model) -> keras.Model:
     """
     checks.check_built(model)
     held = [variable for variable in model.weights if is_masked(variable)]
+    if held and all(variable.constraint.idle for variable in held):
+        warnings.warn(
+            "No weight was pruned: the model was trained, but the schedule never fired. Steps are "
+            "batches; train longer, or lower begin_step or frequency. "
+            f"Received: {model.name!r} without zeros in {len(held)} weights",
+            stacklevel=2,
+        )
     for variable in held:
         variable.constraint.detach(variable)
     if held:
-        _retrace(model)
+        retrace(model)
     return model
 
 
-def _retrace(model: keras.Model) -> None:
+def retrace(model: keras.Model) -> None:
     """Make a compiled model build its training step anew, with the constraints it has now."""
     if getattr(model, "train_function", None) is not None:
         model.make_train_function(force=True)
@@ -269,37 +282,6 @@ def get_masks(model: keras.Model) -> dict[str, np.ndarray]:
         for key, variable in _named_weights(model).items()
         if is_masked(variable)
     }
-
-
-def restore_masks(model: keras.Model) -> keras.Model:
-    """Take up the masks again from the exact zeros of a loaded model.
-
-    Constraints are not saved with a model, so one that was pruned, saved and loaded would lose
-    its zeros in training. All exact zeros of its prunable kernels are masked.
-
-    Args:
-        model: A built model. It is changed in place.
-
-    Returns:
-        The same model.
-
-    Raises:
-        ValueError: If no prunable kernel holds a zero.
-    """
-    checks.check_model(model)
-    choice = choose_weights(model)
-    named = {id(v): key for key, v in _named_weights(model).items()}
-    masks = {}
-    for variable in choice.weights:
-        mask = keras.ops.convert_to_numpy(variable) != 0
-        if not mask.all():
-            masks[named[id(variable)]] = mask
-    if not masks:
-        raise ValueError(
-            "The model holds no zeros to restore masks from. Load the weights of the pruned "
-            f"model first, or prune it. Received: model={model.name!r}, all kernels dense"
-        )
-    return apply_masks(model, masks)
 
 
 def kept_entries(model: keras.Model) -> dict[int, np.ndarray]:

@@ -259,6 +259,7 @@ class NeuralTangentTransfer(keras.Model):
                 "validation_split is not supported: split the inputs and pass validation_data. "
                 f"Received: validation_split={kwargs['validation_split']!r}"
             )
+        checks.warn_of_legacy_callbacks(callbacks)
         inputs.check(x, self.student, "inputs")
         if validation_data is not None:
             inputs.check(inputs.without_labels(validation_data), self.student, "validation_data")

@@ -1,0 +1,104 @@
+"""Callbacks for models that are pruned while they train. None of them is needed for it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_ntt.scheduled_mask import scheduled_masks
+from keras_ntt.sparse_model import get_masks
+from keras_ntt.timetable import warn_if_idle
+from keras_ntt.transfer import NeuralTangentTransfer
+from keras_ntt.unheld import warn_if_unheld
+
+
+class UpdatePruningStep(keras.callbacks.Callback):
+    """Looks ahead when training begins, and warns if it will not prune as it is meant to.
+
+    In tfmot the callback of this name does the counting. Here the model counts by itself, and
+    the callback is optional: it warns of a model that holds zeros and no masks, and of a
+    schedule that will not fire, or not to its end, in the epochs that are given.
+    """
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Warn, if there is reason to."""
+        if isinstance(self.model, NeuralTangentTransfer):
+            return  # it looks ahead by itself
+        masks = scheduled_masks(self.model)
+        if not masks:
+            warn_if_unheld(self.model)
+            return
+        steps = self.params.get("steps")
+        if steps is None:
+            return
+        epochs = self.params["epochs"] - (getattr(self.model, "_initial_epoch", None) or 0)
+        plans = {id(m.timetable): (m.timetable, m.step) for m in masks if m.timetable}
+        for timetable, done in plans.values():
+            warn_if_idle(timetable.schedule, done + 1 if done else 0, done + epochs * steps + 1)
+
+
+class PruningSummaries(keras.callbacks.TensorBoard):
+    """TensorBoard, with the sparsity of each pruned weight by its path.
+
+    The scalars ``<path>/sparsity``, and ``sparsity`` of all of them together, are written to
+    ``<log_dir>/pruning`` at the beginning of each epoch and at the end of training, by the
+    number of batches the optimizer has seen.
+
+    Args:
+        log_dir: The folder of the event files.
+        update_freq: As in `keras.callbacks.TensorBoard`.
+        **kwargs: As in `keras.callbacks.TensorBoard`.
+
+    Raises:
+        ImportError: If TensorBoard is not installed.
+        ValueError: If `log_dir` is no path.
+    """
+
+    def __init__(self, log_dir: str | os.PathLike, update_freq: Any = "epoch", **kwargs: Any):
+        if not isinstance(log_dir, str | os.PathLike) or not os.fspath(log_dir):
+            raise ValueError(
+                "log_dir must be the path of a folder for TensorBoard's event files. "
+                f"Received: log_dir={log_dir!r}"
+            )
+        if importlib.util.find_spec("tensorboard") is None:
+            raise ImportError(
+                "PruningSummaries writes TensorBoard's files and needs that package: "
+                "pip install tensorboard. Received: no module named 'tensorboard'"
+            )
+        super().__init__(log_dir=os.fspath(log_dir), update_freq=update_freq, **kwargs)
+        self._sparsity_writer: Any = None
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Write the sparsities that the epoch begins with."""
+        super().on_epoch_begin(epoch, logs)
+        self._write_sparsities()
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Write the sparsities that training ends with."""
+        self._write_sparsities()
+        if self._sparsity_writer is not None:
+            self._sparsity_writer.close()
+            self._sparsity_writer = None
+        super().on_train_end(logs)
+
+    def _write_sparsities(self) -> None:
+        transfer = isinstance(self.model, NeuralTangentTransfer)
+        masks = self.model.masks if transfer else get_masks(self.model)
+        if not masks:
+            return
+        if self._sparsity_writer is None:
+            folder = os.path.join(self.log_dir, "pruning")
+            self._sparsity_writer = tf.summary.create_file_writer(folder)
+        step = int(keras.ops.convert_to_numpy(self.model.optimizer.iterations))
+        zeros = sum(np.count_nonzero(~mask) for mask in masks.values())
+        size = sum(mask.size for mask in masks.values())
+        with self._sparsity_writer.as_default(step=step):
+            for path, mask in masks.items():
+                tf.summary.scalar(f"{path}/sparsity", 1 - np.mean(mask))
+            tf.summary.scalar("sparsity", zeros / size)
+        self._sparsity_writer.flush()

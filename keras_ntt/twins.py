@@ -1,0 +1,295 @@
+"""A tf_keras model made again in Keras 3, and names for weights that hold in both.
+
+Nothing here imports tf_keras: its objects are told by what they have.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_ntt import _host
+from keras_ntt.sparse_model import keys_of
+
+# What tf_keras calls otherwise than Keras 3.
+_RENAMED = {"LeakyReLU": {"alpha": "negative_slope"}}
+# Operations that are layers in a tf_keras graph, `x + 1` or tf.nn.relu(x), by their last name.
+_OPERATIONS = {"abs", "add", "divide", "elu", "exp", "matmul", "maximum", "minimum", "multiply"}
+_OPERATIONS |= {"relu", "relu6", "reshape", "sigmoid", "silu", "softmax", "sqrt", "square"}
+_OPERATIONS |= {"subtract", "tanh", "transpose"}
+_OPERATOR_NAMES = {"sub": "subtract", "mul": "multiply", "truediv": "divide"}
+
+
+def to_keras3(model: Any) -> keras.Model:
+    """Return the Keras 3 twin of a tf_keras model: the same layers, names, weights and outputs.
+
+    Args:
+        model: A built Sequential or functional model of tf_keras, of layers that Keras 3 has too.
+
+    Returns:
+        The twin, whose outputs were compared with the model's on random inputs.
+
+    Raises:
+        TypeError: If `model` is not of tf_keras.
+        ValueError: If it is not built, or cannot be made again; the message says what is in the
+            way.
+    """
+    if not _host.is_legacy_keras(model) or not hasattr(model, "layers"):
+        raise TypeError(
+            "to_keras3 takes a model of tf_keras; one of Keras 3 needs no twin. "
+            f"Received: a {type(model).__module__}.{type(model).__name__}"
+        )
+    if not model.built or not getattr(model, "inputs", None):
+        raise ValueError(
+            "The model has no inputs to follow: it is not built, or is subclassed. Begin a "
+            "Sequential model with InputLayer, or write its class with `import keras`, copy the "
+            "weights by keras_ntt.tfmot.copy_weights and pass it as twin=. "
+            f"Received: {model.name!r} of class {type(model).__name__}"
+        )
+    twin = _made_again(model, {})
+    copy_weights(model, twin)
+    rng = np.random.default_rng(0)
+    inputs = [_some_input(rng, t) for t in model.inputs]
+    # Functional models take one array as itself.
+    x = inputs[0] if len(inputs) == 1 else inputs
+    theirs, ours = (_flat(m(x, training=False)) for m in (model, twin))
+    for a, b in zip(theirs, ours, strict=True):
+        worst = float(np.abs(a - b).max()) if a.size else 0.0
+        if not np.allclose(a, b, rtol=1e-3, atol=1e-4):
+            raise ValueError(
+                "The twin computes something else than the tf_keras model, so a layer means "
+                "different things in the two. Write the model with `import keras` and pass it as "
+                f"twin=. Received: {model.name!r}, whose outputs differ by up to {worst:.2g}"
+            )
+    return twin
+
+
+def _some_input(rng: np.random.Generator, tensor: Any) -> np.ndarray:
+    """Return two samples: random numbers, or zeros where whole numbers may be indices."""
+    shape = (2, *(side or 4 for side in tensor.shape[1:]))
+    drawn = rng.normal(size=shape) if tensor.dtype.is_floating else np.zeros(shape)
+    return drawn.astype(tensor.dtype.as_numpy_dtype)
+
+
+def _flat(outputs: Any) -> list[np.ndarray]:
+    return [np.asarray(t, "float32") for t in keras.tree.flatten(outputs)]
+
+
+def _made_again(model: Any, made: dict[int, Any]) -> keras.Model:
+    """Return a Keras 3 model of the same graph, its weights not copied yet."""
+    symbols = {
+        id(t): keras.Input(tuple(t.shape[1:]), dtype=t.dtype.name, name=_input_name(t))
+        for t in model.inputs
+    }
+    inputs = list(symbols.values())
+    for depth in sorted(model._nodes_by_depth, reverse=True):
+        for node in model._nodes_by_depth[depth]:
+            given = keras.tree.flatten(node.keras_inputs)
+            if node.is_input or any(id(t) not in symbols for t in given):
+                continue
+            if id(node.layer) not in made:
+                made[id(node.layer)] = _layer_again(node.layer, made)
+            args, kwargs = keras.tree.map_structure(
+                lambda leaf: symbols.get(id(leaf), leaf), (node.call_args, dict(node.call_kwargs))
+            )
+            kwargs = {k: v for k, v in kwargs.items() if v is not None}
+            outputs = keras.tree.flatten(made[id(node.layer)](*args, **kwargs))
+            theirs = keras.tree.flatten(node.outputs)
+            symbols.update({id(t): s for t, s in zip(theirs, outputs, strict=True)})
+    outputs = [symbols[id(t)] for t in model.outputs]
+    return keras.Model(
+        inputs[0] if len(inputs) == 1 else inputs,
+        outputs[0] if len(outputs) == 1 else outputs,
+        name=model.name,
+        trainable=model.trainable,
+    )
+
+
+def _input_name(tensor: Any) -> str:
+    return tensor._keras_history.layer.name
+
+
+def _layer_again(layer: Any, made: dict[int, Any]) -> Any:
+    """Return the Keras 3 layer, model or function for one of tf_keras."""
+    if hasattr(layer, "_nodes_by_depth"):
+        return _made_again(layer, made)
+    kind = type(layer).__name__
+    if kind in ("TFOpLambda", "SlicingOpLambda"):
+        name = str(layer.get_config()["function"]).split(".")[-1]
+        name = _OPERATOR_NAMES.get(name, name)
+        if kind == "TFOpLambda" and name in _OPERATIONS:
+            return getattr(keras.ops, name, None) or getattr(keras.activations, name)
+        raise _no_twin(layer, f"the function {name!r}")
+    cls = getattr(keras.layers, kind, None)
+    if cls is None or not _is_of_library(layer) or kind == "Lambda":
+        raise _no_twin(layer, "a layer of one's own")
+    config = dict(layer.get_config())
+    if hasattr(layer, "forward_layer"):
+        return cls(_layer_again(layer.forward_layer, made), layer.merge_mode, name=layer.name)
+    if isinstance(config.get("layer"), Mapping):
+        return cls(_layer_again(layer.layer, made), name=layer.name)
+    for old, new in _RENAMED.get(kind, {}).items():
+        if old in config:
+            config[new] = config.pop(old)
+    if isinstance(config.get("axis"), list | tuple) and len(config["axis"]) == 1:
+        config["axis"] = config["axis"][0]
+    config["dtype"] = layer.dtype_policy.name if hasattr(layer, "dtype_policy") else layer.dtype
+    known = _arguments(cls)
+    return cls.from_config({key: value for key, value in config.items() if key in known})
+
+
+def _is_of_library(layer: Any) -> bool:
+    return type(layer).__module__.split(".")[0] == "tf_keras"
+
+
+def _arguments(cls: type) -> set[str]:
+    """Return the names that the constructors of a class and its bases take."""
+    return {
+        name
+        for base in cls.__mro__
+        if "__init__" in vars(base)
+        for name in inspect.signature(vars(base)["__init__"]).parameters
+    } - {"self", "args", "kwargs"}
+
+
+def _no_twin(layer: Any, what: str) -> ValueError:
+    return ValueError(
+        "A part of the tf_keras model has no counterpart in Keras 3. Write the model with `import "
+        "keras`, copy the weights by keras_ntt.tfmot.copy_weights, and pass it as twin=. "
+        f"Received: {layer.name!r} of class {type(layer).__name__}, {what}"
+    )
+
+
+def named_weights(model: Any) -> dict[str, Any]:
+    """Return the weights of a model of either Keras by names that are alike in both.
+
+    Args:
+        model: A model of Keras 3 or tf_keras; pruning wrappers of tfmot are looked through.
+
+    Returns:
+        ``"inner_model/layer/kernel" -> variable``, without the model's own name; numbered where
+        a name repeats in a layer.
+    """
+    found: dict[str, Any] = {}
+    seen: set[int] = set()
+
+    def visit(parent: Any, prefix: str) -> None:
+        for layer in parent.layers:
+            layer = unwrapped(layer)
+            if id(layer) in seen:
+                continue
+            seen.add(id(layer))
+            path = f"{prefix}{layer.name}/"
+            if hasattr(layer, "layers"):
+                visit(layer, path)
+                continue
+            for variable in layer.weights:
+                name = variable.name.split("/")[-1].split(":")[0]
+                key, number = path + name, 1
+                while key in found:
+                    number += 1
+                    key = f"{path}{name}#{number}"
+                found[key] = variable
+
+    visit(model, "")
+    return found
+
+
+def unwrapped(layer: Any) -> Any:
+    """Return the layer in a pruning wrapper of tfmot, or the layer itself."""
+    return layer.layer if type(layer).__name__ == "PruneLowMagnitude" else layer
+
+
+def paired(source: Any, target: Any) -> list[tuple[str, Any, str, Any]]:
+    """Match the weights of two models, by name, or by order where the names are others.
+
+    Args:
+        source: A model of either Keras.
+        target: A model of either Keras.
+
+    Returns:
+        ``(name, variable, name, variable)`` for each weight.
+
+    Raises:
+        ValueError: If their weights do not correspond.
+    """
+    ours, theirs = named_weights(source), named_weights(target)
+    names = list(ours) if ours.keys() == theirs.keys() else list(theirs)
+    pairs = list(zip(ours, names, strict=False))
+    same = len(ours) == len(theirs) and all(
+        tuple(ours[a].shape) == tuple(theirs[b].shape) and _kind(a) == _kind(b) for a, b in pairs
+    )
+    if not same:
+        raise ValueError(
+            "The models are no twins: their weights have other names or shapes. Received: "
+            f"{ {k: tuple(v.shape) for k, v in ours.items()} } and "
+            f"{ {k: tuple(v.shape) for k, v in theirs.items()} }"
+        )
+    return [(a, ours[a], b, theirs[b]) for a, b in pairs]
+
+
+def _kind(name: str) -> str:
+    """Return the last word of a weight's name: a depthwise_kernel is a kernel in Keras 3."""
+    return name.split("/")[-1].split("#")[0].split("_")[-1]
+
+
+def copy_weights(source: Any, target: Any) -> None:
+    """Copy the weights of a model to its twin, from either Keras to either.
+
+    Args:
+        source: The model to copy from.
+        target: The model to copy to; it is changed in place.
+
+    Raises:
+        ValueError: If the models are no twins.
+    """
+    for _, theirs, _, mine in paired(source, target):
+        mine.assign(value_of(theirs))
+
+
+def translate_masks(masks: Mapping[str, Any], source: Any, target: Any) -> dict[str, np.ndarray]:
+    """Give the masks of one model the names that its twin's weights have.
+
+    Masks of a Keras 3 model go by variable path, as `keras_ntt.get_masks` returns them and
+    `keras_ntt.apply_masks` takes them; those of a tf_keras model by ``layer/weight``, as
+    `keras_ntt.tfmot` has and takes them.
+
+    Args:
+        masks: Masks of `source`.
+        source: A model of Keras 3 or tf_keras.
+        target: A twin of either.
+
+    Returns:
+        The masks by the names of `target`.
+
+    Raises:
+        ValueError: If the models are no twins, or a name is not one of the source's.
+    """
+    names = {
+        _key(source, a, theirs): _key(target, b, mine)
+        for a, theirs, b, mine in paired(source, target)
+    }
+    unknown = [key for key in masks if key not in names]
+    if unknown:
+        raise ValueError(
+            "masks are for other weights than the source has. "
+            f"Received: masks for {unknown}, weights {list(names)}"
+        )
+    return {names[key]: np.asarray(mask).astype(bool) for key, mask in masks.items()}
+
+
+def _key(model: Any, name: str, variable: Any) -> str:
+    """Return what a mask of a variable is called: by path in Keras 3."""
+    if not isinstance(model, keras.Model):
+        return name
+    paths = dict(zip(map(id, model.weights), keys_of(model.weights), strict=True))
+    return paths[id(variable)]
+
+
+def value_of(variable: Any) -> np.ndarray:
+    """Return the value of a variable of either Keras."""
+    return variable.numpy() if hasattr(variable, "numpy") else np.asarray(variable)

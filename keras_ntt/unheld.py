@@ -1,0 +1,82 @@
+"""Zeros that nothing keeps: of a model that was pruned and then loaded or stripped."""
+
+from __future__ import annotations
+
+import warnings
+
+import keras
+
+from keras_ntt import checks
+from keras_ntt.policies import choose_weights, prunable_weights, weights_by_magnitude
+from keras_ntt.sparse_model import apply_masks, is_masked, keys_of
+
+_SHARE = 0.1
+
+
+def restore_masks(model: keras.Model) -> keras.Model:
+    """Take up the masks again from the exact zeros of a loaded model.
+
+    Constraints are not saved with a model, so one that was pruned, saved and loaded would lose
+    its zeros in training. All exact zeros of its prunable kernels are masked.
+
+    Args:
+        model: A built model. It is changed in place.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: If no prunable kernel holds a zero.
+    """
+    checks.check_model(model)
+    choice = choose_weights(model, weights_of=weights_by_magnitude)
+    named = dict(zip(map(id, model.weights), keys_of(model.weights), strict=True))
+    masks = {}
+    for variable in choice.weights:
+        mask = keras.ops.convert_to_numpy(variable) != 0
+        if not mask.all():
+            masks[named[id(variable)]] = mask
+    if not masks:
+        raise ValueError(
+            "The model holds no zeros to restore masks from. Load the weights of the pruned "
+            f"model first, or prune it. Received: model={model.name!r}, all kernels dense"
+        )
+    return apply_masks(model, masks)
+
+
+def unheld_zeros(model: keras.Model) -> dict[str, float]:
+    """Return the kernels that look pruned and hold no mask.
+
+    A kernel looks pruned if at least a tenth of it, and not all, is exactly zero, which training
+    and random initialisation do not bring about.
+
+    Args:
+        model: A built model.
+
+    Returns:
+        ``variable path -> fraction of zeros``.
+    """
+    found = {}
+    for layer in model._flatten_layers():
+        for variable in prunable_weights(layer):
+            value = keras.ops.convert_to_numpy(variable)
+            share = float((value == 0).mean()) if value.size else 0.0
+            if _SHARE <= share < 1 and not is_masked(variable):
+                found[variable.path] = share
+    return found
+
+
+def warn_if_unheld(model: keras.Model) -> None:
+    """Warn that training would fill the zeros of a model that holds no mask at all."""
+    if any(is_masked(v) for v in model.weights):
+        return
+    found = unheld_zeros(model)
+    if found:
+        path, share = next(iter(found.items()))
+        warnings.warn(
+            "The model looks pruned but nothing keeps its zeros, so training will fill them. If "
+            "it was loaded, or is to be trained on after strip_pruning, call "
+            "keras_ntt.restore_masks(model), or load_masks(model, path), first. "
+            f"Received: {path!r} with {share:.0%} zeros and {len(found) - 1} more",
+            stacklevel=3,
+        )

@@ -1,0 +1,119 @@
+"""The optional callbacks: what they warn of, what they write."""
+
+import re
+import warnings
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from test_sparse_model import compile_, data_for
+
+import keras_ntt
+from keras_ntt import ConstantSparsity, PolynomialDecay, PruningSummaries, UpdatePruningStep
+
+
+def fit(model, *callbacks, epochs=2):
+    """Fit for 8 batches an epoch; return what was warned of by this package."""
+    compile_(model)
+    x, y = data_for(model)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.fit(x, y, batch_size=4, epochs=epochs, callbacks=list(callbacks), verbose=0)
+    return [str(w.message) for w in caught if "pruned" in str(w.message) or "run" in str(w.message)]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "epochs", "match"),
+    [
+        (ConstantSparsity(0.5, 0), 2, "from step 0 to step 17"),
+        (ConstantSparsity(0.5, 18, frequency=1), 2, "Nothing will be pruned"),
+        (ConstantSparsity(0.5, 17, frequency=1), 2, None),
+        (ConstantSparsity(0.5, 0, frequency=16), 2, None),
+        (PolynomialDecay(0, 0.5, 0, 20, frequency=4), 2, "before the schedule's end_step"),
+        (PolynomialDecay(0, 0.5, 0, 16, frequency=4), 2, None),
+        (lambda step: (step == 30, 0.5), 2, "Nothing will be pruned"),
+    ],
+)
+def test_a_schedule_that_does_not_fit_the_run_is_warned_of(mlp, schedule, epochs, match):
+    model = keras_ntt.prune_low_magnitude(mlp(), schedule)
+    found = fit(model, UpdatePruningStep(), epochs=epochs)
+    if match is None:
+        assert found == []
+    else:
+        assert len(found) == 1
+        assert re.search(match, found[0])
+
+
+def test_a_second_fit_counts_on(mlp):
+    model = keras_ntt.prune_low_magnitude(mlp(), ConstantSparsity(0.5, 12, 12))
+    assert len(fit(model, UpdatePruningStep(), epochs=1)) == 1
+    assert fit(model, UpdatePruningStep(), epochs=1) == []
+    assert keras_ntt.sparsity_report(model).sparsity == 0.5
+
+
+def test_zeros_without_masks_are_warned_of(mlp, tmp_path):
+    model = keras_ntt.prune_low_magnitude(mlp(), 0.5)
+    model.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    [message] = fit(loaded, UpdatePruningStep(), epochs=1)
+    assert "restore_masks" in message
+    stripped = keras_ntt.strip_pruning(model)
+    [message] = fit(stripped, UpdatePruningStep(), epochs=1)
+    assert "restore_masks" in message
+    held = keras.models.load_model(tmp_path / "m.keras")
+    assert fit(keras_ntt.restore_masks(held), UpdatePruningStep(), epochs=1) == []
+    assert fit(mlp(), UpdatePruningStep(), epochs=1) == []
+
+
+def scalars(folder):
+    """Return ``tag -> [(step, value)]`` of the event files in a folder."""
+    found = {}
+    for file in folder.iterdir():
+        for event in tf.compat.v1.train.summary_iterator(str(file)):
+            for value in event.summary.value:
+                number = float(tf.make_ndarray(value.tensor))
+                found.setdefault(value.tag, []).append((event.step, number))
+    return found
+
+
+def test_callbacks_serve_a_transfer_too(mlp, tmp_path):
+    pytest.importorskip("tensorboard")
+    x = np.random.default_rng(0).normal(size=(16, 6)).astype("float32")
+    transfer = keras_ntt.NeuralTangentTransfer(
+        mlp(), pruning_schedule=PolynomialDecay(0, 0.5, 0, 8, 1, 4), seed=0
+    )
+    transfer.compile("adam", run_eagerly=True)
+    callbacks = [UpdatePruningStep(), PruningSummaries(log_dir=str(tmp_path))]
+    transfer.fit(x, batch_size=4, epochs=2, callbacks=callbacks, verbose=0)
+    found = scalars(tmp_path / "pruning")["sparsity"]
+    assert [step for step, _ in found] == [0, 4, 8]
+    np.testing.assert_allclose([v for _, v in found], [0, 0.25, 0.5], atol=1e-6)
+
+
+def test_summaries_hold_the_sparsity_of_each_weight(mlp, tmp_path):
+    pytest.importorskip("tensorboard")
+    model = keras_ntt.prune_low_magnitude(mlp(), PolynomialDecay(0, 0.5, 4, 12, 1, 4))
+    fit(model, PruningSummaries(log_dir=str(tmp_path)), epochs=3)
+    found = scalars(tmp_path / "pruning")
+    first, second = (v.path for v in model.weights if v.name == "kernel")
+    assert set(found) == {f"{first}/sparsity", f"{second}/sparsity", "sparsity"}
+    # The mask of step 4 + 4 k is chosen after one step less; 16 is after the end.
+    wanted = [(0, 0.0), (8, 0.25), (16, 0.5), (24, 0.5)]
+    steps = [step for step, _ in found["sparsity"]]
+    assert steps == [0, 8, 16, 24]
+    for tag, values in found.items():
+        assert tag
+        np.testing.assert_allclose([v for _, v in values], [w for _, w in wanted], atol=1e-6)
+
+
+def test_summaries_need_a_folder():
+    for wrong in ("", None, 3):
+        with pytest.raises(ValueError, match="log_dir must be the path"):
+            PruningSummaries(log_dir=wrong)
+
+
+def test_summaries_say_that_tensorboard_is_missing(monkeypatch, tmp_path):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="pip install tensorboard"):
+        PruningSummaries(log_dir=tmp_path)
