@@ -6,7 +6,11 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import keras
 import tensorflow as tf
+
+from keras_ntt.blocks import loss_and_gradient
+from keras_ntt.objective import Pair
 
 # Operations whose result is their input under another name or shape.
 _VIEWS = {
@@ -74,6 +78,66 @@ def _needed(graph: tf.Graph) -> list[tf.Operation]:
 def _bytes(tensor: tf.Tensor) -> int:
     size = tensor.shape.num_elements()
     return 0 if size is None else math.ceil(size * tensor.dtype.size)
+
+
+def step_memory(
+    make_pair: Callable[[], Pair], sources: Sequence[tf.Variable], batch: Any, parts: int
+) -> int:
+    """Estimate the memory of the objective and its gradient.
+
+    Args:
+        make_pair: Returns student, teacher and settings, inside the graph.
+        sources: The variables to differentiate by.
+        batch: ``tf.TensorSpec`` of a batch or arrays, nested as the model takes them.
+        parts: In how many parts either half of the batch is taken.
+
+    Returns:
+        The number of bytes.
+    """
+    flat = [
+        tf.TensorSpec(t.shape, tf.as_dtype(keras.backend.standardize_dtype(t.dtype)))
+        for t in keras.tree.flatten(batch)
+    ]
+    n = flat[0].shape[0] if parts == 1 else 2 * -(-flat[0].shape[0] // (2 * parts))
+
+    def step(*tensors: tf.Tensor) -> Any:
+        x = keras.tree.pack_sequence_as(batch, tensors)
+        loss, gradients = loss_and_gradient(make_pair(), x, sources)
+        return loss.total, [g for g in gradients if g is not None]
+
+    sums = sum(v.shape.num_elements() * v.dtype.size for v in sources) if parts > 1 else 0
+    return sums + peak_memory(step, [tf.TensorSpec([n, *s.shape[1:]], s.dtype) for s in flat])
+
+
+def parts_within(limit: int, samples: int, estimate: Callable[[int], int]) -> int:
+    """Return in how many parts either half of a batch fits in memory.
+
+    Args:
+        limit: The number of bytes there are.
+        samples: The number of samples of a batch.
+        estimate: Parts to the number of bytes that a step needs.
+
+    Returns:
+        The smallest number of parts that fits, of 1, 2, 4, ...
+
+    Raises:
+        ValueError: If not even two samples fit.
+    """
+    most = (samples + 1) // 2
+    parts = 1
+    whole = needed = estimate(parts)
+    while needed > limit and parts < most:
+        parts = min(2 * parts, most)
+        needed = estimate(parts)
+    if needed > limit:
+        raise ValueError(
+            "A step does not fit in memory_limit, not even taken for two samples at a time. Set "
+            "output_projections to a small number such as 8, so that fewer derivatives are held, "
+            "or outputs='trace'; make the inputs smaller; or raise the limit. Received: "
+            f"memory_limit={limit} ({written(limit)}), while a batch of {samples} needs "
+            f"{written(whole)} and two samples {written(needed)}"
+        )
+    return parts
 
 
 def written(size: float) -> str:

@@ -14,7 +14,7 @@ from keras_ntt.blocks import loss_and_gradient
 from keras_ntt.first_masks import start_of_transfer
 from keras_ntt.latent import LatentWeights, gate, state_of
 from keras_ntt.masks import Saliency
-from keras_ntt.memory import peak_memory, written
+from keras_ntt.memory import parts_within, step_memory
 from keras_ntt.network import unroll
 from keras_ntt.objective import NTTLoss, Pair, Weighting, objective
 from keras_ntt.plan import Course, Plan
@@ -264,7 +264,15 @@ class NeuralTangentTransfer(keras.Model):
         if validation_data is not None:
             inputs.check(inputs.without_labels(validation_data), self.student, "validation_data")
         if self.memory_limit is not None:
-            self._bound_memory(inputs.batch_spec(x, batch_size or 64))
+            spec = inputs.batch_spec(x, batch_size or 64)
+            parts = parts_within(
+                self.memory_limit,
+                keras.tree.flatten(spec)[0].shape[0],
+                lambda parts: self.estimate_memory(spec, parts=parts),
+            )
+            if parts != self._parts:
+                self._parts = parts
+                self.make_train_function(force=True)
         if checks.is_array(x):
             size = checks.check_count("batch_size", 64 if batch_size is None else batch_size)
             x = inputs.batches(x, size, key=self._order, shuffle=shuffle)
@@ -300,42 +308,8 @@ class NeuralTangentTransfer(keras.Model):
             The number of bytes that its tensors need at one time, apart from weights and state
             of the optimizer.
         """
-        specs = keras.tree.map_structure(
-            lambda t: tf.TensorSpec(t.shape, tf.as_dtype(keras.backend.standardize_dtype(t.dtype))),
-            batch,
-        )
-        flat = keras.tree.flatten(specs)
-        n = flat[0].shape[0] if parts == 1 else 2 * -(-flat[0].shape[0] // (2 * parts))
         sources = [_host.raw(v) for v in self.student.trainable_variables]
-
-        def step(*tensors: tf.Tensor) -> Any:
-            x = keras.tree.pack_sequence_as(specs, tensors)
-            loss, gradients = loss_and_gradient(self._pair(), x, sources)
-            return loss.total, [g for g in gradients if g is not None]
-
-        sums = sum(int(np.prod(v.shape)) * v.dtype.size for v in sources) if parts > 1 else 0
-        return sums + peak_memory(step, [tf.TensorSpec([n, *s.shape[1:]], s.dtype) for s in flat])
-
-    def _bound_memory(self, batch: Any) -> None:
-        """Choose in how many parts a batch is taken."""
-        assert self.memory_limit is not None
-        n = keras.tree.flatten(batch)[0].shape[0]
-        parts, needed = 1, self.estimate_memory(batch)
-        whole = needed
-        while needed > self.memory_limit and parts < (n + 1) // 2:
-            parts = min(2 * parts, (n + 1) // 2)
-            needed = self.estimate_memory(batch, parts=parts)
-        if needed > self.memory_limit:
-            raise ValueError(
-                "A step does not fit in memory_limit, not even taken for two samples at a time. "
-                "Set output_projections to a small number such as 8, so that fewer derivatives are "
-                "held, or outputs='trace'; make the inputs smaller; or raise the limit. Received: "
-                f"memory_limit={self.memory_limit} ({written(self.memory_limit)}), while a batch "
-                f"of {n} needs {written(whole)} and two samples {written(needed)}"
-            )
-        if parts != self._parts:
-            self._parts = parts
-            self.make_train_function(force=True)
+        return step_memory(self._pair, sources, batch, parts)
 
     def begin(self) -> None:
         """Make the student sparse, as the first step wants it."""
