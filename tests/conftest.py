@@ -87,4 +87,5 @@ def cnn():
 
 def pytest_make_parametrize_id(config, val, argname):
     """Name parameters without an address in memory, so that all processes name them alike."""
-    return type(val).__name__ if " at 0x" in repr(val) and not callable(val) else None
+    nameless = " at 0x" in repr(val) and not hasattr(val, "__name__")
+    return type(val).__name__ if nameless else None
