@@ -83,9 +83,3 @@ def cnn():
         )
 
     return make
-
-
-def pytest_make_parametrize_id(config, val, argname):
-    """Name parameters without an address in memory, so that all processes name them alike."""
-    nameless = " at 0x" in repr(val) and not hasattr(val, "__name__")
-    return type(val).__name__ if nameless else None

@@ -363,7 +363,7 @@ def test_a_schedule_that_returns_nonsense(answer, kind, begin):
         ready(model, pruning_schedule=given).fit(samples(), batch_size=4, verbose=0)
 
 
-@pytest.mark.parametrize("schedule", [NTTSchedule, object(), "constant", [0.5, 0.6]], ids=str)
+@pytest.mark.parametrize("schedule", [NTTSchedule, object(), "constant", [0.5, 0.6]])
 def test_what_is_no_schedule(schedule):
     model = small()
     with refused(ValueError, "pruning_schedule must be.*Received: pruning_schedule=", model):
