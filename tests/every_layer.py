@@ -248,9 +248,9 @@ CASES = {
     "LSTM": lambda: _ending(layers.LSTM(2), shape=(3, 2)),
     "GRU": lambda: _ending(layers.GRU(2), shape=(3, 2)),
     "Bidirectional": lambda: _ending(
-        layers.Bidirectional(layers.LSTM(2, return_sequences=True)),
-        layers.Bidirectional(layers.SimpleRNN(2), merge_mode="sum"),
-        shape=(3, 2),
+        layers.Bidirectional(layers.SimpleRNN(2, return_sequences=True)),
+        layers.Bidirectional(layers.LSTM(1), merge_mode="sum"),
+        shape=(2, 2),
     ),
     "Normalization": _normalized,
     "lora": _lora,
