@@ -6,10 +6,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import use_float
 from keras import layers
 
 import keras_ntt
+from conftest import use_float
 from keras_ntt import _host
 
 FILES = sorted(pathlib.Path(__file__).parent.glob("golden/*.npz"))

@@ -3,10 +3,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import use_float
 from keras import layers
 
 import keras_ntt
+from conftest import use_float
 from keras_ntt.layer_rules import find_rule
 
 pytestmark = pytest.mark.usefixtures("float64")
