@@ -107,7 +107,7 @@ class Composite(Linearization):
                 back[i] = Stacked(stacking.restack(gradient, self._tensors[i], copies), copies)
         for visit, found in zip(visits, deltas, strict=True):
             if any(delta is not None for delta in found):
-                by = _by_product if isinstance(visit.subject, keras.Variable) else _by_rule
+                by = _by_rule if isinstance(visit.subject, keras.layers.Layer) else _by_product
                 factors += by(visit, found, copies)
         return back, factors
 
