@@ -8,7 +8,7 @@ OUT ?= demo-output
 OLDEST ?= .venv-oldest
 TFMOT ?= .venv-tfmot
 
-.PHONY: demo test lint unit test-large test-oldest test-tfmot format bench clean help
+.PHONY: demo docs wheel test lint unit test-large test-oldest test-tfmot format bench clean help
 
 help:
 	@echo "make demo   prune, train and export a model on real data; writes $(OUT)/"
@@ -18,6 +18,8 @@ help:
 	@echo "make test-tfmot    against the real tensorflow-model-optimization, and serving it"
 	@echo "make bench  time a step against other implementations, and how its cost grows; writes"
 	@echo "            benchmarks/results/"
+	@echo "make docs   build the documentation into site/, strictly"
+	@echo "make wheel  build the wheel, and try it with the newest and the oldest TensorFlow and Keras"
 
 $(BIN)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -66,5 +68,18 @@ bench: $(BIN)/.ready
 	$(BIN)/python benchmarks/ntt_step.py
 	$(BIN)/python benchmarks/growth.py
 
+# Nothing is fetched once the packages are there.
+$(BIN)/.docs: $(BIN)/.ready
+	$(BIN)/python -m pip install --quiet --group docs
+	touch $@
+
+docs: $(BIN)/.docs
+	$(BIN)/python docs/_pages.py build/site
+	$(BIN)/mkdocs build --quiet --strict --config-file build/site/mkdocs.yml
+	@echo "Built: site/index.html"
+
+wheel:
+	PYTHON="$(PYTHON)" .ci/wheel
+
 clean:
-	rm -rf $(VENV) $(OLDEST) $(TFMOT) $(OUT) .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(OLDEST) $(TFMOT) $(OUT) build dist site .pytest_cache .ruff_cache .mypy_cache

@@ -1,4 +1,4 @@
-"""The code blocks of the README and the tutorials run, from top to bottom."""
+"""The code blocks of the README, the tutorials and the documentation run, from top to bottom."""
 
 import importlib.util
 import pathlib
@@ -7,7 +7,12 @@ import re
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "tutorials").glob("*.md"))]
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "tutorials").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # Blocks that need tf_keras and tensorflow-model-optimization, which few environments have.
 TFMOT = re.compile(r"^```python tfmot\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -42,3 +47,12 @@ def test_links_lead_somewhere(path):
     for target in LINK.findall(path.read_text()):
         if not target.startswith(("http://", "https://")):
             assert (path.parent / target).exists(), target
+
+
+def test_the_reference_has_every_public_name():
+    import keras_ntt
+
+    pages = [path.read_text() for path in (ROOT / "docs" / "api").glob("*.md")]
+    directives = [name for page in pages for name in re.findall(r"^::: (\S+)$", page, re.MULTILINE)]
+    assert len(directives) == len(set(directives))
+    assert {f"keras_ntt.{name}" for name in keras_ntt.__all__} <= set(directives)
