@@ -47,9 +47,9 @@ class PruningSummaries(keras.callbacks.TensorBoard):
 
     The scalars ``<path>/sparsity``, and ``sparsity`` of all of them together, are written to
     ``<log_dir>/pruning`` at the beginning of each epoch and at the end of training, by the
-    number of batches the optimizer has seen. With `histogram_freq` there are histograms too, by
-    epoch as Keras's: ``<path>/kept/histogram`` of the entries that are kept, which the zeros
-    would drown otherwise.
+    number of batches the optimizer has seen. With `histogram_freq` there is more by epoch, beside
+    what Keras writes: ``<path>/kept/histogram`` of the entries that are kept, which the zeros
+    would drown otherwise, and with `write_images` the mask of each matrix, ``<path>/mask/image``.
 
     Args:
         log_dir: The folder of the event files.
@@ -114,6 +114,10 @@ class PruningSummaries(keras.callbacks.TensorBoard):
             for path, mask in masks.items():
                 kept = keras.ops.convert_to_numpy(values[path])[mask]
                 tf.summary.histogram(f"{path}/kept/histogram", kept)
+                if self.write_images and mask.ndim == 2:
+                    picture = mask if mask.shape[0] <= mask.shape[1] else mask.T  # as Keras's
+                    pixels = picture[None, :, :, None].astype("float32")
+                    tf.summary.image(f"{path}/mask/image", pixels)
         self._writer().flush()
 
     def _write_sparsities(self) -> None:

@@ -24,9 +24,10 @@ def whole_filters(scores: tf.Tensor, sparsity: float) -> tf.Tensor:
     Raises:
         ValueError: If the scores have no axis besides the channels.
 
-    >>> scores = tf.constant([[1.0, 5.0, 2.0], [1.0, 0.0, 2.0]])
-    >>> whole_filters(scores, 1 / 3).numpy().astype(int).tolist()
-    [[0, 1, 1], [0, 1, 1]]
+    Examples:
+        >>> scores = tf.constant([[1.0, 5.0, 2.0], [1.0, 0.0, 2.0]])
+        >>> whole_filters(scores, 1 / 3).numpy().astype(int).tolist()
+        [[0, 1, 1], [0, 1, 1]]
     """
     if scores.shape.rank < 2:
         raise ValueError(

@@ -26,6 +26,7 @@ def load(name):
     return module
 
 
+load("_tables")
 figures = load("_figures")
 pages = load("_pages")
 

@@ -44,8 +44,9 @@ def magnitude(weights: Sequence[tf.Tensor]) -> list[tf.Tensor]:
     Returns:
         Scores of the same shapes.
 
-    >>> [s.numpy().tolist() for s in magnitude([tf.constant([-2.0, 1.0])])]
-    [[2.0, 1.0]]
+    Examples:
+        >>> [s.numpy().tolist() for s in magnitude([tf.constant([-2.0, 1.0])])]
+        [[2.0, 1.0]]
     """
     return [tf.abs(w) for w in weights]
 
