@@ -75,7 +75,8 @@ $(BIN)/.docs: $(BIN)/.ready
 
 docs: $(BIN)/.docs
 	$(BIN)/python docs/_pages.py build/site
-	$(BIN)/mkdocs build --quiet --strict --config-file build/site/mkdocs.yml
+	$(BIN)/zensical build --strict --config-file build/site/mkdocs.yml
+	rm -rf site && mv build/site/html site
 	@echo "Built: site/index.html"
 
 wheel:

@@ -120,6 +120,19 @@ def _ms(seconds: float) -> str:
     return f"{ms:,.0f}" if abs(ms) >= 100 else f"{ms:.2f}"
 
 
+def import_time(results: Path) -> str:
+    """Return how long the import takes, beside Keras's."""
+    found = read(results / "import_time.json")
+    if found is None:
+        return missing("benchmarks/import_time.py")
+    ratio = found["ratio"]
+    return (
+        f"`import keras` takes {found['keras_seconds']:.2f} s and `import keras_ntt`, which imports "
+        f"it, {found['keras_ntt_seconds']:.2f} s: the median of the ratios of {found['rounds']} "
+        f"pairs is {ratio['median']:.3f}, their quartiles {ratio['low']:.3f} and {ratio['high']:.3f}."
+    )
+
+
 # --- files -----------------------------------------------------------------------------------
 
 
@@ -270,6 +283,7 @@ def soaks(results: Path) -> str:
 FIGURES = {
     "step_times": step_times,
     "growth": growth,
+    "import_time": import_time,
     "sizes": sizes,
     "latency": latency,
     "predictions": predictions,

@@ -2,9 +2,10 @@
 
     python docs/_pages.py build/site
 
-Writes ``pages/`` and ``mkdocs.yml`` into that folder: the pages of this folder, the README, the
-tutorials, the change log and the like, with links between them as the site has them, formulas as
-MathML, figures from benchmarks/results/ and the help texts of the command line. Nothing is fetched.
+Writes ``pages/`` and ``mkdocs.yml`` into that folder, whose site goes to ``html/``: the pages of
+this folder, the README, the tutorials, the change log and the like, with links between them as the
+site has them, formulas as MathML, figures from benchmarks/results/ and the help texts of the
+command line. Nothing is fetched.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from __future__ import annotations
 import argparse
 import base64
 import json
-import os
 import posixpath
 import re
 import shutil
@@ -84,7 +84,8 @@ def with_formulas(text: str) -> str:
     def replaced(match: re.Match[str]) -> str:
         block, inline = match.groups()
         if inline is not None:
-            return convert(inline.replace("\n", " "))
+            # In a span, because Markdown takes a line that begins with <math> for a block.
+            return f"<span>{convert(inline.replace(chr(10), ' '))}</span>"
         tag = TAG.search(block)
         number = f'<span class="number">({tag[1]})</span>' if tag else ""
         return f'<div class="formula">{convert(TAG.sub("", block), display="block")}{number}</div>'
@@ -212,9 +213,8 @@ def assemble(output: Path) -> None:
     shutil.copytree(ROOT / "docs" / "style", pages / "style")
     configuration = (ROOT / "docs" / "mkdocs.yml").read_text()
     contents = json.dumps(navigation(paths), indent=1, ensure_ascii=False)
-    site = os.path.relpath(ROOT / "site", output)
     (output / "mkdocs.yml").write_text(
-        f"{configuration}\ndocs_dir: pages\nsite_dir: {site}\nnav: {contents}\n"
+        f"{configuration}\ndocs_dir: pages\nsite_dir: html\nnav: {contents}\n"
     )
 
 
