@@ -3,8 +3,10 @@
 python .ci/try_wheel.py core|quickstart
 """
 
+import contextlib
 import importlib.metadata
 import importlib.util
+import io
 import pathlib
 import re
 import sys
@@ -39,7 +41,8 @@ def quickstart() -> None:
     text = (HERE.parent / "README.md").read_text(encoding="utf-8")
     block = re.search(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     assert block is not None
-    exec(compile(block[1], "README.md", "exec"), {"__name__": "quickstart"})
+    with contextlib.redirect_stdout(io.StringIO()):
+        exec(compile(block[1], "README.md", "exec"), {"__name__": "quickstart"})
 
 
 if __name__ == "__main__":

@@ -125,11 +125,12 @@ def import_time(results: Path) -> str:
     found = read(results / "import_time.json")
     if found is None:
         return missing("benchmarks/import_time.py")
-    ratio = found["ratio"]
+    ratio, rounds = found["ratio"], found["rounds"]
     return (
-        f"`import keras` takes {found['keras_seconds']:.2f} s and `import keras_ntt`, which imports "
-        f"it, {found['keras_ntt_seconds']:.2f} s: the median of the ratios of {found['rounds']} "
-        f"pairs is {ratio['median']:.3f}, their quartiles {ratio['low']:.3f} and {ratio['high']:.3f}."
+        f"`import keras` takes {found['keras_seconds']:.2f} s, and `import keras_ntt`, which "
+        f"imports it, {found['keras_ntt_seconds']:.2f} s. The median of the ratios of {rounds} "
+        f"pairs is {ratio['median']:.3f}, their quartiles are {ratio['low']:.3f} and "
+        f"{ratio['high']:.3f}."
     )
 
 
