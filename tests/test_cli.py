@@ -15,6 +15,7 @@ import pytest
 
 import keras_ntt
 from keras_ntt.cli import comparison, data, main, options, prune, pruning
+from keras_ntt.cli.interruption import StopBetweenSteps
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -184,6 +185,22 @@ def test_ctrl_c_leaves_a_state_to_go_on_from(folder, capfd):
     for found, value in zip(weights_of("out.keras"), weights_of("whole.keras"), strict=True):
         np.testing.assert_array_equal(found == 0, value == 0)
         np.testing.assert_allclose(found, value, atol=1e-6)
+
+
+def test_ctrl_c_waits_for_the_step_and_a_second_one_does_not(capsys):
+    before = signal.getsignal(signal.SIGINT)
+    stop = StopBetweenSteps()
+    with stop.listening():
+        signal.raise_signal(signal.SIGINT)
+        assert "Ctrl-C again stops at once" in capsys.readouterr().err
+        with pytest.raises(KeyboardInterrupt):
+            stop.on_train_batch_end(0)
+    assert signal.getsignal(signal.SIGINT) is before
+    with StopBetweenSteps().listening():
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def leave_state(monkeypatch, epochs):
@@ -400,6 +417,13 @@ def test_errors_are_reported(command, words, folder, capsys):
     assert words in captured.err
     assert captured.err.startswith("keras-ntt: ") or "\nkeras-ntt: " in captured.err
     assert {p.name for p in folder.iterdir()} == before
+
+
+def test_models_with_pickled_code_are_refused(folder, capsys):
+    layer = keras.layers.Lambda(lambda x: x + 1)
+    keras.Sequential([keras.Input((2,)), layer, keras.layers.Dense(1)]).save("lambda.keras")
+    assert run("report", "lambda.keras") == 1
+    assert "Lambda" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -56,3 +56,11 @@ def test_the_reference_has_every_public_name():
     directives = [name for page in pages for name in re.findall(r"^::: (\S+)$", page, re.MULTILINE)]
     assert len(directives) == len(set(directives))
     assert {f"keras_ntt.{name}" for name in keras_ntt.__all__} <= set(directives)
+
+
+def test_the_tour_names_files_that_are_there():
+    tour = (ROOT / "CONTRIBUTING.md").read_text().partition("## A tour")[2].partition("\n## ")[0]
+    rows = [line.split("|")[1] for line in tour.splitlines() if line.startswith("| `")]
+    names = [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
+    assert len(names) > 30
+    assert [n for n in names if not (ROOT / "keras_ntt" / n).exists()] == []
