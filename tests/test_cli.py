@@ -128,7 +128,24 @@ def test_json_is_all_there_is_on_standard_output(folder, capsys):
 @pytest.mark.parametrize(("steps", "epochs"), [(1, 1), (6, 1), (7, 2), (12, 2), (13, 3)])
 def test_steps_are_whole_passes(steps, epochs, folder):
     settings = pruning.Settings(
-        *("ntt", 0.5, "layerwise", (), None, steps, 16, 1e-3, 0.0, 0.0, "all", None, None, 0, None)
+        *(
+            "ntt",
+            0.5,
+            "layerwise",
+            None,
+            (),
+            None,
+            steps,
+            16,
+            1e-3,
+            0.0,
+            0.0,
+            "all",
+            None,
+            None,
+            0,
+            None,
+        )
     )
     assert pruning.epochs_of(np.load("x.npy"), settings) == epochs
 
@@ -138,6 +155,17 @@ def test_filters_leave_layers_dense(folder):
     assert run(*command.split()) == 0
     kernels = [w for w in weights_of("o.keras") if w.ndim == 2]
     assert [int((w == 0).sum()) for w in kernels] == [80, 0]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "axis", "wanted"),
+    [("1:4", 0, [2] * 20), ("8x1", 0, [0] * 15 + [8] * 5), ("filters", 0, [0] * 15 + [8] * 5)],
+)
+def test_patterns(pattern, axis, wanted, folder):
+    command = f"prune model.keras --method magnitude -s 0.75 -o o.keras --pattern {pattern}"
+    assert run(*command.split(), "--filter", "hidden") == 0
+    kernel = weights_of("o.keras")[0]
+    assert sorted(np.count_nonzero(kernel, axis=axis)) == wanted
 
 
 # --- stopping and going on -------------------------------------------------------------------
@@ -436,6 +464,7 @@ def test_models_with_pickled_code_are_refused(folder, capsys):
         ("prune model.keras --inputs x.npy -s 0.5 -o o.keras --steps 1 --epochs 1", "exclude"),
         ("prune model.keras --inputs x.npy -s 0.5 -o o.keras --memory-limit many", "2GiB"),
         ("prune model.keras -s 0.5 -o o.keras --method snip", "magnitude"),
+        ("prune model.keras -s 0.5 -o o.keras --method random --pattern 4:2", "none of 2:4"),
         ("compare model.keras --data data.npz -s 0.5 -m none", "dense"),
         ("prine model.keras", "No such command"),
     ],

@@ -13,8 +13,8 @@ import numpy as np
 import keras_ntt
 from keras_ntt.cli import data, printing
 from keras_ntt.cli.compare import SCORES
-from keras_ntt.litert.tables import table as text_table
 from keras_ntt.saliency.losses import looks_like_probabilities
+from keras_ntt.tables import table as text_table
 
 LABELS = ("snip", "grasp")  # the methods that look at them
 

@@ -30,6 +30,26 @@ class Bytes(click.ParamType):
         return size
 
 
+class Structure(click.ParamType):
+    """A pattern: ``2:4``, ``filters``, or a block ``4x1`` of inputs and outputs."""
+
+    name = "pattern"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Return the pattern as `keras_ntt.prune_at_init` takes it."""
+        from keras_ntt.structures import as_pattern
+
+        block = re.fullmatch(r"(\d+)x(\d+)", value) if isinstance(value, str) else None
+        pattern = (int(block[1]), int(block[2])) if block else value
+        try:
+            as_pattern(pattern)
+        except ValueError:
+            self.fail(
+                f"{value!r} is none of 2:4 and the like, 4x1 and the like, filters", param, ctx
+            )
+        return pattern
+
+
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 seed = click.option(
     "--seed",

@@ -44,6 +44,12 @@ ALLOCATIONS = ("layerwise", "global", "er", "erk", "plsr")
     help="How the sparsity is shared out among the layers.",
 )
 @click.option(
+    "--pattern",
+    type=options.Structure(),
+    metavar="N:M|HxW|filters",
+    help="Keep n of m along the inputs, blocks of inputs x outputs, or whole output channels.",
+)
+@click.option(
     "--filter",
     "filters",
     multiple=True,

@@ -28,6 +28,7 @@ class Settings:
     method: str
     sparsity: float
     allocation: str
+    pattern: str | tuple[int, int] | None
     filters: tuple[str, ...]
     epochs: int | None
     steps: int | None
@@ -47,6 +48,7 @@ class Settings:
         return {
             "sparsity": self.sparsity,
             "allocation": self.allocation,
+            "pattern": self.pattern,
             "filters": list(self.filters) or None,
             "batch_size": self.batch_size,
             "seed": self.seed,
