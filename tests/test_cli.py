@@ -12,6 +12,7 @@ import click
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import keras_ntt
 from keras_ntt.allocations import ALLOCATIONS
@@ -402,19 +403,32 @@ def test_labels_in_rows_are_class_numbers(folder):
     np.testing.assert_array_equal(found.y_test, y_test)
 
 
-def test_data_sets_by_name(folder, capsys):
-    command = "prune model.keras --inputs tfds:mnist -s 0.5 -o o.keras"
+def test_data_sets_by_name(folder, capsys, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(folder))
     try:
         import tensorflow_datasets as tfds
     except ImportError:
-        assert run(*command.split()) == 1
+        assert run(*"prune model.keras --inputs tfds:mnist -s 0.5 -o o.keras".split()) == 1
         assert "pip install 'keras-ntt[tfds]'" in capsys.readouterr().err
         return
-    with tfds.testing.mock_data(num_examples=6):
-        found = data.read_labelled("tfds:mnist", network(), 255.0)
-    assert found.x.shape == (6, 28, 28, 1)
-    assert found.x.max() <= 1
-    assert found.y_test.shape == (6,)
+
+    def part(n):
+        arrays = {"image": np.full((n, 28, 28, 1), 255, "uint8"), "label": np.arange(n) % 10}
+        return tf.data.Dataset.from_tensor_slices(arrays)
+
+    tfds.dataset_builders.store_as_tfds_dataset(
+        "mnist",
+        version="3.0.1",
+        features=tfds.builder("mnist").info.features,
+        split_datasets={"train": part(6), "test": part(4)},
+        data_dir=str(folder),
+    )
+    images = keras.Sequential([keras.Input((28, 28, 1)), keras.layers.Flatten()])
+    found = data.read_labelled("tfds:mnist", images, 255.0)
+    np.testing.assert_array_equal(found.x, np.ones((6, 28, 28, 1), "float32"))
+    assert sorted(found.y_test) == [0, 1, 2, 3]
+    with pytest.raises(ValueError, match="whole numbers"):
+        data.read_inputs("tfds:mnist", images)
 
 
 # --- what is refused -------------------------------------------------------------------------
