@@ -408,7 +408,10 @@ def test_data_sets_by_name(folder, capsys, monkeypatch):
     try:
         import tensorflow_datasets as tfds
     except ImportError:
-        assert run(*"prune model.keras --inputs tfds:mnist -s 0.5 -o o.keras".split()) == 1
+        assert (
+            run(*["prune", "model.keras", "--inputs", "tfds:mnist", "-s", "0.5", "-o", "o.keras"])
+            == 1
+        )
         assert "pip install 'keras-ntt[tfds]'" in capsys.readouterr().err
         return
 
