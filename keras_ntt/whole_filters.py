@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from keras_ntt import checks
 from keras_ntt.masks import keep_count
 
 
@@ -22,16 +23,19 @@ def whole_filters(scores: tf.Tensor, sparsity: float) -> tf.Tensor:
         A boolean tensor of the shape of `scores`.
 
     Raises:
-        ValueError: If the scores have no axis besides the channels.
+        ValueError: If the scores have no axis besides the channels, or `sparsity` is none.
 
     >>> scores = tf.constant([[1.0, 5.0, 2.0], [1.0, 0.0, 2.0]])
     >>> whole_filters(scores, 1 / 3).numpy().astype(int).tolist()
     [[0, 1, 1], [0, 1, 1]]
     """
-    if scores.shape.rank < 2:
+    if not tf.is_tensor(scores):
+        scores = checks.as_array("scores", scores)
+        scores = tf.convert_to_tensor(scores if scores.dtype.kind in "iuf" else [])
+    if scores.shape.rank < 2 or not (scores.dtype.is_floating or scores.dtype.is_integer):
         raise ValueError(
             "Whole filters are for kernels of at least 2 axes. Leave the others out by filters=. "
-            f"Received: a weight of shape {tuple(scores.shape)}"
+            f"Received: scores of shape {tuple(scores.shape)} and dtype {scores.dtype.name}"
         )
     channels = scores.shape[-1]
     sums = tf.reduce_sum(tf.reshape(scores, [-1, channels]), axis=0)

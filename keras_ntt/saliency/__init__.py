@@ -44,9 +44,16 @@ def magnitude(weights: Sequence[tf.Tensor]) -> list[tf.Tensor]:
     Returns:
         Scores of the same shapes.
 
+    Raises:
+        TypeError: If they are no list.
+
     >>> [s.numpy().tolist() for s in magnitude([tf.constant([-2.0, 1.0])])]
     [[2.0, 1.0]]
     """
+    if not isinstance(weights, Sequence) or isinstance(weights, str | bytes):
+        raise TypeError(
+            f"weights must be a list of arrays or tensors. Received: {type(weights).__name__}"
+        )
     return [tf.abs(w) for w in weights]
 
 

@@ -47,7 +47,12 @@ class Batches:
             )
         labels = data[1] if isinstance(data, tuple) and len(data) > 1 else None
         if labels is not None:
-            labels = np.asarray(labels)
+            labels = checks.as_array("data", labels)
+            if labels.dtype.kind not in "biuf":
+                raise ValueError(
+                    "data must have numbers as labels. "
+                    f"Received: labels of dtype {labels.dtype}"
+                )
             n = len(keras.tree.flatten(x)[0])
             if labels.ndim == 0 or len(labels) != n:
                 raise ValueError(
