@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -89,7 +89,7 @@ def check_truth(what: str, answer: Any) -> bool:
 
 def check_variables(what: str, found: Any) -> list[keras.Variable]:
     """Return the variables that a user's function named as a list, or raise a ValueError."""
-    variables = list(found) if isinstance(found, Iterable) else [None]
+    variables = list(found) if isinstance(found, list | tuple | set) else [None]
     if not all(isinstance(v, keras.Variable) for v in variables):
         raise ValueError(
             f"{what} must return a list of the layer's variables. "
@@ -197,7 +197,7 @@ def check_shapes(student: keras.Model, teacher: keras.Model) -> None:
             )
 
 
-def _is_numeric(dtype: Any) -> bool:
+def is_numeric(dtype: Any) -> bool:
     """Tell whether Keras knows a type, and it is one of real numbers or booleans."""
     try:
         name = keras.backend.standardize_dtype(dtype)
@@ -222,7 +222,7 @@ def check_structure(x: Any, model: keras.Model, name: str = "inputs") -> None:
                 f"{name} must be NumPy arrays or tensors with a batch axis, nested as the model "
                 f"takes them. Received: {name} with a {type(leaf).__name__}"
             )
-        if not _is_numeric(leaf.dtype):
+        if not is_numeric(leaf.dtype):
             raise ValueError(
                 f"{name} must hold numbers. Convert them to the dtype that the model takes. "
                 f"Received: {name} of dtype {leaf.dtype}"
@@ -291,7 +291,8 @@ def check_arrays(x: Any, model: keras.Model, name: str = "inputs") -> None:
 
 def is_symbolic(x: Any) -> bool:
     """Tell whether `x` has tensors of a graph, whose values cannot be looked at."""
-    return any(tf.is_tensor(t) and not hasattr(t, "numpy") for t in keras.tree.flatten(x))
+    leaves = keras.tree.flatten(x)
+    return any(isinstance(t, tf.Tensor) and not hasattr(t, "numpy") for t in leaves)
 
 
 def is_array(x: Any) -> bool:
@@ -300,9 +301,14 @@ def is_array(x: Any) -> bool:
     return bool(leaves) and all(isinstance(t, np.ndarray | tf.Tensor) for t in leaves)
 
 
-def warn_of_legacy_callbacks(callbacks: Any) -> None:
-    """Warn of callbacks that belong to tf_keras, which Keras 3 takes and calls to no effect."""
-    for callback in keras.tree.flatten(callbacks or []):
+def check_callbacks(callbacks: Any) -> None:
+    """Raise a ValueError at what is no callback; warn of those of tf_keras, which do nothing."""
+    for callback in keras.tree.flatten([] if callbacks is None else callbacks):
+        if not hasattr(callback, "set_model"):
+            raise ValueError(
+                "callbacks must be a keras.callbacks.Callback or a list of them. "
+                f"Received: {callback!r} of type {type(callback).__name__}"
+            )
         if _host.is_legacy_keras(callback):
             warnings.warn(
                 "This is a callback of tf_keras, which does nothing in Keras 3. Leave tfmot's "

@@ -147,7 +147,9 @@ def _listed(value: Any) -> list[Any]:
 def _are_blocks(blocks: Any) -> bool:
     pairs = [_listed(block) for block in _listed(blocks)]
     whole = [[checks.whole(number) for number in pair] for pair in pairs]
-    return bool(pairs) and all(len(p) == 2 and (p[0] or 0) >= 1 and p[1] in (1, 2) for p in whole)
+    return bool(pairs) and all(
+        len(pair) == 2 and 1 <= (pair[0] or 0) <= 2**16 and pair[1] in (1, 2) for pair in whole
+    )
 
 
 _MOBILENET_V1 = (
@@ -182,8 +184,11 @@ def edge_mobilenet(
             is out of range.
     """
     classes = checks.check_count("classes", classes)
-    if not checks.check_number("width", width):
-        raise ValueError(f"width must be above 0. Received: width={width!r}")
+    if not 0 < checks.check_number("width", width) <= 100 or classes > 2**24:
+        raise ValueError(
+            "width must be above 0 and at most 100, and classes below 2 ** 24. "
+            f"Received: width={width!r}, classes={classes!r}"
+        )
     if not _are_blocks(blocks):
         raise ValueError(
             "blocks must be pairs of the filters and the stride, 1 or 2, of each block. "
@@ -194,7 +199,7 @@ def edge_mobilenet(
     if (
         len(sizes) != 3
         or sizes[2] != 3
-        or any(not s or s < 0 or s % 2**halvings for s in sizes[:2])
+        or any(not s or not 0 < s < 2**16 or s % 2**halvings for s in sizes[:2])
     ):
         raise ValueError(
             "input_shape must be (height, width, 3) with sizes that can be halved "

@@ -253,7 +253,8 @@ class NeuralTangentTransfer(keras.Model):
             Keras's history, with loss, ntk_distance, output_distance and sparsity.
 
         Raises:
-            ValueError: If the data or settings do not fit; the student is as it was.
+            ValueError: If the data or settings do not fit; the student is as it was, unless steps
+                were taken before the batch that does not fit.
             FloatingPointError: If the loss becomes NaN or infinite.
         """
         if not self.compiled:
@@ -266,7 +267,8 @@ class NeuralTangentTransfer(keras.Model):
                 "validation_split is not supported: split the inputs and pass validation_data. "
                 f"Received: validation_split={kwargs['validation_split']!r}"
             )
-        checks.warn_of_legacy_callbacks(callbacks)
+        epochs = checks.check_count("epochs", epochs)
+        checks.check_callbacks(callbacks)
         inputs.check(x, self.student, "inputs")
         if validation_data is not None:
             inputs.check(inputs.without_labels(validation_data), self.student, "validation_data")

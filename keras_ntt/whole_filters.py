@@ -29,9 +29,9 @@ def whole_filters(scores: tf.Tensor, sparsity: float) -> tf.Tensor:
     >>> whole_filters(scores, 1 / 3).numpy().astype(int).tolist()
     [[0, 1, 1], [0, 1, 1]]
     """
-    if not tf.is_tensor(scores):
+    if not isinstance(scores, tf.Tensor):
         scores = checks.as_array("scores", scores)
-        scores = tf.convert_to_tensor(scores if scores.dtype.kind in "iuf" else [])
+        scores = tf.convert_to_tensor(scores if checks.is_numeric(scores.dtype) else [])
     if scores.shape.rank < 2 or not (scores.dtype.is_floating or scores.dtype.is_integer):
         raise ValueError(
             "Whole filters are for kernels of at least 2 axes. Leave the others out by filters=. "

@@ -391,7 +391,7 @@ def backup(model: keras.Model, folder: pathlib.Path) -> Outcome:
     resumed = keras.callbacks.BackupAndRestore(folder / "backup")
     other.fit(*data(), batch_size=BATCH, epochs=3, callbacks=[resumed, watch], verbose=0)
     assert watch.found == [KEPT] * (SAMPLES // BATCH)  # of epoch 3
-    return outcome(other, masks)
+    return Outcome(zeros_in(other, masks), masks_in(other, masks), watch.found[-1])
 
 
 # --- assigning -------------------------------------------------------------------------------
@@ -432,8 +432,11 @@ def assigned_in_step(model: keras.Model, folder: pathlib.Path) -> Outcome:
     return outcome(Assigning(model.inputs, model.outputs), masks)
 
 
-@case("Writing past Keras: `assign_add` on the `tf.Variable` itself", LOST, HELD, KEPT,
-      advice="Keras does so only before its constraints; the next batch brings the zeros back.")  # fmt: skip
+@case(
+    "Writing past Keras: `assign_add` on the `tf.Variable` itself",
+    *(LOST, HELD, KEPT),
+    advice="Keras does so only before its constraints; the next batch brings the zeros back.",
+)
 def raw_assignment(model: keras.Model, folder: pathlib.Path) -> Outcome:
     masks = masks_of(model)
     for variable in kernels(model):
@@ -487,9 +490,7 @@ def lora_merged(model: keras.Model, folder: pathlib.Path) -> Outcome:
     model.save_weights(folder / "m.weights.h5")
     plain = dense()
     plain.load_weights(folder / "m.weights.h5")
-    return outcome(
-        plain, masks, remedy=lambda new: keras_ntt.load_masks(new, folder / "m.npz")
-    )
+    return outcome(plain, masks, remedy=lambda new: keras_ntt.load_masks(new, folder / "m.npz"))
 
 
 @case('`export(format="tf_saved_model")`', KEPT, NONE, NONE, makers=ALL)
@@ -507,8 +508,11 @@ def saved_model(model: keras.Model, folder: pathlib.Path) -> Outcome:
     return Outcome(KEPT if kept else LOST, NONE, NONE)
 
 
-@case('`export(format="litert")`', KEPT, NONE, NONE,
-      advice="The zeros are stored as numbers: `keras_ntt.export_tflite` stores them sparsely.")  # fmt: skip
+@case(
+    '`export(format="litert")`',
+    *(KEPT, NONE, NONE),
+    advice="The zeros are stored as numbers: `keras_ntt.export_tflite` stores them sparsely.",
+)
 def litert(model: keras.Model, folder: pathlib.Path) -> Outcome:
     masks = masks_of(model)
     model.export(folder / "m.tflite", format="litert", verbose=False)

@@ -135,7 +135,7 @@ def test_a_layer_rule_that_is_no_function():
     class Mine(layers.Layer):
         pass
 
-    with pytest.raises(TypeError, match="must be a function.*Received: rule=None"):
+    with pytest.raises(TypeError, match=r"must be a function\..*Received: rule=None"):
         keras_ntt.register_layer_rule(Mine)(None)
     assert Mine not in keras_ntt.layer_rules.registered_rules()
 
@@ -364,5 +364,3 @@ def test_depthwise_layers_by_themselves_and_in_lists():
     embedding = keras.Sequential([keras.Input((3,)), layers.Embedding(9, 4)])
     masks = get_masks(prune_low_magnitude(embedding, 0.5, pruning_policy=KernelPolicy(True)))
     assert len(masks) == 1  # a policy adds to what is pruned anyway
-
-

@@ -32,7 +32,11 @@ def test_every_public_name_is_called(fuzz):
     called = {name.split(".")[0].split()[0] for name in fuzz.ENTRIES}
     assert set(keras_ntt.__all__) - called == RESULTS | ABSTRACT - called
     scores = {name.split(".")[1] for name in fuzz.ENTRIES if name.startswith("saliency.")}
-    assert set(keras_ntt.saliency.__all__) - scores == {"NetworkSaliency", "SALIENCIES", "Subject"} | {"Random"}
+    assert set(keras_ntt.saliency.__all__) - scores == {
+        "NetworkSaliency",
+        "SALIENCIES",
+        "Subject",
+    } | {"Random"}
 
 
 @pytest.mark.parametrize("seed", [1, 2])

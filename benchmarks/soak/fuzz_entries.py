@@ -170,9 +170,12 @@ entry(keras_ntt.prune_low_magnitude, weight=3, changes=True)(
             ]
         )(),
     ),
-    pruning_schedule=of(0.5, None, keras_ntt.PolynomialDecay(0, 0.5, 0, 9), bad=lambda rng: (
-        values.bad_schedule(rng) if rng.random() < 0.02 else values.nasty(rng)
-    )),  # fmt: skip
+    pruning_schedule=of(
+        0.5,
+        None,
+        keras_ntt.PolynomialDecay(0, 0.5, 0, 9),
+        bad=lambda rng: values.bad_schedule(rng) if rng.random() < 0.02 else values.nasty(rng),
+    ),
     block_size=of((1, 1), (2, 2)),
     block_pooling_type=of("AVG", "MAX"),
     pruning_policy=POLICY,
@@ -259,6 +262,8 @@ def _fit(compiled: Any, fitted: Any) -> Any:
         transfer.compile(run_eagerly=True, **compiled)
         transfer.fit(**{"verbose": 0, **fitted})
     except Exception:
+        if transfer.step:
+            raise
         for old, new in zip(before, transfer.student.get_weights(), strict=True):
             assert np.array_equal(old, new), "the student was changed"
         assert not keras_ntt.get_masks(transfer.student), "the student holds masks"
@@ -444,17 +449,13 @@ def _train(make: Callable[..., Any], seen: Any, **options: Any) -> None:
         raise
 
 
-SEEN = Argument(
-    lambda rng, world: (values.samples(), np.arange(8) % 3, _CROSSENTROPY), None, 0.0
-)
+SEEN = Argument(lambda rng, world: (values.samples(), np.arange(8) % 3, _CROSSENTROPY), None, 0.0)
 _CROSSENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 for _name, _more in (
     ("SNIPER", {"sparsities": of({0: 0.5}, spoil=0.0)}),
     ("GraNet", {"sparsity": of(0.5, spoil=0.0), "end_step": of(2, spoil=0.0)}),
 ):
-    entry(
-        functools.partial(_train, getattr(keras_ntt, _name)), f"{_name} in fit", weight=0.15
-    )(
+    entry(functools.partial(_train, getattr(keras_ntt, _name)), f"{_name} in fit", weight=0.15)(
         seen=SEEN,
         data=Argument(
             lambda rng, world: (values.samples(), np.arange(8) % 3),
@@ -493,9 +494,12 @@ entry(saliency.Batches, "saliency.Batches", weight=2)(
     data=INPUTS, model=model("mlp", "functional", spoil=0.0), batch_size=of(4)
 )
 entry(allocations.erdos_renyi, "allocations.erdos_renyi", weight=2)(
-    shapes=of([(6, 4), (4, 3)], bad=lambda rng: rng.choice(
-        [[(6,), (4, 3)], [(0, 3)], [(-1, 3)], [()], [], [(2.5, 2)], ["ab"], values.nasty(rng)]
-    )),  # fmt: skip
+    shapes=of(
+        [(6, 4), (4, 3)],
+        bad=lambda rng: rng.choice(
+            [[(6,), (4, 3)], [(0, 3)], [(-1, 3)], [()], [], [(2.5, 2)], ["ab"], values.nasty(rng)]
+        ),
+    ),
     density=of(0.5, 1, 0),
     kernel=of(True, False, spoil=0.0),
 )
@@ -523,9 +527,18 @@ def _good_types(rng: random.Random, world: World) -> Any:
 
 
 entry(_register, "register_layer_rule", weight=2, changes=True)(
-    types=Argument(_good_types, lambda rng, world: rng.choice(
-        [[], [values.nasty(rng)], [keras.layers.Layer, values.nasty(rng)], [int], [values.UserError]]
-    )),  # fmt: skip
+    types=Argument(
+        _good_types,
+        lambda rng, world: rng.choice(
+            [
+                [],
+                [values.nasty(rng)],
+                [keras.layers.Layer, values.nasty(rng)],
+                [int],
+                [values.UserError],
+            ]
+        ),
+    ),
     rule=of(lambda call, tensors: None),
 )
 
@@ -541,9 +554,22 @@ entry(
     "layer_rules.Einsum",
     foreign=frozenset({"equation"}),
 )(
-    equation=of("nk,ko->no", bad=lambda rng: rng.choice(
-        ["kn,ko->no", "nk,ko", "nk->no", "", "nk,ko->on", "nkk,ko->no", "n,ko->no", "...k,ko->...o",
-         "nk,ko->no,x", values.nasty(rng)]
-    )),  # fmt: skip
+    equation=of(
+        "nk,ko->no",
+        bad=lambda rng: rng.choice(
+            [
+                "kn,ko->no",
+                "nk,ko",
+                "nk->no",
+                "",
+                "nk,ko->on",
+                "nkk,ko->no",
+                "n,ko->no",
+                "...k,ko->...o",
+                "nk,ko->no,x",
+                values.nasty(rng),
+            ]
+        ),
+    ),
     kernel=Argument(lambda rng, world: world.model("mlp").layers[0].kernel, spoil=0.0),
 )

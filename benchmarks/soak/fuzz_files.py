@@ -62,9 +62,13 @@ def _path(*, content: Any = None, suffix: str = "") -> Argument:
 @functools.cache
 def _mask_file(kind: str) -> bytes:
     """Return a good file of masks of the model ``mlp``, or of another."""
-    network = mlp() if kind == "mlp" else keras.Sequential(
-        [keras.Input((6,)), keras.layers.Dense(5), keras.layers.Dense(3)], name="mlp"
-    )  # fmt: skip
+    network = (
+        mlp()
+        if kind == "mlp"
+        else keras.Sequential(
+            [keras.Input((6,)), keras.layers.Dense(5), keras.layers.Dense(3)], name="mlp"
+        )
+    )
     keras_ntt.apply_masks(
         network, {v.path: np.eye(*v.shape) for v in network.weights if v.name == "kernel"}
     )
@@ -85,7 +89,9 @@ def damaged(rng: random.Random, content: bytes) -> bytes:
             broken[rng.randrange(len(broken))] = rng.choice([0, 1, 127, 128, rng.randrange(256)])
     elif kind == 2:
         start = rng.randrange(max(len(broken) - 4, 1))
-        broken[start : start + 4] = rng.choice([b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f", b"\0\0\0\0"])
+        broken[start : start + 4] = rng.choice(
+            [b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f", b"\0\0\0\0"]
+        )
     elif kind == 3:
         start, end = sorted(rng.randrange(len(broken)) for _ in range(2))
         broken[start:start] = broken[start:end]
@@ -120,7 +126,13 @@ def _entries_of_npz(rng: random.Random) -> dict[str, bytes]:
         entries = {name: archive.read(name) for name in archive.namelist()}
     odd = rng.choice(list(entries))
     lines = "mlp/first/kernel 6x4 True,mlp/first/bias 4 False,mlp/second/kernel 4x3 True"
-    lists = [lines.split(","), ["x"], [""], ["a b c d", "e"], lines.replace("first", "x").split(",")]
+    lists = [
+        lines.split(","),
+        ["x"],
+        [""],
+        ["a b c d", "e"],
+        lines.replace("first", "x").split(","),
+    ]
     lists.append((lines + ",mlp/second/bias 3 False").replace("True", "False").split(","))
     lists.append((lines + ",mlp/second/bias 3 False").replace("second", "other").split(","))
     arrays = [
@@ -136,7 +148,9 @@ def _entries_of_npz(rng: random.Random) -> dict[str, bytes]:
     choices = [
         lambda: entries.update({odd: _npy(array)}),
         lambda: entries.pop(odd),
-        lambda: entries.update({rng.choice(["new.npy", "x", "../../up.npy", "/a.npy"]): _npy(array)}),
+        lambda: entries.update(
+            {rng.choice(["new.npy", "x", "../../up.npy", "/a.npy"]): _npy(array)}
+        ),
         lambda: entries.update({"__weights__.npy": _npy(np.array(rng.choice(lists)))}),
         lambda: entries.update({odd: damaged(rng, entries[odd])}),
         lambda: entries.update({odd: _huge_header(rng)}),
@@ -216,7 +230,11 @@ def _inspected(path: Any) -> None:
 
 
 def _reencoded(content: bytes, target: Any, int8: bool) -> None:
-    """Read a file, store its weights anew, and read what was written."""
+    """Read a file that is sound, store its weights anew, and read what was written."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder, "file")
+        path.write_bytes(content)
+        keras_ntt.inspect_tflite(path)
     found = reencode(flatbuffer.read(content), target=target, int8=int8)
     flatbuffer.read(flatbuffer.write(found.model))
 
@@ -249,10 +267,24 @@ entry(keras_ntt.edge_mobilenet, weight=0.5)(
     input_shape=of((32, 32, 3)),
     classes=of(2),
     width=of(0.1),
-    blocks=of([(8, 1), (8, 2)], bad=lambda rng: rng.choice(
-        [[], [(8, 3)], [(0, 1)], [(8,)], [8], [(8, 1, 1)], [("8", 1)], [(8, 2)] * 5,
-         [(8, values.nasty(rng))], [(values.nasty(rng), 1)], values.nasty(rng)]
-    )),  # fmt: skip
+    blocks=of(
+        [(8, 1), (8, 2)],
+        bad=lambda rng: rng.choice(
+            [
+                [],
+                [(8, 3)],
+                [(0, 1)],
+                [(8,)],
+                [8],
+                [(8, 1, 1)],
+                [("8", 1)],
+                [(8, 2)] * 5,
+                [(8, values.nasty(rng))],
+                [(values.nasty(rng), 1)],
+                values.nasty(rng),
+            ]
+        ),
+    ),
 )
 
 # --- the command line ------------------------------------------------------------------------
@@ -271,7 +303,11 @@ def _words(rng: random.Random, world: World) -> list[str]:
     if rng.random() < 0.6:
         file = world.file(name, _litert(rng))
         options = rng.choice([[], ["--json"], ["--no-such-option"], ["more"]])
-        return ["inspect", *rng.choice([[str(file)], [], [str(world.folder)], ["missing"]]), *options]
+        return [
+            "inspect",
+            *rng.choice([[str(file)], [], [str(world.folder)], ["missing"]]),
+            *options,
+        ]
     content = _keras_file()
     file = world.file(f"{name}.keras", damaged(rng, content) if rng.random() < 0.8 else content)
     wrong = [
@@ -299,6 +335,4 @@ def _command(words: list[str]) -> None:
     assert not SPRUNG.exists(), "something in a file was run"
 
 
-entry(_command, "keras-ntt", weight=2, raises=(), changes=True)(
-    words=Argument(_words, _words)
-)
+entry(_command, "keras-ntt", weight=2, raises=(), changes=True)(words=Argument(_words, _words))

@@ -218,7 +218,7 @@ def state_of(model: Any) -> dict[str, Any]:
     if not isinstance(model, keras.Model):
         return {}
     inner = list(model._flatten_layers())
-    own = [v for v in model.weights]
+    own = list(model.weights)
     state = {
         "weights": [(v.path, str(v.dtype), _digest(v.numpy())) for v in own],
         "constraints": [id(v.constraint) for v in own],
@@ -281,6 +281,10 @@ class World:
             self._process = state_of_process()
         self._used.add(kind)
         return self._pool[kind][0]
+
+    def uses(self, kind: str) -> bool:
+        """Tell whether the case used the model of a kind."""
+        return kind in self._used
 
     def watch(self, array: Any) -> Any:
         """Return an array, which must not be written to."""

@@ -53,8 +53,8 @@ THINGS: list[Callable[[], Any]] = [
     *(list, dict, set, tuple, lambda: [None], lambda: [0.5], lambda: (1, 2), lambda: (2, 1)),
     *(lambda: {"a": 1}, lambda: {0: 0.5}, lambda: {None: None}, lambda: [[1, 0], [1]]),
     *(lambda: range(3), lambda: slice(3), lambda: iter([1, 2]), lambda: (i for i in range(2))),
-    *(lambda: int, lambda: keras.Model, lambda: keras.layers.Dense, lambda: np, lambda: len),
-    *(lambda: raising, lambda: (lambda: 0), lambda: (lambda x: x), lambda: (lambda *a: None)),
+    *(lambda: int, lambda: keras.Model, lambda: keras.layers.Dense, lambda: np),
+    *(lambda: raising, lambda: lambda: 0, lambda: lambda x: x, lambda: lambda *a: None),
     *(lambda: types.SimpleNamespace(name="n", shape=3, dtype="d"), lambda: memoryview(b"ab")),
     *(lambda: tf.constant(0.5), lambda: tf.constant("text"), lambda: tf.Variable(0.5)),
     *(lambda: keras.Input((6,)), lambda: keras.layers.Dense(2), lambda: keras.Variable(0.5)),
@@ -94,10 +94,10 @@ class Batches(keras.utils.PyDataset):
         return self._make(index)
 
 
-DTYPES = (
-    "bool int8 uint8 int32 int64 uint64 float16 float64 longdouble complex64 complex128 S3 U3 "
-    "object datetime64[s] timedelta64[s] V8"
-).split()
+DTYPES = [
+    *("bool", "int8", "uint8", "int32", "int64", "uint64", "float16", "float64", "longdouble"),
+    *("complex64", "complex128", "S3", "U3", "object", "datetime64[s]", "timedelta64[s]", "V8"),
+]
 
 
 def bad_inputs(rng: random.Random) -> Any:
@@ -219,6 +219,7 @@ class Policy:
 
 def bad_policy(rng: random.Random) -> Any:
     """Draw something that is no policy, or one that returns nonsense."""
+
     def yes(layer: Any) -> bool:
         return True
 

@@ -102,7 +102,7 @@ def check_scores(scores: Any, weights: Sequence[tf.Tensor]) -> None:
     try:
         found = [tuple(tf.convert_to_tensor(score).shape) for score in scores]
         finite = all(bool(tf.reduce_all(tf.math.is_finite(score))) for score in scores)
-    except (TypeError, ValueError, tf.errors.OpError) as error:
+    except (TypeError, ValueError, NotImplementedError, tf.errors.OpError) as error:
         raise ValueError(
             "A saliency must return a list with one tensor of scores for each weight. "
             f"Received: {type(scores).__name__} ({error})"
