@@ -13,11 +13,14 @@ import tensorflow as tf
 from test_errors import ready, refused, samples, small
 
 import keras_ntt
-from keras_ntt import checks, get_masks, prune_low_magnitude, saliency_scores
+from keras_ntt import checks, files, get_masks, prune_low_magnitude, saliency_scores
+from keras_ntt.allocations import erdos_renyi
 from keras_ntt.layer_rules import composite
+from keras_ntt.masks import keep_count
 from keras_ntt.network import unroll
 from keras_ntt.policies import KernelPolicy
 from keras_ntt.saliency import NTKSAP
+from keras_ntt.whole_filters import whole_filters
 
 layers = keras.layers
 
@@ -364,3 +367,111 @@ def test_depthwise_layers_by_themselves_and_in_lists():
     embedding = keras.Sequential([keras.Input((3,)), layers.Embedding(9, 4)])
     masks = get_masks(prune_low_magnitude(embedding, 0.5, pruning_policy=KernelPolicy(True)))
     assert len(masks) == 1  # a policy adds to what is pruned anyway
+
+
+class WithUnused(keras.Model):
+    """A model whose code never calls one of its layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.used, self.unused = layers.Dense(3), layers.Dense(5)
+        self.cell = layers.LSTM(2)
+
+    def call(self, x):
+        return self.used(x)
+
+
+@pytest.mark.filterwarnings("ignore:.*build.*:UserWarning")
+def test_a_layer_that_is_never_called():
+    model = WithUnused()
+    model(samples())
+    report = keras_ntt.sparsity_report(prune_low_magnitude(model, 0.5))
+    assert [row.path.split("/")[-1] for row in report.pruned] == ["kernel"]
+    assert report.sparsity == 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"classes": 2.5}, "classes must be a positive integer"),
+        ({"width": 0}, "width must be above 0"),
+        ({"width": 1e308}, "width must be above 0 and at most 100"),
+        ({"blocks": [(8, 3)]}, "blocks must be pairs"),
+        ({"blocks": 8}, "blocks must be pairs"),
+        ({"input_shape": 96}, "input_shape must be"),
+        ({"input_shape": (96.5, 96, 3)}, "input_shape must be"),
+        ({"input_shape": (0, 96, 3)}, "input_shape must be"),
+    ],
+)
+def test_an_edge_network_of_odd_sizes(options, match):
+    with refused(ValueError, f"{match}.*Received"):
+        keras_ntt.edge_mobilenet(**options)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "density"),
+    [(3, 0.5), ([()], 0.5), ([(0, 3)], 0.5), (["ab"], 0.5), ([(2, 3)], 1.5), ([(2, 3)], np.nan)],
+)
+def test_shapes_and_densities_that_are_none(shapes, density):
+    with refused(ValueError, "(shapes|density) must be.*Received"):
+        erdos_renyi(shapes, density)
+
+
+def test_counts_of_arguments_that_are_none():
+    for arguments in ((10, 0.5, "other"), (10, np.nan), (10, "0.5"), (0, 0.5), (None, 0.5)):
+        with refused(ValueError, "(rule|sparsity|size) must be.*Received"):
+            keep_count(*arguments)
+    for scores in (3, [[]], [["a", "b"]], None, np.ones((2, 2), "longdouble")):
+        with refused(ValueError, "(Whole filters are for|scores must be|size must be).*Received"):
+            whole_filters(scores, 0.5)
+    found = whole_filters(np.array([[1.0, 2.0], [1.0, 0.5]]), 0.5)  # arrays will do
+    assert found.numpy().tolist() == [[False, True], [False, True]]
+
+
+def test_labels_that_are_none():
+    model, x = small(), samples()
+    for y in (np.array(["a"] * 8), np.array([None] * 8), np.zeros((8, 3, 1))):
+        with refused(ValueError, "(labels|data).*Received", model):
+            saliency_scores(model, "snip", data=(x, y))
+    with refused(ValueError, "Labels are given beside arrays.*Received", model):
+        data = tf.data.Dataset.from_tensor_slices(x).batch(4)
+        saliency_scores(model, "snip", data=(data, np.zeros(8)))
+    with refused(ValueError, "A generator can be read only once", model):
+        saliency_scores(model, "snip", data=(iter([x]), np.zeros(8)))
+    with refused(ValueError, "The loss cannot be taken.*Received", model):
+        keras_ntt.effective_gradient_flow(model, x, np.zeros((8, 2)), loss="mse")
+
+
+def test_callbacks_optimizers_and_epochs_that_are_none():
+    model = small()
+    for callback in (3, "EarlyStopping", [None]):
+        with refused(ValueError, "callbacks must be.*Received", model):
+            ready(model).fit(samples(), callbacks=callback)
+    for optimizer in ({}, 3, keras.optimizers.Adam):
+        with refused(ValueError, "optimizer must be.*Received", model):
+            keras_ntt.NeuralTangentTransfer(model, pruning_schedule=0.5).compile(optimizer)
+    for epochs in ("3", 0, -1, 1.5, None):
+        with refused(ValueError, "epochs must be a positive integer.*Received", model):
+            ready(model).fit(samples(), epochs=epochs)
+
+
+def test_batches_whose_memory_cannot_be_told():
+    transfer = ready(small())
+    for batch in (samples(8, 5), tf.TensorSpec((None, 6)), samples(0), "batch"):
+        with refused(ValueError, "batch.*Received", transfer.student):
+            transfer.estimate_memory(batch)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", b"not a model", None], ids=repr)
+def test_model_files_that_keras_cannot_load(tmp_path, content):
+    path = tmp_path / "model.keras"
+    if content is None:
+        small().save(path)
+        broken = bytearray(path.read_bytes())
+        broken[len(broken) // 2] ^= 0xFF
+        content = bytes(broken[:-100])
+    path.write_bytes(content)
+    with refused(ValueError, "Keras cannot load this file.*Received"):
+        files.load_model(path)
+    with refused(FileNotFoundError, "no such model file"):
+        files.load_model(tmp_path / "missing.keras")

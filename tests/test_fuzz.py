@@ -32,19 +32,16 @@ def test_every_public_name_is_called(fuzz):
     called = {name.split(".")[0].split()[0] for name in fuzz.ENTRIES}
     assert set(keras_ntt.__all__) - called == RESULTS | ABSTRACT - called
     scores = {name.split(".")[1] for name in fuzz.ENTRIES if name.startswith("saliency.")}
-    assert set(keras_ntt.saliency.__all__) - scores == {
-        "NetworkSaliency",
-        "SALIENCIES",
-        "Subject",
-    } | {"Random"}
+    known = {"NetworkSaliency", "SALIENCIES", "Subject"}
+    assert set(keras_ntt.saliency.__all__) - scores == known
 
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_bad_arguments_are_refused_and_change_nothing(fuzz, seed):
     here, policy = os.getcwd(), keras.config.dtype_policy().name
-    tally, _ = fuzz.soak(cases=400, seconds=12, seed=seed)
+    tally, _ = fuzz.soak(cases=500, seconds=120, seed=seed)
     assert tally.findings == []
-    assert tally.cases > 50
+    assert tally.cases > 20  # all of them, unless the machine is very busy
     assert (os.getcwd(), keras.config.dtype_policy().name) == (here, policy)
 
 

@@ -226,7 +226,7 @@ def state_of(model: Any) -> dict[str, Any]:
         "assign": [id(vars(v._value).get("assign")) for v in own],
         "trainable": [v.trainable for v in own],
         "built": [layer.built for layer in inner],
-        "calls": [layer.name for layer in inner if {"call", "build"} & set(vars(layer))],
+        "calls": [[id(vars(layer).get(name)) for name in ("call", "build")] for layer in inner],
         "policies": [layer.dtype_policy.name for layer in inner],
         "optimizer": id(getattr(model, "optimizer", None)),
         "train_function": id(getattr(model, "train_function", None)),
