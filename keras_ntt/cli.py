@@ -132,15 +132,13 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    import keras
     import numpy as np
 
     from keras_ntt.export import export_tflite
+    from keras_ntt.files import load_model
 
-    if not options.model.exists():
-        raise FileNotFoundError(f"There is no such model file. Received: {options.model}")
     report = export_tflite(
-        keras.models.load_model(options.model, compile=False),
+        load_model(options.model),
         options.path,
         target=options.target,
         quantization=options.quantization,

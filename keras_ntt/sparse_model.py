@@ -44,17 +44,16 @@ class MaskConstraint(keras.constraints.Constraint):
     def attach(self, variable: keras.Variable) -> None:
         """Keep the zeros of a variable from now on.
 
-        The optimizer applies a constraint after each update. What else is assigned outside a
-        compiled step, such as the averages of ``use_ema=True`` when training ends, or weights
-        that are restored, passes through the mask too.
+        The optimizer applies a constraint after each update. What else is assigned, such as the
+        averages of ``use_ema=True`` when training ends, weights that are restored, or what a
+        training step of the user's own assigns, passes through the mask too.
         """
         held = _host.raw(variable)
         assign = held.assign
 
         def masked_assign(value: Any, *args: Any, **kwargs: Any) -> Any:
-            if tf.executing_eagerly():
-                value = tf.convert_to_tensor(value, held.dtype)
-                value = tf.where(self._mask, value, tf.zeros_like(value))
+            value = tf.convert_to_tensor(value, held.dtype)
+            value = tf.where(self._mask, value, tf.zeros_like(value))
             return assign(value, *args, **kwargs)
 
         held.assign = masked_assign

@@ -127,7 +127,7 @@ class NeuralTangentTransfer(keras.Model):
         choice = choose_weights(student, filters=filters, pruning_policy=pruning_policy)
         prune, sparsity = decide(schedule, 0)
         first = sparsity if prune else None
-        seed = int(np.random.randint(2**31)) if seed is None else int(seed)
+        seed = int(np.random.randint(2**31)) if seed is None else checks.check_seed(seed)
         rule, masks = start_of_transfer(
             student,
             choice.weights,
@@ -157,6 +157,8 @@ class NeuralTangentTransfer(keras.Model):
                 state_of(self, f"teacher_{i}", keras.ops.convert_to_numpy(v), v.dtype)
                 for i, v in enumerate(student.trainable_variables)
             ]
+        # By id: which of them are trainable may change before or between the runs.
+        self._first_ids = [id(v) for v in student.trainable_variables]
         self._networks = unroll(student), unroll(student if teacher is None else teacher)
         self._trackers = [
             keras.metrics.Mean(name=n) for n in ("loss", "ntk_distance", "output_distance")
@@ -210,12 +212,17 @@ class NeuralTangentTransfer(keras.Model):
             auto_scale_loss: As in `keras.Model.compile`.
 
         Raises:
-            ValueError: If there is no optimizer.
+            ValueError: If there is no optimizer, or it is none.
         """
         if optimizer is None:
             raise ValueError(
                 "compile() needs the optimizer that moves the student's weights, for example "
                 "compile(keras.optimizers.Adam(5e-4)). Received: optimizer=None"
+            )
+        if not isinstance(optimizer, str | keras.optimizers.Optimizer):
+            raise ValueError(
+                "optimizer must be a Keras optimizer or the name of one. "
+                f"Received: optimizer={optimizer!r}"
             )
         super().compile(
             optimizer=optimizer,
@@ -258,7 +265,8 @@ class NeuralTangentTransfer(keras.Model):
             Keras's history, with loss, ntk_distance, output_distance and sparsity.
 
         Raises:
-            ValueError: If the data or settings do not fit; the student is as it was.
+            ValueError: If the data or settings do not fit; the student is as it was, unless steps
+                were taken before the batch that does not fit.
             FloatingPointError: If the loss becomes NaN or infinite.
         """
         if not self.compiled:
@@ -271,7 +279,8 @@ class NeuralTangentTransfer(keras.Model):
                 "validation_split is not supported: split the inputs and pass validation_data. "
                 f"Received: validation_split={kwargs['validation_split']!r}"
             )
-        checks.warn_of_legacy_callbacks(callbacks)
+        epochs = checks.check_count("epochs", epochs)
+        checks.check_callbacks(callbacks)
         inputs.check(x, self.student, "inputs")
         if validation_data is not None:
             inputs.check(inputs.without_labels(validation_data), self.student, "validation_data")
@@ -319,7 +328,12 @@ class NeuralTangentTransfer(keras.Model):
         Returns:
             The number of bytes that its tensors need at one time, apart from weights and state
             of the optimizer.
+
+        Raises:
+            ValueError: If the batch does not fit, or its shape is not fully known.
         """
+        inputs.check_batch(batch, self.student)
+        parts = checks.check_count("parts", parts)
         sources = [_host.raw(v) for v in self.student.trainable_variables]
         return step_memory(self._pair, sources, batch, parts)
 
@@ -390,7 +404,7 @@ class NeuralTangentTransfer(keras.Model):
 
     def _pair(self, step: int | None = None) -> Pair:
         student, teacher = self._networks
-        pairs = zip(self.student.trainable_variables, self._first_state, strict=False)
+        first = dict(zip(self._first_ids, self._first_state, strict=False))
         now = _host.value_of(self._step) if step is None else tf.constant(step, tf.int64)
         return Pair(
             student,
@@ -400,7 +414,11 @@ class NeuralTangentTransfer(keras.Model):
             density=_host.value_of(self._weights.density),
             weighting=self.weighting,
             seed=tf.stack([_host.value_of(self._seed), now]),
-            teacher_values={id(v): (v, _host.value_of(first)) for v, first in pairs},
+            teacher_values={
+                id(v): (v, _host.value_of(first[id(v)]))
+                for v in self.student.weights
+                if id(v) in first
+            },
         )
 
     def _inputs_of(self, data: Any) -> Any:
