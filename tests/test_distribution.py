@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import re
+import signal
 import socket
 import subprocess
 import sys
@@ -20,11 +22,11 @@ PARTS = pytest.mark.skipif(
 )
 
 
-def start(what, **environment):
+def start(*what, **environment):
     path = os.pathsep.join([str(pathlib.Path(keras_ntt.__file__).parent.parent), str(HERE)])
     quiet = {"CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
     return subprocess.Popen(
-        [sys.executable, str(HERE / "distributed_child.py"), what],
+        [sys.executable, str(HERE / "distributed_child.py"), *what],
         env={**os.environ, "PYTHONPATH": path, **quiet, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -66,13 +68,17 @@ def test_a_mirrored_strategy():
     ]
 
 
-@PARTS
-def test_two_workers_have_the_same_masks_and_weights():
+def start_workers(*what):
     workers = [f"127.0.0.1:{port}" for port in free_ports(2)]
     configs = [
         {"cluster": {"worker": workers}, "task": {"type": "worker", "index": i}} for i in (0, 1)
     ]
-    processes = [start("worker", TF_CONFIG=json.dumps(config)) for config in configs]
+    return [start(*what, TF_CONFIG=json.dumps(config)) for config in configs]
+
+
+@PARTS
+def test_two_workers_have_the_same_masks_and_weights():
+    processes = start_workers("worker")
     try:
         first, second = [lines_of(process) for process in processes]
     finally:
@@ -80,3 +86,30 @@ def test_two_workers_have_the_same_masks_and_weights():
             process.kill()
     assert first == second
     assert [line.split()[0] for line in first] == ["gradient", "transfer", "scheduled"]
+
+
+@PARTS
+@pytest.mark.soak
+@pytest.mark.parametrize("lost", [0, 1], ids=["first", "second"])
+def test_workers_that_lose_one_end_with_an_error_and_go_on_when_all_are_started_again(
+    tmp_path, lost
+):
+    undisturbed = [lines_of(p)[-1] for p in start_workers("lasting", str(tmp_path / "whole"))]
+    assert undisturbed[0] == undisturbed[1]
+    processes = start_workers("lasting", str(tmp_path / "killed"))
+    try:
+        for line in processes[lost].stdout:
+            if line.startswith("epoch 4"):
+                break
+        processes[lost].send_signal(signal.SIGKILL)
+        _, complaints = processes[1 - lost].communicate(timeout=300)
+    finally:
+        for process in processes:
+            process.kill()
+    assert processes[1 - lost].returncode != 0
+    assert re.search(
+        "Collective ops is aborted|Unavailable|unavailable|connect|heartbeat", complaints
+    )
+    again = [lines_of(p) for p in start_workers("lasting", str(tmp_path / "killed"))]
+    assert [lines[-1] for lines in again] == undisturbed
+    assert all("epoch 4" not in lines for lines in again)
