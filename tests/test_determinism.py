@@ -49,7 +49,8 @@ def at_init(name):
         data=(x, y) if needs else None, allocation="erk" if name == "random" else "global", seed=1)
 
 jobs = {"transfer": transfer, "scheduled": scheduled}
-jobs |= {name: (lambda name=name: at_init(name)) for name in keras_ntt.saliency.SALIENCIES}
+names = [name for name in keras_ntt.saliency.SALIENCIES if name != "iterative_snip"]
+jobs |= {name: (lambda name=name: at_init(name)) for name in names}
 for name, job in jobs.items():
     for _ in range(int(os.environ["TIMES"])):
         model = job()
@@ -78,7 +79,7 @@ def test_masks_and_weights_are_the_same_bits_twice_and_in_other_processes():
     for process, (_, complaints) in zip(processes, outputs, strict=True):
         assert process.returncode == 0, complaints[-3000:]
     twice, once = [output.splitlines() for output, _ in outputs]
-    assert len(once) == 2 + len(keras_ntt.saliency.SALIENCIES)
+    assert len(once) == 1 + len(keras_ntt.saliency.SALIENCIES)
     assert twice[::2] == twice[1::2] == once
     # The jobs differ, or equal sums would say nothing.
     assert len({line.split()[1] for line in once}) >= len(once) - 1
