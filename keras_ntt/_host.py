@@ -54,6 +54,11 @@ def copies(variable: keras.Variable) -> list[tf.Variable]:
     return [held, *(part for part in parts if part is not held)]
 
 
+def first_copy(variable: keras.Variable) -> tf.Variable:
+    """Return the ``tf.Variable`` that is read outside of any replica, for a tape to watch."""
+    return copies(variable)[:2][-1]
+
+
 def value_of(variable: keras.Variable) -> tf.Tensor:
     """Return the value a variable has here, which `values_in_place` may have replaced."""
     return tf.convert_to_tensor(variable.value)

@@ -23,7 +23,7 @@ from keras_ntt.policies import Filters, choose_weights
 from keras_ntt.saliency import NetworkSaliency, as_saliency
 from keras_ntt.schedules import as_schedule, decide
 from keras_ntt.sparse_model import apply_masks, check_no_masks, strip_pruning
-from keras_ntt.updates import Update, watched
+from keras_ntt.updates import Update, check_scale, watched
 
 
 class NeuralTangentTransfer(keras.Model):
@@ -316,7 +316,7 @@ class NeuralTangentTransfer(keras.Model):
             The number of bytes that its tensors need at one time, apart from weights and state
             of the optimizer.
         """
-        sources = [_host.raw(v) for v in self.student.trainable_variables]
+        sources = [_host.first_copy(v) for v in self.student.trainable_variables]
         return step_memory(self._pair, sources, batch, parts)
 
     def begin(self) -> None:
@@ -327,6 +327,7 @@ class NeuralTangentTransfer(keras.Model):
 
     def begin_epoch(self) -> None:
         """Fix the order of this epoch's samples, by the seed and the step it begins at."""
+        check_scale(self.optimizer)
         self._order.assign(tf.stack([_host.value_of(self._seed), _host.value_of(self._step)]))
 
     def finish(self) -> None:

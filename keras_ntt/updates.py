@@ -49,6 +49,26 @@ def _advice(loss: float, transfer: Any) -> str:
     )
 
 
+def check_scale(optimizer: Any) -> None:
+    """Raise if gradients overflow even where the loss is not scaled up.
+
+    Args:
+        optimizer: Any optimizer; one that scales the loss halves the scale at each overflow.
+
+    Raises:
+        FloatingPointError: If the scale has fallen below one.
+    """
+    if not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return
+    scale = float(keras.ops.convert_to_numpy(optimizer.dynamic_scale))
+    if scale < 1:
+        raise FloatingPointError(
+            "The gradients overflow in float16 at every step, so that nothing is learned. Use "
+            "the policy 'mixed_bfloat16' or 'float32', or scale the inputs down. "
+            f"Received: a loss scale of {scale:g}"
+        )
+
+
 class Update:
     """Applies gradients as long as they and the loss are finite, on one replica or many.
 

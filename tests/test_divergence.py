@@ -54,6 +54,11 @@ def assert_same(found, expected, atol=0.0):
         np.testing.assert_allclose(value, right, rtol=0, atol=atol)
 
 
+class Root(layers.Layer):
+    def call(self, x):
+        return keras.ops.sqrt(keras.ops.abs(x))  # its derivative at zero is infinite
+
+
 @pytest.mark.parametrize(
     "options",
     [{}, {"steps_per_execution": 4}, {"run_eagerly": True}, {"jit_compile": True}],
@@ -94,10 +99,6 @@ def test_a_run_goes_on_after_the_error_with_data_that_are_good():
 
 
 def test_a_loss_that_is_finite_with_a_gradient_that_is_not():
-    class Root(layers.Layer):
-        def call(self, x):
-            return keras.ops.sqrt(keras.ops.abs(x))  # its derivative at zero is infinite
-
     student = keras.Sequential(
         [keras.Input((6,)), layers.Dense(4, use_bias=False), Root(), layers.Dense(2)]
     )
@@ -160,6 +161,23 @@ def test_steps_whose_scaled_gradients_overflow_are_left_out_until_the_scale_fits
     after = transfer.student.get_weights()
     kernels = zip(before[::2], after[::2], first.values(), strict=True)
     assert all((old != new)[mask].any() for old, new, mask in kernels)
+
+
+def test_gradients_that_overflow_at_any_scale_are_a_clear_error():
+    keras.config.set_dtype_policy("mixed_float16")
+    student = keras.Sequential(
+        [keras.Input((6,)), layers.Dense(4, use_bias=False), Root(), layers.Dense(2)]
+    )
+    transfer = keras_ntt.NeuralTangentTransfer(student, pruning_schedule=0.5)
+    transfer.compile(keras.optimizers.Adam(1e-3))
+    before = student.get_weights()
+    x = samples(16)
+    x[::2] = 0
+    with pytest.raises(FloatingPointError, match=r"overflow in float16 at every step.*of 0\.5"):
+        transfer.fit(x, batch_size=16, epochs=20, verbose=0)
+    assert transfer.step == 16  # 2**15 was the scale to begin with
+    for old, new, mask in zip(before, student.get_weights(), transfer.masks.values(), strict=True):
+        np.testing.assert_array_equal(old * mask, new)
 
 
 def test_outputs_that_overflow_in_float16_are_a_clear_error():

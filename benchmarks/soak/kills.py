@@ -95,6 +95,8 @@ def soak(names: list[str], kills: int, minutes: float, seed: int) -> dict[str, A
                 "kills": 0,
                 "runs_ended": 0,
                 "kills_of_a_run": [],
+                "kills_with_a_state_or_file": 0,
+                "kills_while_a_file_was_written": 0,
                 "same_masks": 0,
                 "same_weights": 0,
                 "files_looked_at": 0,
@@ -123,16 +125,20 @@ def _one_run(
 ) -> None:
     """Run a job to its end, killing it on its way, and compare."""
     counts, faults, kills = found["jobs"][name], found["faults"], 0
+    span = counts["seconds_undisturbed"]
     while True:
         # Some processes come to their end; after enough kills, all of them may.
         last = over() or kills >= 20
-        moment = None if last else chance.uniform(0, 1.1 * counts["seconds_undisturbed"])
+        moment = None if last else chance.uniform(0, 1.1 * span)
         result, looks, killed = _watch(name, place, moment, faults)
         counts["files_looked_at"] += looks
         if killed:
             kills += 1
             found["kills"] += 1
             counts["kills"] += 1
+            counts["kills_with_a_state_or_file"] += bool(_targets(place))
+            counts["kills_while_a_file_was_written"] += _unfinished(place)
+            span *= 1.2  # the machine may be slower now; so that there is some progress
             _in_new_process(lambda: _check_files(name, place), f"{name}, after a kill", faults)
             continue
         if result is None:
@@ -211,6 +217,14 @@ def _targets(place: pathlib.Path) -> list[pathlib.Path]:
     for folder, _, files in os.walk(place):
         found += [pathlib.Path(folder, f) for f in files if not f.startswith(".")]
     return found
+
+
+def _unfinished(place: pathlib.Path) -> int:
+    """Remove what a killed process was writing, and return 1 if there was something."""
+    found = [file for file in place.rglob("*") if ".unfinished." in file.name]
+    for file in found:
+        file.unlink()
+    return int(bool(found))
 
 
 def _look(file: pathlib.Path, where: str, faults: list[str]) -> None:
