@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import pathlib
 import uuid
@@ -11,6 +12,9 @@ from collections.abc import Iterator
 from typing import Any
 
 Path = str | os.PathLike
+
+_MARK = ".unfinished."
+_LONGEST = 180  # bytes; most file systems take 255 for the whole name
 
 
 def as_path(path: Any, name: str = "path") -> pathlib.Path:
@@ -71,27 +75,31 @@ def writable(path: Any, name: str = "path") -> pathlib.Path:
 def replacing(path: Path) -> Iterator[pathlib.Path]:
     """Give a path to write to, which takes the place of `path` when all went well.
 
-    An older file at `path` is intact until then, and after any error.
+    An older file at `path` is intact until then, and after any error. Not even a process that is
+    killed leaves half a file there; what it may leave is a hidden file beside it, see `leftovers`.
 
     Args:
         path: The file to write.
 
     Yields:
-        A path in the same folder.
+        A path in the same folder, of the same suffix.
 
     Raises:
-        OSError: If nothing can be written there.
+        OSError: If the file cannot be written.
         TypeError: If `path` is no path.
         ValueError: If no file can have that name.
     """
     target = writable(path)
-    # Not longer for a long name, which may have as many characters as the file system takes.
-    temporary = target.with_name(f".{uuid.uuid4().hex}.tmp")
+    temporary = target.with_name(f".{uuid.uuid4().hex}{_MARK}{_short(target)}")
     try:
         yield temporary
+        _flush(temporary)
         os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):
+            raise _explained(error, target) from error
         raise
 
 
@@ -122,3 +130,45 @@ def load_model(path: Any) -> Any:
             "load layers of one's own in Python. "
             f"Received: {os.fspath(file)!r} ({type(error).__name__}: {error})"
         ) from error
+
+
+def leftovers(path: Path) -> list[pathlib.Path]:
+    """Return the unfinished files of `path` that processes left behind when they were killed.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Files that nothing reads. One may belong to a process that is writing right now.
+    """
+    target = pathlib.Path(path)
+    if not target.parent.is_dir():
+        return []
+    return sorted(p for p in target.parent.iterdir() if p.name.endswith(_MARK + _short(target)))
+
+
+def _short(target: pathlib.Path) -> str:
+    """Return the name of a file, or a shorter one that stands for a very long one."""
+    name = os.fsencode(target.name)
+    if len(name) <= _LONGEST:
+        return target.name
+    return hashlib.sha256(name).hexdigest() + target.suffix[-16:]
+
+
+def _flush(file: pathlib.Path) -> None:
+    """Wait until a file is on the disk, so that a power cut cannot leave an empty one."""
+    descriptor = os.open(file, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _explained(error: OSError, target: pathlib.Path) -> OSError:
+    """Return an error of the same kind that says which file is meant and what became of it."""
+    kept = "The file that was there is as it was" if target.is_file() else "Nothing was written"
+    message = (
+        f"{os.fspath(target)!r} could not be written. {kept}. Make room, or choose a folder that "
+        f"can be written to. Received: {error.strerror or error}"
+    )
+    return OSError(error.errno, message) if error.errno else OSError(message)

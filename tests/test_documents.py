@@ -7,7 +7,8 @@ import re
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "tutorials").glob("*.md"))]
+FOLDERS = [ROOT / "docs", ROOT / "tutorials"]
+DOCUMENTS = [ROOT / "README.md", *(p for f in FOLDERS for p in sorted(f.glob("*.md")))]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # Blocks that need tf_keras and tensorflow-model-optimization, which few environments have.
 TFMOT = re.compile(r"^```python tfmot\n(.*?)^```", re.MULTILINE | re.DOTALL)
