@@ -36,7 +36,7 @@ def start(*what, **environment):
 
 def lines_of(process):
     try:
-        output, complaints = process.communicate(timeout=300)
+        output, complaints = process.communicate(timeout=900)
     finally:
         process.kill()
     assert process.returncode == 0, complaints[-4000:]
@@ -102,7 +102,7 @@ def test_workers_that_lose_one_end_with_an_error_and_go_on_when_all_are_started_
             if line.startswith("epoch 4"):
                 break
         processes[lost].send_signal(signal.SIGKILL)
-        _, complaints = processes[1 - lost].communicate(timeout=300)
+        _, complaints = processes[1 - lost].communicate(timeout=900)
     finally:
         for process in processes:
             process.kill()
