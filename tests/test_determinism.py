@@ -75,7 +75,7 @@ def start(hash_seed, times):
 
 def test_masks_and_weights_are_the_same_bits_twice_and_in_other_processes():
     processes = [start(1, 2), start(2, 1)]
-    outputs = [process.communicate(timeout=400) for process in processes]
+    outputs = [process.communicate(timeout=900) for process in processes]
     for process, (_, complaints) in zip(processes, outputs, strict=True):
         assert process.returncode == 0, complaints[-3000:]
     twice, once = [

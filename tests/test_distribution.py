@@ -34,11 +34,18 @@ def start(*what, **environment):
     )
 
 
+def end(process):
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    process.stderr.close()
+
+
 def lines_of(process):
     try:
-        output, complaints = process.communicate(timeout=300)
+        output, complaints = process.communicate(timeout=900)
     finally:
-        process.kill()
+        end(process)
     assert process.returncode == 0, complaints[-4000:]
     return output.splitlines()
 
@@ -83,7 +90,7 @@ def test_two_workers_have_the_same_masks_and_weights():
         first, second = [lines_of(process) for process in processes]
     finally:
         for process in processes:
-            process.kill()
+            end(process)
     assert first == second
     assert [line.split()[0] for line in first] == ["gradient", "transfer", "scheduled"]
 
@@ -102,10 +109,10 @@ def test_workers_that_lose_one_end_with_an_error_and_go_on_when_all_are_started_
             if line.startswith("epoch 4"):
                 break
         processes[lost].send_signal(signal.SIGKILL)
-        _, complaints = processes[1 - lost].communicate(timeout=300)
+        _, complaints = processes[1 - lost].communicate(timeout=900)
     finally:
         for process in processes:
-            process.kill()
+            end(process)
     assert processes[1 - lost].returncode != 0
     assert re.search(
         "Collective ops is aborted|Unavailable|unavailable|connect|heartbeat", complaints
