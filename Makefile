@@ -8,12 +8,13 @@ OUT ?= demo-output
 OLDEST ?= .venv-oldest
 TFMOT ?= .venv-tfmot
 
-.PHONY: demo docs wheel test lint unit test-large test-oldest test-tfmot format bench clean help
+.PHONY: demo docs wheel test lint unit test-large test-soak test-oldest test-tfmot format bench clean help
 
 help:
 	@echo "make demo   prune, train and export a model on real data; writes $(OUT)/"
 	@echo "make test   lint, type-check and test"
 	@echo "make test-large   transfers of MobileNet, EfficientNet and ResNet"
+	@echo "make test-soak    long runs, processes that are killed, workers that are lost"
 	@echo "make test-oldest   the core tests, with the oldest TensorFlow and Keras that are supported"
 	@echo "make test-tfmot    against the real tensorflow-model-optimization, and serving it"
 	@echo "make bench  time a step against other implementations, and how its cost grows; writes"
@@ -42,6 +43,9 @@ unit: $(BIN)/.ready
 
 test-large: $(BIN)/.ready
 	$(BIN)/python -m pytest -m large tests/test_large.py
+
+test-soak: $(BIN)/.ready
+	$(BIN)/python -m pytest -m soak tests
 
 # TensorFlow 2.16 exists for Python 3.9 to 3.12.
 CORE = $(addprefix tests/test_,ntk.py golden.py objective.py transfer.py report_export.py demo.py \

@@ -177,7 +177,17 @@ def navigation(paths: dict[str, str]) -> list[dict[str, Any]]:
     contents: list[dict[str, Any]] = [
         {"Home": "index.md"},
         {"Tutorials": sorted(tutorials, key=lambda t: (t != "tutorials/index.md", t))},
-        {"Guide": ["command_line.md", "tensorboard.md", "layers.md", "maths.md", "faq.md"]},
+        {
+            "Guide": [
+                "command_line.md",
+                "tensorboard.md",
+                "layers.md",
+                "distribution.md",
+                "keras_behaviour.md",
+                "maths.md",
+                "faq.md",
+            ]
+        },
         {"Measurements": ["performance.md", "results.md", "trust.md", "benchmarks.md"]},
         {"Reference": ["api/index.md", *(f"api/{name}.md" for name in reference)]},
         {"Project": ["contributing.md", "changelog.md"]},

@@ -26,6 +26,7 @@ from keras_ntt.objective import NTTLoss
 from keras_ntt.policies import KernelPolicy, PruningPolicy
 from keras_ntt.pruning import prune_neural_tangent
 from keras_ntt.report import SparsityReport, sparsity_report
+from keras_ntt.saving import BackupAndRestore, save_model
 from keras_ntt.schedules import ConstantSparsity, NTTSchedule, PolynomialDecay, PruningSchedule
 from keras_ntt.sniper import SNIPER
 from keras_ntt.sparse_model import apply_masks, get_masks, strip_pruning
@@ -36,6 +37,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "SNIPER",
+    "BackupAndRestore",
     "ConstantSparsity",
     "EdgeAdvice",
     "ExportError",
@@ -75,6 +77,7 @@ __all__ = [
     "saliency",
     "saliency_scores",
     "save_masks",
+    "save_model",
     "sparsity_report",
     "strip_pruning",
     "tflite_predict",

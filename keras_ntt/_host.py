@@ -47,6 +47,18 @@ def raw(variable: keras.Variable) -> tf.Variable:
     return variable._value
 
 
+def copies(variable: keras.Variable) -> list[tf.Variable]:
+    """Return the ``tf.Variable`` behind a Keras variable, and its copies on replicas if any."""
+    held = raw(variable)
+    parts = getattr(held, "values", ()) if hasattr(held, "distribute_strategy") else ()
+    return [held, *(part for part in parts if part is not held)]
+
+
+def first_copy(variable: keras.Variable) -> tf.Variable:
+    """Return the ``tf.Variable`` that is read outside of any replica, for a tape to watch."""
+    return copies(variable)[:2][-1]
+
+
 def value_of(variable: keras.Variable) -> tf.Tensor:
     """Return the value a variable has here, which `values_in_place` may have replaced."""
     return tf.convert_to_tensor(variable.value)

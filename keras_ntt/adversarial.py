@@ -56,9 +56,9 @@ class ProjectedGradient:
             if value is not None:
                 checks.check_number(name, value)
         checks.check_count("steps", self.steps)
-        if self.bounds is not None and not self.bounds[0] < self.bounds[1]:
+        if self.bounds is not None and not _are_bounds(self.bounds):
             raise ValueError(
-                "bounds are the least and the largest value of an input. "
+                "bounds are the least and the largest value of an input, such as (0.0, 1.0). "
                 f"Received: bounds={self.bounds!r}"
             )
 
@@ -92,6 +92,11 @@ class ProjectedGradient:
     def _inside(self, moved: tf.Tensor, clean: tf.Tensor) -> tf.Tensor:
         moved = tf.clip_by_value(moved, clean - self.epsilon, clean + self.epsilon)
         return moved if self.bounds is None else tf.clip_by_value(moved, *self.bounds)
+
+
+def _are_bounds(value: Any) -> bool:
+    pair = isinstance(value, tuple | list) and len(value) == 2
+    return pair and all(map(checks.is_number, value)) and value[0] < value[1]
 
 
 def check_attack(attack: Any) -> None:

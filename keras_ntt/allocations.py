@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -41,9 +42,19 @@ def erdos_renyi(
     Returns:
         One density a weight.
 
+    Raises:
+        ValueError: If a shape or the density is none.
+
     >>> [round(d, 5) for d in erdos_renyi([(784, 300), (300, 100), (100, 10)], 0.1)]
     [0.07957, 0.23019, 1.0]
     """
+    if not checks.is_number(density) or not 0 <= density <= 1:
+        raise ValueError(f"density must be a number in [0, 1]. Received: density={density!r}")
+    if not all(_is_shape(shape) for shape in (shapes if isinstance(shapes, Sequence) else [None])):
+        raise ValueError(
+            "shapes must be a list of shapes, each of one axis or more. "
+            f"Received: shapes={shapes!r}"
+        )
     sizes = [math.prod(shape) for shape in shapes]
     parts = [tuple(shape) if kernel else tuple(shape)[-2:] for shape in shapes]
     odds = [sum(part) / max(math.prod(part), 1) for part in parts]
@@ -57,6 +68,11 @@ def erdos_renyi(
         if not over:
             return [1.0 if i in dense else factor * odds[i] for i in range(len(shapes))]
         dense |= over
+
+
+def _is_shape(shape: Any) -> bool:
+    axes = list(shape) if isinstance(shape, Sequence) else []
+    return bool(axes) and all((checks.whole(axis) or 0) >= 1 for axis in axes)
 
 
 def round_to_total(

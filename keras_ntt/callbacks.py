@@ -14,21 +14,22 @@ from keras_ntt.scheduled_mask import scheduled_masks
 from keras_ntt.sparse_model import get_masks, keys_of
 from keras_ntt.timetable import warn_if_idle
 from keras_ntt.transfer import NeuralTangentTransfer
-from keras_ntt.unheld import warn_if_unheld
+from keras_ntt.unheld import warn_if_unheld, warn_of_lora
 
 
 class UpdatePruningStep(keras.callbacks.Callback):
     """Looks ahead when training begins, and warns if it will not prune as it is meant to.
 
     In tfmot the callback of this name does the counting. Here the model counts by itself, and
-    the callback is optional: it warns of a model that holds zeros and no masks, and of a
-    schedule that will not fire, or not to its end, in the epochs that are given.
+    the callback is optional: it warns of a model that holds zeros and no masks, of LoRA beside
+    masks, and of a schedule that will not fire, or not to its end, in the epochs that are given.
     """
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Warn, if there is reason to."""
         if isinstance(self.model, NeuralTangentTransfer):
             return  # it looks ahead by itself
+        warn_of_lora(self.model)
         masks = scheduled_masks(self.model)
         if not masks:
             warn_if_unheld(self.model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from keras_ntt import _host
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
     """Raise a ValueError unless `value` is one of `choices`."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(
             f"{name} must be one of {', '.join(map(repr, choices))}. Received: {name}={value!r}"
         )
@@ -26,20 +27,75 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
 
+def whole(value: Any) -> int | None:
+    """Return a whole number that 64 bits hold as an integer, None for anything else.
+
+    >>> whole(3.0), whole(2.5), whole(float("nan")), whole(True), whole(10**30)
+    (3, None, None, None, None)
+    """
+    if not is_number(value):
+        return None
+    if not isinstance(value, int) and not (np.isfinite(value) and int(value) == value):
+        return None
+    return int(value) if abs(int(value)) < 2**63 else None
+
+
 def check_number(name: str, value: Any) -> float:
     """Return a finite, non-negative number as a float, or raise a ValueError."""
-    if not is_number(value) or not np.isfinite(value) or value < 0:
+    number = -1.0
+    if is_number(value):
+        with contextlib.suppress(OverflowError):  # of integers beyond all floats
+            number = float(value)
+    if not np.isfinite(number) or number < 0:
         raise ValueError(
             f"{name} must be a finite number of at least 0. Received: {name}={value!r}"
         )
+    return number
+
+
+def check_fraction(name: str, value: Any) -> float:
+    """Return a number in [0, 1] as a float, or raise a ValueError."""
+    if not is_number(value) or not 0 <= value <= 1:
+        raise ValueError(f"{name} must be a number in [0, 1]. Received: {name}={value!r}")
     return float(value)
 
 
 def check_count(name: str, value: Any) -> int:
     """Return a positive integer, or raise a ValueError."""
-    if not is_number(value) or not np.isfinite(value) or int(value) != value or value < 1:
+    number = whole(value)
+    if number is None or number < 1:
         raise ValueError(f"{name} must be a positive integer. Received: {name}={value!r}")
-    return int(value)
+    return number
+
+
+def check_seed(seed: Any) -> int:
+    """Return a seed as an integer of at least 0, or raise a ValueError."""
+    number = whole(seed)
+    if number is None or number < 0:
+        raise ValueError(f"seed must be an integer of at least 0. Received: seed={seed!r}")
+    return number
+
+
+def check_truth(what: str, answer: Any) -> bool:
+    """Return the answer of a user's function as a boolean, or raise a ValueError."""
+    try:
+        return bool(answer)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{what} must return True or False. Received: {answer!r} of type "
+            f"{type(answer).__name__}"
+        ) from error
+
+
+def check_variables(what: str, found: Any) -> list[keras.Variable]:
+    """Return the variables that a user's function named as a list, or raise a ValueError."""
+    variables = list(found) if isinstance(found, list | tuple | set) else [None]
+    if not all(isinstance(v, keras.Variable) for v in variables):
+        raise ValueError(
+            f"{what} must return a list of the layer's variables. "
+            f"Received: {type(found).__name__} {found!r}"
+        )
+    return variables
 
 
 def check_built(model: Any, name: str = "model") -> None:
@@ -141,6 +197,15 @@ def check_shapes(student: keras.Model, teacher: keras.Model) -> None:
             )
 
 
+def is_numeric(dtype: Any) -> bool:
+    """Tell whether Keras knows a type, and it is one of real numbers or booleans."""
+    try:
+        name = keras.backend.standardize_dtype(dtype)
+    except (TypeError, ValueError):
+        return False
+    return name != "string" and "complex" not in name
+
+
 def check_structure(x: Any, model: keras.Model, name: str = "inputs") -> None:
     """Raise a ValueError if tensors or their specs do not fit what a model takes.
 
@@ -157,7 +222,7 @@ def check_structure(x: Any, model: keras.Model, name: str = "inputs") -> None:
                 f"{name} must be NumPy arrays or tensors with a batch axis, nested as the model "
                 f"takes them. Received: {name} with a {type(leaf).__name__}"
             )
-        if getattr(leaf.dtype, "kind", "f") in "OSUMmV" or leaf.dtype == tf.string:
+        if not is_numeric(leaf.dtype):
             raise ValueError(
                 f"{name} must hold numbers. Convert them to the dtype that the model takes. "
                 f"Received: {name} of dtype {leaf.dtype}"
@@ -190,12 +255,23 @@ def check_structure(x: Any, model: keras.Model, name: str = "inputs") -> None:
             )
 
 
+def as_array(name: str, value: Any) -> np.ndarray:
+    """Return a value as an array, or raise a ValueError."""
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError, NotImplementedError, AttributeError) as error:
+        raise ValueError(
+            f"{name} must be arrays or tensors of which the values are known. "
+            f"Received: {name} with a {type(value).__name__} ({error})"
+        ) from error
+
+
 def check_arrays(x: Any, model: keras.Model, name: str = "inputs") -> None:
     """Raise a ValueError if arrays do not fit a model, are empty, or are not finite."""
     check_structure(x, model, name)
     lengths = set()
     for leaf in keras.tree.flatten(x):
-        value = np.asarray(leaf)
+        value = as_array(name, leaf)
         if value.ndim == 0 or value.shape[0] == 0:
             raise ValueError(
                 f"{name} hold no samples. Received: {name} of shape {tuple(value.shape)}"
@@ -215,7 +291,8 @@ def check_arrays(x: Any, model: keras.Model, name: str = "inputs") -> None:
 
 def is_symbolic(x: Any) -> bool:
     """Tell whether `x` has tensors of a graph, whose values cannot be looked at."""
-    return any(tf.is_tensor(t) and not hasattr(t, "numpy") for t in keras.tree.flatten(x))
+    leaves = keras.tree.flatten(x)
+    return any(isinstance(t, tf.Tensor) and not hasattr(t, "numpy") for t in leaves)
 
 
 def is_array(x: Any) -> bool:
@@ -224,9 +301,14 @@ def is_array(x: Any) -> bool:
     return bool(leaves) and all(isinstance(t, np.ndarray | tf.Tensor) for t in leaves)
 
 
-def warn_of_legacy_callbacks(callbacks: Any) -> None:
-    """Warn of callbacks that belong to tf_keras, which Keras 3 takes and calls to no effect."""
-    for callback in keras.tree.flatten(callbacks or []):
+def check_callbacks(callbacks: Any) -> None:
+    """Raise a ValueError at what is no callback; warn of those of tf_keras, which do nothing."""
+    for callback in keras.tree.flatten([] if callbacks is None else callbacks):
+        if not hasattr(callback, "set_model"):
+            raise ValueError(
+                "callbacks must be a keras.callbacks.Callback or a list of them. "
+                f"Received: {callback!r} of type {type(callback).__name__}"
+            )
         if _host.is_legacy_keras(callback):
             warnings.warn(
                 "This is a callback of tf_keras, which does nothing in Keras 3. Leave tfmot's "

@@ -227,7 +227,7 @@ def _export(
         report = keras_ntt.export_tflite(model, path, representative_data=data.x_test)
         packed = len(gzip.compress(path.read_bytes(), 9))
         if method == "NTT":
-            model.save(output / "sparse.keras")
+            keras_ntt.save_model(model, output / "sparse.keras")
             answers = keras_ntt.tflite_predict(path, data.x_test).argmax(axis=1)
             accuracy = float((answers == data.y_test).mean())
             in_keras = float(

@@ -140,6 +140,18 @@ def _changes(reasons: Iterable[str]) -> Iterator[str]:
             yield change
 
 
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, Sequence) else []
+
+
+def _are_blocks(blocks: Any) -> bool:
+    pairs = [_listed(block) for block in _listed(blocks)]
+    whole = [[checks.whole(number) for number in pair] for pair in pairs]
+    return bool(pairs) and all(
+        len(pair) == 2 and 1 <= (pair[0] or 0) <= 2**16 and pair[1] in (1, 2) for pair in whole
+    )
+
+
 _MOBILENET_V1 = (
     *((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2)),
     *[(512, 1)] * 5,
@@ -168,18 +180,31 @@ def edge_mobilenet(
         The model, not compiled.
 
     Raises:
-        ValueError: If the channels are not 3, or a size is odd where it is halved.
+        ValueError: If the channels are not 3, a size is odd where it is halved, or another argument
+            is out of range.
     """
+    classes = checks.check_count("classes", classes)
+    if not 0 < checks.check_number("width", width) <= 100 or classes > 2**24:
+        raise ValueError(
+            "width must be above 0 and at most 100, and classes below 2 ** 24. "
+            f"Received: width={width!r}, classes={classes!r}"
+        )
+    if not _are_blocks(blocks):
+        raise ValueError(
+            "blocks must be pairs of the filters and the stride, 1 or 2, of each block. "
+            f"Received: blocks={blocks!r}"
+        )
     halvings = 1 + sum(stride == 2 for _, stride in blocks)
+    sizes = [checks.whole(size) for size in _listed(input_shape)]
     if (
-        len(input_shape) != 3
-        or input_shape[2] != 3
-        or any(s % 2**halvings for s in input_shape[:2])
+        len(sizes) != 3
+        or sizes[2] != 3
+        or any(not s or not 0 < s < 2**16 or s % 2**halvings for s in sizes[:2])
     ):
         raise ValueError(
             "input_shape must be (height, width, 3) with sizes that can be halved "
             f"{halvings} times, multiples of {2**halvings}: of odd sizes the converter makes "
-            f"another padding, which is not computed sparsely. Received: input_shape={input_shape}"
+            f"another padding, which is not computed sparsely. Received: {input_shape=}"
         )
 
     def normalized(x: Any) -> Any:

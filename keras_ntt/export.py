@@ -130,6 +130,7 @@ def export_tflite(
         True
     """
     checks.check_model(model)
+    target_path = files.writable(path)
     options = _options(target, quantization, cpu, tolerance, representative_data)
     functional = _host.functional_of(model)
     if functional is None or len(functional.inputs) != 1 or len(functional.outputs) != 1:
@@ -144,7 +145,6 @@ def export_tflite(
         (dense,) = convert(model, [None])
     content = fb.write(result.model)
     expected = _expected(model, samples, batch)
-    target_path = pathlib.Path(path)
     with files.replacing(target_path) as temporary:
         temporary.write_bytes(content)
         found = runs.compare(os.fspath(temporary), samples, expected, batch=batch)
@@ -189,8 +189,21 @@ def tflite_predict(path: str | os.PathLike, x: np.ndarray) -> np.ndarray:
     Raises:
         ImportError: If `ai_edge_litert` is not installed.
         ExportError: If the file does not run.
+        TypeError: If `path` is no path.
+        ValueError: If `x` is no array of samples.
     """
-    return runs.run(os.fspath(path), np.asarray(x))
+    return runs.run(os.fspath(files.as_path(path)), _batch_of(x))
+
+
+def _batch_of(x: Any) -> np.ndarray:
+    """Return inputs as an array with an axis of the samples, or raise a ValueError."""
+    array = checks.as_array("x", x)
+    if array.ndim == 0 or not len(array) or array.dtype.kind not in "biuf":
+        raise ValueError(
+            "x must hold numbers, [n, ...] for n samples. "
+            f"Received: x of shape {array.shape} and dtype {array.dtype}"
+        )
+    return array
 
 
 def _samples(functional: Any, representative_data: Any) -> tuple[np.ndarray, int | None]:

@@ -3,31 +3,172 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
 import os
 import pathlib
 import uuid
 from collections.abc import Iterator
+from typing import Any
 
 Path = str | os.PathLike
+
+_MARK = ".unfinished."
+_LONGEST = 180  # bytes; most file systems take 255 for the whole name
+
+
+def as_path(path: Any, name: str = "path") -> pathlib.Path:
+    """Return the path of a file, checked.
+
+    Args:
+        path: A string or an ``os.PathLike``.
+        name: What the argument is called.
+
+    Returns:
+        The path, of a file that may exist or not.
+
+    Raises:
+        TypeError: If it is neither.
+        ValueError: If no file can have that name.
+    """
+    try:
+        found = pathlib.Path(path)
+    except TypeError as error:
+        raise TypeError(
+            f"{name} must be the path of a file, a string or an os.PathLike. "
+            f"Received: {name}={path!r}"
+        ) from error
+    try:
+        possible = bool(found.name) and b"\0" not in os.fsencode(found)
+    except UnicodeEncodeError:
+        possible = False
+    if not possible:
+        raise ValueError(f"{name} must be the path of a file. Received: {name}={path!r}")
+    return found
+
+
+def writable(path: Any, name: str = "path") -> pathlib.Path:
+    """Return the path of a file to write, in a folder that is there.
+
+    Args:
+        path: A string or an ``os.PathLike``.
+        name: What the argument is called.
+
+    Returns:
+        The path.
+
+    Raises:
+        FileNotFoundError: If the folder is missing.
+        IsADirectoryError: If the path is that of a folder.
+        TypeError: If it is no path.
+        ValueError: If no file can have that name.
+    """
+    found = as_path(path, name)
+    if not found.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "There is no such folder", os.fspath(found.parent))
+    if found.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "A folder is in the way", os.fspath(found))
+    return found
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[pathlib.Path]:
     """Give a path to write to, which takes the place of `path` when all went well.
 
-    An older file at `path` is intact until then, and after any error.
+    An older file at `path` is intact until then, and after any error. Not even a process that is
+    killed leaves half a file there; what it may leave is a hidden file beside it, see `leftovers`.
 
     Args:
         path: The file to write.
 
     Yields:
-        A path in the same folder.
+        A path in the same folder, of the same suffix.
+
+    Raises:
+        OSError: If the file cannot be written.
+        TypeError: If `path` is no path.
+        ValueError: If no file can have that name.
     """
-    target = pathlib.Path(path)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    target = writable(path)
+    temporary = target.with_name(f".{uuid.uuid4().hex}{_MARK}{_short(target)}")
     try:
         yield temporary
+        _flush(temporary)
         os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):
+            raise _explained(error, target) from error
         raise
+
+
+def load_model(path: Any) -> Any:
+    """Load a ``.keras`` file, without what it was compiled with.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The Keras model.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        TypeError: If it is no path.
+        ValueError: If Keras cannot load it.
+    """
+    import keras
+
+    file = as_path(path)
+    if not file.exists():
+        raise FileNotFoundError(errno.ENOENT, "There is no such model file", os.fspath(file))
+    try:
+        return keras.models.load_model(file, compile=False)
+    except Exception as error:  # archives of any origin make it raise anything
+        raise ValueError(
+            "Keras cannot load this file as a model. Save the model again, as model.keras, and "
+            "load layers of one's own in Python. "
+            f"Received: {os.fspath(file)!r} ({type(error).__name__}: {error})"
+        ) from error
+
+
+def leftovers(path: Path) -> list[pathlib.Path]:
+    """Return the unfinished files of `path` that processes left behind when they were killed.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Files that nothing reads. One may belong to a process that is writing right now.
+    """
+    target = pathlib.Path(path)
+    if not target.parent.is_dir():
+        return []
+    return sorted(p for p in target.parent.iterdir() if p.name.endswith(_MARK + _short(target)))
+
+
+def _short(target: pathlib.Path) -> str:
+    """Return the name of a file, or a shorter one that stands for a very long one."""
+    name = os.fsencode(target.name)
+    if len(name) <= _LONGEST:
+        return target.name
+    return hashlib.sha256(name).hexdigest() + target.suffix[-16:]
+
+
+def _flush(file: pathlib.Path) -> None:
+    """Wait until a file is on the disk, so that a power cut cannot leave an empty one."""
+    descriptor = os.open(file, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _explained(error: OSError, target: pathlib.Path) -> OSError:
+    """Return an error of the same kind that says which file is meant and what became of it."""
+    kept = "The file that was there is as it was" if target.is_file() else "Nothing was written"
+    message = (
+        f"{os.fspath(target)!r} could not be written. {kept}. Make room, or choose a folder that "
+        f"can be written to. Received: {error.strerror or error}"
+    )
+    return OSError(error.errno, message) if error.errno else OSError(message)

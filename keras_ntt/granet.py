@@ -231,4 +231,4 @@ def _check_fraction(name: str, value: Any) -> float:
 
 
 def _check_step(name: str, value: Any) -> int:
-    return 0 if value == 0 and value is not False else checks.check_count(name, value)
+    return 0 if checks.whole(value) == 0 else checks.check_count(name, value)

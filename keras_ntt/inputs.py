@@ -82,6 +82,17 @@ def batch_spec(x: Any, batch_size: int) -> Any:
     return specs
 
 
+def check_batch(batch: Any, model: keras.Model) -> None:
+    """Raise a ValueError unless a batch, or the specs of one, fits a model and is fully known."""
+    checks.check_structure(batch, model, "batch")
+    shapes = [tf.TensorShape(leaf.shape) for leaf in keras.tree.flatten(batch)]
+    if not all(shape.is_fully_defined() and shape.rank and shape[0] for shape in shapes):
+        raise ValueError(
+            "batch must have shapes that are fully known, of one sample or more. "
+            f"Received: batch of shape {[tuple(shape) for shape in shapes]}"
+        )
+
+
 def is_generator(x: Any) -> bool:
     """Tell whether `x` is an iterator over batches."""
     return hasattr(x, "__next__")

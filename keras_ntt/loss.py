@@ -82,6 +82,7 @@ def ntt_loss(
     (checks.check_structure if checks.is_symbolic(x) else checks.check_arrays)(x, student, "x")
     weighting = Weighting(ntk_weight, l2, wrt, outputs, output_projections)
     check_density(density)
+    seed = checks.check_seed(seed)
     choice = {id(v): v for v in choose_weights(student).weights}
     if masks is None:
         kept = {key: m for key, m in kept_entries(student).items() if key in choice}

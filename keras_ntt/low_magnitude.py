@@ -12,7 +12,7 @@ import keras
 
 from keras_ntt import _host, checks, schedules
 from keras_ntt.patterns import check_structure, pattern_of
-from keras_ntt.policies import Filters, choose_weights, weights_by_magnitude
+from keras_ntt.policies import Filters, check_policy, choose_weights, weights_by_magnitude
 from keras_ntt.scheduled_mask import ScheduledMask, hold
 from keras_ntt.sparse_model import is_masked, retrace
 from keras_ntt.timetable import Timetable
@@ -54,6 +54,7 @@ def prune_low_magnitude(
             two axes.
         block_pooling_type: ``"AVG"`` or ``"MAX"``: how a block is scored.
         pruning_policy: An object with ``allow_pruning(layer)``; see `keras_ntt.PruningPolicy`.
+            ``KernelPolicy(depthwise=True)`` adds depthwise kernels to what is pruned.
         sparsity_m_by_n: ``(m, n)``: m zeros in every n consecutive entries along the input
             channels, chosen at once; the schedule has no effect then, as in tfmot.
         filters: Which layers: a regular expression, a list of them, or a callable.
@@ -80,6 +81,7 @@ def prune_low_magnitude(
         )
     if pruning_schedule is None:
         pruning_schedule = schedules.ConstantSparsity(0.5, 0)
+    check_policy(pruning_policy)
     block, group = check_structure(block_size, block_pooling_type, sparsity_m_by_n)
     settings = _Settings(
         Timetable(schedules.as_schedule(pruning_schedule)) if group is None else None,
@@ -112,15 +114,26 @@ class _Settings:
     policy: Any
     filters: Filters
 
+    def weights_of(self, layer: keras.layers.Layer) -> list[keras.Variable]:
+        """Return the weights of one layer that may be pruned."""
+        return weights_by_magnitude(layer, self.policy)
+
+    def owners(self, part: keras.layers.Layer) -> dict[int, keras.layers.Layer]:
+        """Return the layer of each weight that could be pruned, by the weight's id."""
+        owners: dict[int, keras.layers.Layer] = {}
+        for layer in part._flatten_layers():
+            for variable in self.weights_of(layer):
+                owners.setdefault(id(variable), layer)
+        return owners
+
     def masks_for(self, part: keras.layers.Layer) -> Chosen:
         """Return a mask, not attached yet, for each weight that is selected and has none."""
-        owners = _owners(part)
-        policy = self.policy
+        owners, policy = self.owners(part), self.policy
         if policy is not None and not isinstance(part, keras.Model):
             # Of a layer by itself no policy can say whether the model is supported.
             policy = types.SimpleNamespace(allow_pruning=getattr(policy, "allow_pruning", None))
         weights = choose_weights(
-            part, filters=self.filters, pruning_policy=policy, weights_of=weights_by_magnitude
+            part, filters=self.filters, pruning_policy=policy, weights_of=self.weights_of
         ).weights
         free = [v for v in weights if not is_masked(v)]
         if not free:
@@ -145,15 +158,6 @@ class _Settings:
         ]
 
 
-def _owners(part: keras.layers.Layer) -> dict[int, keras.layers.Layer]:
-    """Return the layer of each weight that could be pruned, by the weight's id."""
-    owners: dict[int, keras.layers.Layer] = {}
-    for layer in part._flatten_layers():
-        for variable in weights_by_magnitude(layer):
-            owners.setdefault(id(variable), layer)
-    return owners
-
-
 def _hold(chosen: Chosen) -> None:
     for layer, mask in chosen:
         hold(layer, mask)
@@ -163,18 +167,20 @@ def _prune_layers(layers: list[Any], settings: _Settings) -> None:
     """Prune layers, those without kernels left as they are if there are others."""
     for layer in layers:
         _check_layer(layer)
-    built = [layer for layer in layers if layer.built and (len(layers) == 1 or _owners(layer))]
+    layers = list({id(layer): layer for layer in layers}.values())  # one may be given twice
+    alone = len(layers) == 1
+    built = [layer for layer in layers if layer.built and (alone or settings.owners(layer))]
     if layers and not built and all(layer.built for layer in layers):
         built = layers[:1]  # there is nothing to prune, and the message says why
     for chosen in [settings.masks_for(layer) for layer in built]:
         _hold(chosen)
     for layer in layers:
         if not layer.built:
-            _when_built(layer, functools.partial(_prune_made, settings, len(layers) == 1))
+            _when_built(layer, functools.partial(_prune_made, settings, alone))
 
 
 def _prune_made(settings: _Settings, alone: bool, layer: keras.layers.Layer) -> None:
-    if alone or _owners(layer):
+    if alone or settings.owners(layer):
         _hold(settings.masks_for(layer))
 
 

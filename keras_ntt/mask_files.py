@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 import os
-import pathlib
 import zipfile
 
 import keras
 import numpy as np
 
 from keras_ntt import checks
-from keras_ntt.files import Path, replacing
+from keras_ntt.files import Path, as_path, replacing
 from keras_ntt.policies import choose_weights
 from keras_ntt.sparse_model import apply_masks, get_masks, keys_of, renamed
 
@@ -78,9 +77,9 @@ def load_masks(model: keras.Model, path: Path) -> keras.Model:
         ValueError: If it is no mask file or is one of another model; the model is as it was.
     """
     checks.check_model(model)
-    content = pathlib.Path(path).read_bytes()
+    content = as_path(path).read_bytes()
     try:
-        masks = _read(content)
+        masks = _read(content, sum(int(np.prod(v.shape)) for v in model.weights))
     except Exception as error:  # bytes of any origin: whatever fails, they are no masks
         raise ValueError(
             "This is not a whole mask file as keras_ntt.save_masks writes it. "
@@ -89,7 +88,13 @@ def load_masks(model: keras.Model, path: Path) -> keras.Model:
     return apply_masks(model, _matched(model, masks))
 
 
-def _read(content: bytes) -> dict[str, np.ndarray]:
+def _read(content: bytes, entries: int) -> dict[str, np.ndarray]:
+    """Return the arrays of a file that may hold masks of some number of entries."""
+    if content[:2] == b"PK":
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            size = sum(info.file_size for info in archive.infolist())
+        if size > 16 * entries + 2**24:  # a few bytes can be packed to unpack to any number
+            raise ValueError(f"{size:,} bytes of masks for {entries:,} weights")
     file = np.load(io.BytesIO(content), allow_pickle=False)
     if not isinstance(file, np.lib.npyio.NpzFile):
         raise ValueError("a single array")
@@ -97,9 +102,13 @@ def _read(content: bytes) -> dict[str, np.ndarray]:
         arrays = {key: file[key] for key in file.files}
     if not set(arrays) - {_WEIGHTS}:
         raise ValueError("no masks in it")
-    missing = [key for key, _, masked in _listed(arrays) if masked and key not in arrays]
+    listed = {key: masked for key, _, masked in _listed(arrays)}
+    missing = [key for key, masked in listed.items() if masked and key not in arrays]
     if missing:
         raise ValueError(f"no mask of {missing}")
+    strange = [key for key in arrays if listed and key not in listed and key != _WEIGHTS]
+    if strange:
+        raise ValueError(f"masks of {strange}, which it does not list as weights")
     for key, array in arrays.items():
         if not isinstance(array, np.ndarray):
             raise ValueError(f"{key!r} is not an array")

@@ -47,10 +47,15 @@ def keep_count(size: int, sparsity: float, rule: str = "nearest") -> int:
     Returns:
         The number of entries kept.
 
+    Raises:
+        ValueError: If an argument is out of range.
+
     >>> keep_count(192, 0.7), keep_count(192, 0.7, "original"), keep_count(10, 0.99)
     (58, 57, 1)
     """
-    return _COUNT_RULES[rule](size, sparsity)
+    checks.check_choice("rule", rule, COUNT_RULES)
+    sparsity = checks.check_fraction("sparsity", sparsity)
+    return _COUNT_RULES[rule](checks.check_count("size", size), sparsity)
 
 
 Saliency = Callable[[Sequence[tf.Tensor]], Sequence[tf.Tensor]]

@@ -200,7 +200,7 @@ def empirical_ntk(
     for name, x in (("x1", x1), ("x2", x2)):
         if x is not None or name == "x1":
             checks.check_arrays(x, model, name)
-    masks = None
+    seed, masks = checks.check_seed(seed), None
     if wrt == "kept":
         masks = {key: tf.constant(mask) for key, mask in kept_entries(model).items()}
     network = unroll(model).bound_to(x1)

@@ -225,7 +225,8 @@ def check_structure(
 
 def _pair(name: str, value: Any) -> tuple[int, int]:
     try:
-        first, second = (checks.check_count(name, entry) for entry in value)
+        pair = value if isinstance(value, list | tuple | np.ndarray) else ()
+        first, second = (checks.check_count(name, entry) for entry in pair)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"{name} must be two positive integers, such as (2, 4). Received: {name}={value!r}"

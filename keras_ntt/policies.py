@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 from keras import layers
 
-from keras_ntt import _host
+from keras_ntt import _host, checks
 
 Filters = str | Sequence[str] | Callable[[keras.layers.Layer], bool] | None
 
@@ -64,8 +64,10 @@ class KernelPolicy(PruningPolicy):
 
     def prunable_weights(self, layer: keras.layers.Layer) -> list[keras.Variable]:
         """Return the weights of one layer that may be pruned, of the layer itself."""
+        if not getattr(layer, "built", False):
+            return []  # a layer of a model that its code does not call
         if hasattr(layer, "get_prunable_weights"):
-            return list(layer.get_prunable_weights())
+            return _named_by(layer)
         if getattr(layer, "quantization_mode", None) is not None:
             return []
         if isinstance(layer, _SEPARABLE_LAYERS):
@@ -85,9 +87,14 @@ class KernelPolicy(PruningPolicy):
         return []
 
 
+def _named_by(layer: Any) -> list[keras.Variable]:
+    what = f"get_prunable_weights() of {getattr(layer, 'name', layer)!r}"
+    return checks.check_variables(what, layer.get_prunable_weights())
+
+
 def _of_cell(cell: Any) -> list[keras.Variable]:
     if hasattr(cell, "get_prunable_weights"):
-        return list(cell.get_prunable_weights())
+        return _named_by(cell)
     return [cell.kernel, cell.recurrent_kernel] if isinstance(cell, _CELLS) else []
 
 
@@ -120,16 +127,21 @@ def prunable_weights(
         Trainable variables of the layer itself, not of layers inside it.
     """
     found = getattr(policy, "prunable_weights", KernelPolicy().prunable_weights)(layer)
-    return [v for v in found if v.trainable]
+    what = f"prunable_weights(layer) of {type(policy).__name__}"
+    return [v for v in checks.check_variables(what, found) if v.trainable]
 
 
-def weights_by_magnitude(layer: keras.layers.Layer) -> list[keras.Variable]:
+def weights_by_magnitude(
+    layer: keras.layers.Layer, policy: PruningPolicy | None = None
+) -> list[keras.Variable]:
     """Return the weights of one layer that pruning by magnitude may touch, as in tfmot.
 
     These are what Neural Tangent Transfer prunes, and the tables of Embedding.
 
     Args:
         layer: A built layer.
+        policy: A policy, which may have a ``prunable_weights(layer)`` of its own. A `KernelPolicy`
+            adds what its options say.
 
     Returns:
         Trainable variables of the layer and, of a recurrent one, of its cells.
@@ -139,7 +151,21 @@ def weights_by_magnitude(layer: keras.layers.Layer) -> list[keras.Variable]:
     >>> [v.name for v in weights_by_magnitude(layer)]
     ['kernel', 'recurrent_kernel']
     """
-    return prunable_weights(layer, KernelPolicy(embeddings=True))
+    if policy is None or isinstance(policy, KernelPolicy):
+        policy = KernelPolicy(getattr(policy, "depthwise", False), embeddings=True)
+    elif not hasattr(policy, "prunable_weights"):
+        policy = KernelPolicy(embeddings=True)
+    return prunable_weights(layer, policy)
+
+
+def check_policy(pruning_policy: Any) -> None:
+    """Raise a ValueError unless something is a policy or None."""
+    usable = callable(getattr(pruning_policy, "allow_pruning", None))
+    if pruning_policy is not None and (not usable or isinstance(pruning_policy, type)):
+        raise ValueError(
+            "pruning_policy must be a PruningPolicy, an object with allow_pruning(layer). "
+            f"Received: pruning_policy={pruning_policy!r}"
+        )
 
 
 def choose_weights(
@@ -167,13 +193,8 @@ def choose_weights(
         ValueError: If nothing is left to prune, or the policy refuses the model.
     """
     accepts = _as_predicate(filters)
+    check_policy(pruning_policy)
     if pruning_policy is not None:
-        usable = callable(getattr(pruning_policy, "allow_pruning", None))
-        if not usable or isinstance(pruning_policy, type):
-            raise ValueError(
-                "pruning_policy must be a PruningPolicy, an object with allow_pruning(layer). "
-                f"Received: pruning_policy={pruning_policy!r}"
-            )
         ensure = getattr(pruning_policy, "ensure_model_supports_pruning", None)
         if ensure is not None:
             ensure(model)
@@ -184,7 +205,9 @@ def choose_weights(
         for variable in ask(layer):
             if not accepts(layer):
                 reasons[id(variable)] = "left out by filters"
-            elif pruning_policy is not None and not pruning_policy.allow_pruning(layer):
+            elif pruning_policy is not None and not checks.check_truth(
+                "pruning_policy.allow_pruning(layer)", pruning_policy.allow_pruning(layer)
+            ):
                 reasons[id(variable)] = f"refused by {type(pruning_policy).__name__}"
             else:
                 chosen[id(variable)] = variable
@@ -229,12 +252,18 @@ def _reason(variable: keras.Variable, layer: keras.layers.Layer | None) -> str:
 def _as_predicate(filters: Filters) -> Callable[[keras.layers.Layer], bool]:
     if filters is None:
         return lambda layer: True
-    if callable(filters):
-        return lambda layer: bool(filters(layer))
+    if callable(filters) and not isinstance(filters, type):
+        return lambda layer: checks.check_truth("filters(layer)", filters(layer))
     try:
+        if not isinstance(filters, str | Collection):
+            raise TypeError("it is none")
         patterns = [filters] if isinstance(filters, str) else list(filters)
+        if not all(isinstance(pattern, str | re.Pattern) for pattern in patterns):
+            raise TypeError("not all of them are strings")
         compiled = [re.compile(pattern) for pattern in patterns]
-    except (re.error, TypeError) as error:
+        for pattern in compiled:
+            pattern.search("")
+    except (re.error, TypeError, OverflowError) as error:
         raise ValueError(
             "filters must be a regular expression, a list of them or a callable on the layer: "
             f"{error}. Received: filters={filters!r}"

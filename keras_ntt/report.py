@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from keras_ntt import checks
-from keras_ntt.policies import choose_weights, prunable_weights, weights_by_magnitude
+from keras_ntt.policies import KernelPolicy, choose_weights, prunable_weights, weights_by_magnitude
 from keras_ntt.sparse_model import is_masked, keys_of
 from keras_ntt.tables import table
 
@@ -151,7 +151,8 @@ def sparsity_report(model: keras.Model) -> SparsityReport:
 def _weights_of(layer: keras.layers.Layer) -> list[keras.Variable]:
     """Return what may be pruned of a layer, and what was by magnitude."""
     usual = prunable_weights(layer)
-    return usual or [v for v in weights_by_magnitude(layer) if is_masked(v) or _has_zeros(v)]
+    others = weights_by_magnitude(layer, KernelPolicy(depthwise=True))
+    return usual or [v for v in others if is_masked(v) or _has_zeros(v)]
 
 
 def _has_zeros(variable: keras.Variable) -> bool:

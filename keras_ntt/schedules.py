@@ -66,7 +66,11 @@ class NTTSchedule(PruningSchedule):
     def __init__(self, sparsity: float, frequency: int = 100, end_step: int | None = None):
         self.sparsity = check_sparsity(sparsity)
         self.frequency = checks.check_count("frequency", frequency)
-        self.end_step = end_step
+        self.end_step = None if end_step is None else checks.whole(end_step)
+        if end_step is not None and (self.end_step is None or self.end_step < 0):
+            raise ValueError(
+                f"end_step must be the last step, an integer, or None. Received: {end_step=!r}"
+            )
 
     def __call__(self, step: int) -> tuple[bool, float]:
         """Return whether the masks are refreshed after `step`, and the sparsity."""
@@ -201,7 +205,7 @@ def _is_due(schedule: Any, step: int) -> bool:
 def _check_steps(begin_step: Any, end_step: Any, endless: bool) -> tuple[int, int]:
     """Return the first and the last step as integers, or raise a ValueError."""
     for name, value in (("begin_step", begin_step), ("end_step", end_step)):
-        if not checks.is_number(value) or int(value) != value:
+        if checks.whole(value) is None:
             raise ValueError(f"{name} must be an integer. Received: {name}={value!r}")
     if begin_step < 0:
         raise ValueError(f"begin_step must be at least 0. Received: begin_step={begin_step!r}")
@@ -247,7 +251,7 @@ def decide(schedule: PruningSchedule, step: int) -> tuple[bool, float]:
     try:
         should_prune, sparsity = answer
         prune, value = bool(should_prune), float(sparsity)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(
             "A pruning schedule is called with a step and must return (should_prune, sparsity). "
             f"Received: schedule({step}) returned {answer!r}"

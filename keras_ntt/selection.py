@@ -65,14 +65,7 @@ def subject_of(
     batches = None if data is None else Batches(data, model, batch_size)
     weights = tuple(_host.value_of(v) for v in variables)
     masks = tuple(tf.ones_like(w) for w in weights)
-    return Subject(model, tuple(variables), weights, masks, batches, check_seed(seed))
-
-
-def check_seed(seed: Any) -> int:
-    """Return a seed as an integer of at least 0, or raise a ValueError."""
-    if not checks.is_number(seed) or not np.isfinite(seed) or int(seed) != seed or seed < 0:
-        raise ValueError(f"seed must be an integer of at least 0. Received: seed={seed!r}")
-    return int(seed)
+    return Subject(model, tuple(variables), weights, masks, batches, checks.check_seed(seed))
 
 
 def score(saliency: NetworkSaliency, subject: Subject) -> list[np.ndarray]:

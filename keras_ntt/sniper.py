@@ -117,9 +117,8 @@ def _check_sparsities(sparsities: Any) -> dict[int, float]:
         isinstance(sparsities, Mapping)
         and 0 in sparsities
         and all(
-            checks.is_number(epoch)
-            and int(epoch) == epoch
-            and epoch >= 0
+            (checks.whole(epoch) or 0) >= 0
+            and checks.whole(epoch) is not None
             and checks.is_number(value)
             and 0 <= value < 1
             for epoch, value in sparsities.items()

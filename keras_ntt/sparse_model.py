@@ -7,7 +7,7 @@ like the plain one. The optimizer applies a variable's constraint after each of 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import keras
@@ -44,26 +44,27 @@ class MaskConstraint(keras.constraints.Constraint):
     def attach(self, variable: keras.Variable) -> None:
         """Keep the zeros of a variable from now on.
 
-        The optimizer applies a constraint after each update. What else is assigned outside a
-        compiled step, such as the averages of ``use_ema=True`` when training ends, or weights
-        that are restored, passes through the mask too.
+        The optimizer applies a constraint after each update. What else is assigned, such as the
+        averages of ``use_ema=True`` when training ends, weights that are restored, or what a
+        training step of the user's own assigns, passes through the mask too.
         """
-        held = _host.raw(variable)
-        assign = held.assign
-
-        def masked_assign(value: Any, *args: Any, **kwargs: Any) -> Any:
-            if tf.executing_eagerly():
-                value = tf.convert_to_tensor(value, held.dtype)
-                value = tf.where(self._mask, value, tf.zeros_like(value))
-            return assign(value, *args, **kwargs)
-
-        held.assign = masked_assign
+        for held in _host.copies(variable):
+            held.assign = self._through_mask(held, held.assign)
         variable.constraint = self
 
     def detach(self, variable: keras.Variable) -> None:
         """Let go of a variable, which then has the constraint that it had before."""
-        del _host.raw(variable).assign
+        for held in _host.copies(variable):
+            del held.assign
         variable.constraint = self.inner
+
+    def _through_mask(self, held: tf.Variable, assign: Callable[..., Any]) -> Callable[..., Any]:
+        def masked_assign(value: Any, *args: Any, **kwargs: Any) -> Any:
+            value = tf.convert_to_tensor(value, held.dtype)
+            value = tf.where(self._mask, value, tf.zeros_like(value))
+            return assign(value, *args, **kwargs)
+
+        return masked_assign
 
     @property
     def idle(self) -> bool:

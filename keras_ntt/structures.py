@@ -33,7 +33,7 @@ def as_pattern(value: Any) -> Pattern | None:
     """
     if value is None or callable(value):
         return value
-    if value == "filters":
+    if isinstance(value, str) and value == "filters":
         return whole_filters
     if isinstance(value, str) and (match := re.fullmatch(r"(\d+):(\d+)", value)):
         n, m = map(int, match.groups())
@@ -166,7 +166,7 @@ def whole_filters(scores: tf.Tensor, sparsity: Any) -> tf.Tensor:
 
 
 def _check_rank(scores: tf.Tensor, what: str) -> None:
-    if scores.shape.rank < 2:
+    if len(scores.shape) < 2:
         raise ValueError(
             f"{what}: only kernels of at least 2 axes have such a pattern. Leave the others out by "
             f"filters=. Received: a weight of shape {tuple(scores.shape)}"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_ntt import _host, checks, inputs
+from keras_ntt import _host, checks, inputs, replicas
 from keras_ntt.adversarial import Attack, attacked, check_attack
 from keras_ntt.allocations import Allocation
 from keras_ntt.blocks import loss_and_gradient
@@ -23,6 +24,7 @@ from keras_ntt.policies import Filters, choose_weights
 from keras_ntt.saliency import NetworkSaliency, as_saliency
 from keras_ntt.schedules import as_schedule, decide
 from keras_ntt.sparse_model import apply_masks, check_no_masks, strip_pruning
+from keras_ntt.updates import Update, check_scale, watched
 
 
 class NeuralTangentTransfer(keras.Model):
@@ -129,6 +131,7 @@ class NeuralTangentTransfer(keras.Model):
         checks.check_pair(student, teacher)
         check_no_masks(student)
         check_attack(adversarial)
+        replicas.check_scope(student, "the transfer")
         weighting = Weighting(ntk_weight, l2, wrt, outputs, output_projections)
         if memory_limit is not None:
             memory_limit = checks.check_count("memory_limit", memory_limit)
@@ -136,7 +139,9 @@ class NeuralTangentTransfer(keras.Model):
         choice = choose_weights(student, filters=filters, pruning_policy=pruning_policy)
         prune, sparsity = decide(schedule, 0)
         first = sparsity if prune else None
-        seed = int(np.random.randint(2**31)) if seed is None else int(seed)
+        if seed is None:
+            seed = int(replicas.agreed(np.random.randint(2**31)))
+        seed = checks.check_seed(seed)
         rule, masks = start_of_transfer(
             student,
             choice.weights,
@@ -166,11 +171,14 @@ class NeuralTangentTransfer(keras.Model):
                 state_of(self, f"teacher_{i}", keras.ops.convert_to_numpy(v), v.dtype)
                 for i, v in enumerate(student.trainable_variables)
             ]
+        # By id: which of them are trainable may change before or between the runs.
+        self._first_ids = [id(v) for v in student.trainable_variables]
         self._networks = unroll(student), unroll(student if teacher is None else teacher)
         self._trackers = [
             keras.metrics.Mean(name=n) for n in ("loss", "ntk_distance", "output_distance")
         ]
         self._plan: Plan | None = None
+        self._update = Update()
         self.train_function: Any = None
         self.built = True
 
@@ -224,12 +232,17 @@ class NeuralTangentTransfer(keras.Model):
             auto_scale_loss: As in `keras.Model.compile`.
 
         Raises:
-            ValueError: If there is no optimizer.
+            ValueError: If there is no optimizer, or it is none.
         """
         if optimizer is None:
             raise ValueError(
                 "compile() needs the optimizer that moves the student's weights, for example "
                 "compile(keras.optimizers.Adam(5e-4)). Received: optimizer=None"
+            )
+        if not isinstance(optimizer, str | keras.optimizers.Optimizer):
+            raise ValueError(
+                "optimizer must be a Keras optimizer or the name of one. "
+                f"Received: optimizer={optimizer!r}"
             )
         super().compile(
             optimizer=optimizer,
@@ -272,8 +285,10 @@ class NeuralTangentTransfer(keras.Model):
             Keras's history, with loss, ntk_distance, output_distance and sparsity.
 
         Raises:
-            ValueError: If the data or settings do not fit; the student is as it was.
-            FloatingPointError: If the loss becomes NaN or infinite.
+            ValueError: If the data or settings do not fit; the student is as it was, unless steps
+                were taken before the batch that does not fit.
+            FloatingPointError: If the loss or its gradient becomes NaN or infinite. Everything
+                is as the last step before left it then; the student holds its masks.
         """
         if not self.compiled:
             raise ValueError(
@@ -285,7 +300,8 @@ class NeuralTangentTransfer(keras.Model):
                 "validation_split is not supported: split the inputs and pass validation_data. "
                 f"Received: validation_split={kwargs['validation_split']!r}"
             )
-        checks.warn_of_legacy_callbacks(callbacks)
+        epochs = checks.check_count("epochs", epochs)
+        checks.check_callbacks(callbacks)
         inputs.check(x, self.student, "inputs")
         if validation_data is not None:
             inputs.check(inputs.without_labels(validation_data), self.student, "validation_data")
@@ -320,6 +336,9 @@ class NeuralTangentTransfer(keras.Model):
             if self.step == before[0]:
                 strip_pruning(self.student)
                 self.student.set_weights(before[1])
+            else:
+                with contextlib.suppress(ValueError):  # of weights that overflowed
+                    self.finish()
             raise
 
     def estimate_memory(self, batch: Any, *, parts: int = 1) -> int:
@@ -333,17 +352,24 @@ class NeuralTangentTransfer(keras.Model):
         Returns:
             The number of bytes that its tensors need at one time, apart from weights and state
             of the optimizer.
+
+        Raises:
+            ValueError: If the batch does not fit, or its shape is not fully known.
         """
-        sources = [_host.raw(v) for v in self.student.trainable_variables]
+        inputs.check_batch(batch, self.student)
+        parts = checks.check_count("parts", parts)
+        sources = [_host.first_copy(v) for v in self.student.trainable_variables]
         return step_memory(self._pair, sources, batch, parts)
 
     def begin(self) -> None:
         """Make the student sparse, as the first step wants it."""
+        self._update.begin()
         strip_pruning(self.student)  # of the masks of an earlier run
         self._weights.write()
 
     def begin_epoch(self) -> None:
         """Fix the order of this epoch's samples, by the seed and the step it begins at."""
+        check_scale(self.optimizer)
         self._order.assign(tf.stack([_host.value_of(self._seed), _host.value_of(self._step)]))
 
     def finish(self) -> None:
@@ -355,20 +381,12 @@ class NeuralTangentTransfer(keras.Model):
         if self.train_function is not None and not force:
             return
         super().make_train_function(force)
-        run = self.train_function
+        run = watched(self.train_function, self)
 
         def planned(iterator: Any) -> Any:
             assert self._plan is not None
             self._plan.look_ahead(self.step)
-            logs = run(iterator)
-            loss = float(logs["loss"])
-            if not np.isfinite(loss):
-                raise FloatingPointError(
-                    f"The loss became {loss} at step {self.step}. Either the inputs hold NaN or "
-                    "infinity, or the learning rate is too high: lower it and start from the "
-                    "dense model again."
-                )
-            return logs
+            return run(iterator)
 
         self.train_function = planned
 
@@ -377,34 +395,37 @@ class NeuralTangentTransfer(keras.Model):
         assert self._plan is not None
         variables = self.student.trainable_variables
         sources = [_host.raw(v) for v in variables]
-        pair, x = self._pair(), self._inputs_of(data)
+        x, counted = replicas.at_least_one(self._inputs_of(data))
+        pair = self._pair()
         if self.adversarial is not None:
             x = attacked(self.adversarial, pair, x)
         loss, gradients = loss_and_gradient(
-            pair,
-            x,
-            sources,
-            parts=self._parts,
-            scale=self.optimizer.scale_loss,
+            pair, x, sources, parts=self._parts, scale=self.optimizer.scale_loss
         )
         gradients = gate(variables, gradients, self._weights.by_id())
-        pairs = zip(gradients, self.trainable_variables, strict=True)
         # Nothing is counted before the batch is there: at the end of data of unknown length the
         # step is begun and finds none.
         with tf.control_dependencies([loss.total]):
-            self.optimizer.apply_gradients([(g, v) for g, v in pairs if g is not None])
-            self._step.assign_add(1)
-            self._weights.refresh(*self._plan.at(_host.value_of(self._step)))
+            moved = self.trainable_variables
+            sound = self._update.apply(self.optimizer, loss.total, gradients, moved, counted)
+            self._step.assign_add(tf.cast(sound, tf.int64))
+            counts, density = self._plan.at(_host.value_of(self._step))
+            self._weights.refresh(tf.where(sound, counts, -1), density)
             self._weights.write()
-        return self._logs(loss)
+        total = tf.where(sound, loss.total, tf.constant(np.nan, loss.total.dtype))
+        return self._logs(loss._replace(total=total), counted)
 
     def test_step(self, data: Any) -> dict[str, Any]:
         """Evaluate the objective on a batch, with the same projections at each call."""
-        return self._logs(objective(self._pair(step=-1), self._inputs_of(data)))
+        x, counted = replicas.at_least_one(self._inputs_of(data))
+        return self._logs(objective(self._pair(step=-1), x), counted)
+
+    def _maybe_symbolic_build(self, *args: Any, **kwargs: Any) -> None:
+        """Build nothing: all is built, and Keras would need parts of equal size for it."""
 
     def _pair(self, step: int | None = None) -> Pair:
         student, teacher = self._networks
-        pairs = zip(self.student.trainable_variables, self._first_state, strict=False)
+        first = dict(zip(self._first_ids, self._first_state, strict=False))
         now = _host.value_of(self._step) if step is None else tf.constant(step, tf.int64)
         return Pair(
             student,
@@ -413,8 +434,12 @@ class NeuralTangentTransfer(keras.Model):
             masks=self._weights.by_id(),
             density=_host.value_of(self._weights.density),
             weighting=self.weighting,
-            seed=tf.stack([_host.value_of(self._seed), now]),
-            teacher_values={id(v): (v, _host.value_of(first)) for v, first in pairs},
+            seed=replicas.seed_of_step(_host.value_of(self._seed), now),
+            teacher_values={
+                id(v): (v, _host.value_of(first[id(v)]))
+                for v in self.student.weights
+                if id(v) in first
+            },
         )
 
     def _inputs_of(self, data: Any) -> Any:
@@ -422,8 +447,8 @@ class NeuralTangentTransfer(keras.Model):
         checks.check_structure(x, self.student)
         return x
 
-    def _logs(self, loss: NTTLoss) -> dict[str, Any]:
+    def _logs(self, loss: NTTLoss, counted: tf.Tensor | float) -> dict[str, Any]:
         for tracker, value in zip(self._trackers, loss[:3], strict=True):
-            tracker.update_state(value)
+            tracker.update_state(value, counted)
         logs = {tracker.name: tracker.result() for tracker in self._trackers}
-        return {**logs, "sparsity": _host.value_of(self._weights.sparsity)}
+        return replicas.as_logs({**logs, "sparsity": _host.value_of(self._weights.sparsity)})

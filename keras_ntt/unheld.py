@@ -7,7 +7,7 @@ import warnings
 import keras
 
 from keras_ntt import checks
-from keras_ntt.policies import choose_weights, prunable_weights, weights_by_magnitude
+from keras_ntt.policies import KernelPolicy, choose_weights, prunable_weights
 from keras_ntt.sparse_model import apply_masks, is_masked, keys_of
 
 _SHARE = 0.1
@@ -38,7 +38,7 @@ def restore_masks(model: keras.Model) -> keras.Model:
         [[1, 0], [0, 1]]
     """
     checks.check_model(model)
-    choice = choose_weights(model, weights_of=weights_by_magnitude)
+    choice = choose_weights(model, pruning_policy=KernelPolicy(depthwise=True, embeddings=True))
     named = dict(zip(map(id, model.weights), keys_of(model.weights), strict=True))
     masks = {}
     for variable in choice.weights:
@@ -87,5 +87,19 @@ def warn_if_unheld(model: keras.Model) -> None:
             "it was loaded, or is to be trained on after strip_pruning, call "
             "keras_ntt.restore_masks(model), or load_masks(model, path), first. "
             f"Received: {path!r} with {share:.0%} zeros and {len(found) - 1} more",
+            stacklevel=3,
+        )
+
+
+def warn_of_lora(model: keras.Model) -> None:
+    """Warn of LoRA beside masks: Keras saves the sum of the two, which has no zeros."""
+    layers = [layer for layer in model._flatten_layers() if getattr(layer, "lora_enabled", False)]
+    found = [v.path for layer in layers for v in layer.weights if is_masked(v)]
+    if found:
+        warnings.warn(
+            "LoRA adds a dense product to kernels with masks, and Keras saves their sum: the "
+            "zeros are not in the file. Save the masks too, and call keras_ntt.load_masks(loaded, "
+            "path) to prune the sum. "
+            f"Received: LoRA on {found[0]!r} and {len(found) - 1} more",
             stacklevel=3,
         )

@@ -186,10 +186,10 @@ LONG = "prune model.keras --inputs x.npy -s 0.8 --epochs 16 --batch-size 16 --le
 
 def saved_epochs(state):
     """Return how many epochs a running process has saved."""
-    try:
-        return json.loads((state / "backup" / "training_metadata.json").read_text())["epoch"]
-    except (OSError, ValueError):
-        return 0
+    files = (state / "backup").glob("epoch-*.weights.h5")
+    return max(
+        (int(file.name.removeprefix("epoch-").partition(".")[0]) for file in files), default=0
+    )
 
 
 def test_ctrl_c_leaves_a_state_to_go_on_from(folder, capfd):

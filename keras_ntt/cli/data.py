@@ -48,20 +48,6 @@ def load_model(path: pathlib.Path) -> Any:
         ) from error
 
 
-def save_model(model: Any, path: pathlib.Path) -> None:
-    """Write a Keras model beside its place and move it there when it is whole."""
-    from keras_ntt.files import replacing
-
-    with replacing(path) as temporary:
-        # Keras tells formats apart by the ending.
-        whole = temporary.with_suffix(".keras")
-        try:
-            model.save(whole)
-            whole.replace(temporary)
-        finally:
-            whole.unlink(missing_ok=True)
-
-
 def read_inputs(source: str, model: Any, divide_by: float | None = None) -> Any:
     """Read unlabelled inputs.
 

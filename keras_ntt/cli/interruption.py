@@ -78,14 +78,14 @@ class Unfinished:
 
     @property
     def backup(self) -> pathlib.Path:
-        """The folder of Keras's backup."""
+        """The folder of `keras_ntt.BackupAndRestore`."""
         return self.folder / "backup"
 
     @property
     def epochs(self) -> int:
         """The number of whole epochs that were saved."""
-        file = self.backup / "training_metadata.json"
-        return int(json.loads(file.read_text())["epoch"]) if file.exists() else 0
+        names = [file.name for file in self.backup.glob("epoch-*.weights.h5")]
+        return max((int(name.split("-")[1].split(".")[0]) for name in names), default=0)
 
     def begin(self) -> None:
         """Write down the settings."""

@@ -106,7 +106,7 @@ def run(
     else:
         found = _by_score(dense, x, settings, printing.verbosity(quiet))
     seconds = time.perf_counter() - begun
-    data.save_model(found.model, output)
+    keras_ntt.save_model(found.model, output)
     if masks is not None:
         keras_ntt.save_masks(found.model, masks)
     if found.state is not None:
@@ -142,7 +142,7 @@ def _transfer(
         printing.note(f"Going on after epoch {done} of {total}, from {state.folder}.")
     state.begin()
     stop, history = StopBetweenSteps(), keras.callbacks.History()
-    backup = keras.callbacks.BackupAndRestore(str(state.backup), delete_checkpoint=False)
+    backup = keras_ntt.BackupAndRestore(state.backup, delete_checkpoint=False)
     try:
         with stop.listening():
             sparse = keras_ntt.prune_neural_tangent(

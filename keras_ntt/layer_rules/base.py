@@ -88,6 +88,8 @@ def register_layer_rule(*types: type) -> Callable[[LayerRule], LayerRule]:
         )
 
     def register(rule: LayerRule) -> LayerRule:
+        if not callable(rule):
+            raise TypeError(f"A layer rule must be a function. Received: rule={rule!r}")
         for layer_type in types:
             _rules[layer_type] = rule
         return rule

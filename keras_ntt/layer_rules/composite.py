@@ -171,9 +171,11 @@ def probing(
         def run(*args: Any, **kwargs: Any) -> Any:
             nonlocal inside
             inside += 1
-            with within():
-                outputs = call(*args, **kwargs)
-            inside -= 1
+            try:
+                with within():
+                    outputs = call(*args, **kwargs)
+            finally:  # code around the layer may take what it raises
+                inside -= 1
             return probe(outputs, layer, args, kwargs)
 
         return run
@@ -195,7 +197,9 @@ def probing(
             del vars(layer)["call"]
 
 
-_divisions: weakref.WeakKeyDictionary[Call, Division] = weakref.WeakKeyDictionary()
+_divisions: weakref.WeakKeyDictionary[Call, dict[tuple[int, ...], Division]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def divide(call: Call, tensors: Sequence[tf.Tensor]) -> Division:
@@ -209,10 +213,12 @@ def divide(call: Call, tensors: Sequence[tf.Tensor]) -> Division:
         tensors: Its inputs, of which shapes and dtypes matter.
 
     Returns:
-        The `Division`, which is found once for each call.
+        The `Division`, which is found once for each call and each choice of trainable weights.
     """
-    if call not in _divisions:
-        weights = call.weights
+    weights = call.weights
+    known = _divisions.setdefault(call, {})
+    key = tuple(map(id, weights))
+    if key not in known:
         layers = _outermost_with_rule(call.operation)
         inside = {id(v) for layer in layers for v in layer.variables}
         factors = [v for v in weights if id(v) not in inside and len(v.shape) == 2]
@@ -222,8 +228,8 @@ def divide(call: Call, tensors: Sequence[tf.Tensor]) -> Division:
         with contextlib.suppress(Exception):
             found = [_trace(call, tensors, layers, factors, size) for size in (7, 11)]
             bad = set().union(*found)
-        _divisions[call] = _without_ties(weights, layers, factors, bad)
-    return _divisions[call]
+        known[key] = _without_ties(weights, layers, factors, bad)
+    return known[key]
 
 
 def _without_ties(

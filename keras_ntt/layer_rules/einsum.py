@@ -47,7 +47,7 @@ def labels_of(equation: str, rank: int) -> Labels | None:
     >>> labels_of("ab,bc->c", 2) is None  # sums over samples
     True
     """
-    left, _, y = equation.replace(" ", "").partition("->")
+    left, _, y = equation.replace(" ", "").partition("->") if isinstance(equation, str) else "   "
     x, _, w = left.partition(",")
     dots = "ABCDEFGHIJ"[: rank - len(x.replace("...", ""))]
     x, y = x.replace("...", dots), y.replace("...", dots)
@@ -57,7 +57,7 @@ def labels_of(equation: str, rank: int) -> Labels | None:
     p = "".join(a for a in x[1:] if a in y and a not in w)
     distinct = all(len(set(labels)) == len(labels) for labels in (x, w, y))
     whole = set(x) <= set(w + y) and set(o) <= set(y) and set(y) <= set(x + w)
-    sample = x[:1] == y[:1] and x[0] not in w
+    sample = "" != x[:1] == y[:1] and x[0] not in w
     return Labels(x, w, y, p, k, g, o) if distinct and whole and sample and "," not in w else None
 
 

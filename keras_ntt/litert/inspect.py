@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_ntt.files import as_path
 from keras_ntt.litert import flatbuffer as fb
 from keras_ntt.litert import sizes, xnnpack
 from keras_ntt.litert.weights import PACKED, WEIGHT_AXIS, Source, source_of, sparse_bytes, sparse_of
@@ -107,9 +108,10 @@ def inspect_tflite(path: str | os.PathLike) -> FileReport:
 
     Raises:
         FileNotFoundError: If there is no such file.
+        TypeError: If `path` is no path.
         ValueError: If it is no LiteRT model, or a damaged one.
     """
-    file = pathlib.Path(path)
+    file = as_path(path)
     content = file.read_bytes()
     model = fb.read(content)
     try:

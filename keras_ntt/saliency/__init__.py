@@ -44,10 +44,17 @@ def magnitude(weights: Sequence[tf.Tensor]) -> list[tf.Tensor]:
     Returns:
         Scores of the same shapes.
 
+    Raises:
+        TypeError: If they are no list.
+
     Examples:
         >>> [s.numpy().tolist() for s in magnitude([tf.constant([-2.0, 1.0])])]
         [[2.0, 1.0]]
     """
+    if not isinstance(weights, Sequence) or isinstance(weights, str | bytes):
+        raise TypeError(
+            f"weights must be a list of arrays or tensors. Received: {type(weights).__name__}"
+        )
     return [tf.abs(w) for w in weights]
 
 
@@ -96,7 +103,7 @@ def check_scores(scores: Any, weights: Sequence[tf.Tensor]) -> None:
     try:
         found = [tuple(tf.convert_to_tensor(score).shape) for score in scores]
         finite = all(bool(tf.reduce_all(tf.math.is_finite(score))) for score in scores)
-    except (TypeError, ValueError, tf.errors.OpError) as error:
+    except (TypeError, ValueError, NotImplementedError, tf.errors.OpError) as error:
         raise ValueError(
             "A saliency must return a list with one tensor of scores for each weight. "
             f"Received: {type(scores).__name__} ({error})"

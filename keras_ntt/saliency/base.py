@@ -148,7 +148,13 @@ class OfWeights(NetworkSaliency):
 
     def __call__(self, subject: Subject) -> list[tf.Tensor]:
         """Return what the function returns for the masked weights."""
-        return list(self.function(subject.values))
+        found = self.function(subject.values)
+        if not isinstance(found, Sequence):
+            raise ValueError(
+                "A saliency must return a list with one tensor of scores for each weight. "
+                f"Received: {type(found).__name__} of {self.name}"
+            )
+        return list(found)
 
 
 def _has_labels(data: Any) -> bool:

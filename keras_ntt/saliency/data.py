@@ -31,7 +31,7 @@ class Batches:
     def __init__(self, data: Any, model: keras.Model, batch_size: int = BATCH_SIZE):
         self._size = checks.check_count("batch_size", batch_size)
         x = inputs.without_labels(data)
-        if inputs.is_generator(data):
+        if inputs.is_generator(data) or inputs.is_generator(x):
             raise ValueError(
                 "A generator can be read only once, and scores may need several passes. Pass "
                 "arrays, a tf.data.Dataset or a keras.utils.PyDataset. "
@@ -46,8 +46,17 @@ class Batches:
                 "take(number of batches). Received: a tf.data.Dataset that repeats for ever"
             )
         labels = data[1] if isinstance(data, tuple) and len(data) > 1 else None
+        if labels is not None and not checks.is_array(x):
+            raise ValueError(
+                "Labels are given beside arrays; a data set brings its own, as batches (x, y). "
+                f"Received: data of a {type(x).__name__} and labels"
+            )
         if labels is not None:
-            labels = np.asarray(labels)
+            labels = checks.as_array("data", labels)
+            if labels.dtype.kind not in "biuf":
+                raise ValueError(
+                    f"data must have numbers as labels. Received: labels of dtype {labels.dtype}"
+                )
             n = len(keras.tree.flatten(x)[0])
             if labels.ndim == 0 or len(labels) != n:
                 raise ValueError(

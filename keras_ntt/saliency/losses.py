@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -68,6 +69,19 @@ def crossentropy(outputs: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(numbers, outputs))
 
 
+@contextlib.contextmanager
+def fitting(labels: Any) -> Iterator[None]:
+    """Raise a ValueError where TensorFlow finds that labels do not fit in a loss."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        shapes = [getattr(leaf, "shape", None) for leaf in keras.tree.flatten(labels)]
+        raise ValueError(
+            "The loss cannot be taken of these labels and the outputs of the model. "
+            f"Received: labels of shape {shapes} ({error.message})"
+        ) from error
+
+
 def as_loss(loss: Callable[[Any, Any], Any] | str | None) -> Loss:
     """Return a loss on flat outputs that is summed over samples.
 
@@ -91,7 +105,8 @@ def as_loss(loss: Callable[[Any, Any], Any] | str | None) -> Loss:
         )
 
     def summed(outputs: tf.Tensor, labels: Any) -> tf.Tensor:
-        found = tf.convert_to_tensor(function(labels, outputs))
+        with fitting(labels):
+            found = tf.convert_to_tensor(function(labels, outputs))
         return tf.reduce_mean(found) * tf.cast(outputs.shape[0], found.dtype)
 
     return summed

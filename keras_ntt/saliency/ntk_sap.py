@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import keras
@@ -21,7 +22,8 @@ class NTKSAP(NetworkSaliency):
     the architecture that is scored (Wang, Li & Sun, "NTK-SAP: Improving neural network pruning
     by aligning training dynamics", ICLR 2023). No data are needed, unless the model takes whole
     numbers: then the samples given stand for the Gaussian inputs. A weight whose layer names no
-    initializer keeps its value.
+    initializer keeps its value, and so does one whose initializer, of the user's own, takes no
+    seed: what it draws would depend on more than `seed`.
 
     Args:
         rounds: Rounds in which to prune, unless asked otherwise.
@@ -109,24 +111,27 @@ def redrawn(
     """
     found: dict[int, tuple[keras.Variable, tf.Tensor]] = {}
     for layer in model._flatten_layers():
-        for variable in layer._trainable_variables:
+        for variable in _host.own_variables(layer):
             initializer = _host.initializer_of(layer, variable)
             if initializer is None or id(variable) in found:
                 continue
-            seed = subject.seed_of(3, number, len(found))[0]
-            value = _with_seed(initializer, seed)(variable.shape, variable.dtype)
+            seeded = _with_seed(initializer, subject.seed_of(3, number, len(found))[0])
+            if seeded is None:
+                continue
+            value = seeded(variable.shape, variable.dtype)
             found[id(variable)] = (variable, tf.cast(value, variable.dtype))
     return found
 
 
-def _with_seed(initializer: Any, seed: int) -> Any:
-    """Return a Keras initializer with another seed; others as they are."""
-    if not isinstance(initializer, keras.initializers.Initializer):
-        return keras.initializers.get(initializer)
-    try:
-        config = initializer.get_config()
-    except NotImplementedError:
-        return initializer
-    if "seed" not in config:
-        return initializer
-    return type(initializer).from_config({**config, "seed": seed})
+def _with_seed(initializer: Any, seed: int) -> Any | None:
+    """Return an initializer with another seed, None if what it draws cannot be given one."""
+    initializer = keras.initializers.get(initializer)
+    config: Any = {}
+    if isinstance(initializer, keras.initializers.Initializer):
+        with contextlib.suppress(NotImplementedError):
+            config = initializer.get_config()
+    if "seed" in config:
+        with contextlib.suppress(TypeError, ValueError):  # a class whose constructor has none
+            return type(initializer).from_config({**config, "seed": seed})
+    # Keras's own that have no seed draw nothing: they are constants.
+    return initializer if type(initializer).__module__.startswith("keras.src.") else None
