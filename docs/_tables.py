@@ -102,6 +102,8 @@ def _cell(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, int | float):
         return number(value)
+    if value == []:
+        return "none"
     if isinstance(value, list) and all(map(_is_single, value)):
         more = f" … ({len(value):,} in all)" if len(value) > 20 else ""
         return ", ".join(_cell(one) for one in value[:20]) + more
