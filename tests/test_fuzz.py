@@ -83,7 +83,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("function", BROKEN, ids=lambda f: f.__name__)
 def test_broken_functions_are_found(fuzz, monkeypatch, function):
-    entries = importlib.import_module("fuzz_entries")
+    entries = importlib.import_module("fuzz_arguments")
     broken = entries.Entry("broken", function, {"model": entries.model("mlp", spoil=0.0)})
     monkeypatch.setattr(fuzz, "ENTRIES", {"broken": broken})
     if function is takes_too_long:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -33,14 +34,16 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
-import fuzz_files  # noqa: E402, F401 - it adds its entries
 import keras  # noqa: E402
 import tensorflow as tf  # noqa: E402
-from fuzz_entries import ENTRIES, Entry  # noqa: E402
+from fuzz_arguments import ENTRIES, Entry  # noqa: E402
 from fuzz_models import World  # noqa: E402
 from fuzz_values import UserError  # noqa: E402
 
 import keras_ntt  # noqa: E402
+
+for _part in ("fuzz_entries", "fuzz_scores", "fuzz_files"):
+    importlib.import_module(_part)  # they add their entries, in this order
 
 # What calling a function of the user's own with other arguments than it takes raises.
 _MISFIT = re.compile("positional argument|takes no arguments")
