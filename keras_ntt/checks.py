@@ -90,7 +90,8 @@ def check_truth(what: str, answer: Any) -> bool:
 def check_variables(what: str, found: Any) -> list[keras.Variable]:
     """Return the variables that a user's function named as a list, or raise a ValueError."""
     variables = list(found) if isinstance(found, list | tuple | set) else [None]
-    if not all(isinstance(v, keras.Variable) for v in variables):
+    # By what they have: in older versions keras.Variable is not the class of layers' variables.
+    if not all(hasattr(v, "path") and hasattr(v, "trainable") for v in variables):
         raise ValueError(
             f"{what} must return a list of the layer's variables. "
             f"Received: {type(found).__name__} {found!r}"

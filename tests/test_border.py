@@ -449,6 +449,17 @@ def test_callbacks_optimizers_and_epochs_that_are_none():
             ready(model).fit(samples(), epochs=epochs)
 
 
+def test_data_that_do_not_end():
+    endless = tf.data.Dataset.from_tensor_slices(samples()).batch(4).repeat()
+    transfer = ready(small())
+    with refused(ValueError, "inputs repeat for ever.*steps_per_epoch", transfer.student):
+        transfer.fit(endless, verbose=0)
+    with refused(ValueError, "validation_data repeat for ever.*validation_st", transfer.student):
+        transfer.fit(samples(), validation_data=endless, verbose=0)
+    transfer.fit(endless, steps_per_epoch=3, verbose=0)
+    assert transfer.step == 3
+
+
 def test_batches_whose_memory_cannot_be_told():
     transfer = ready(small())
     for batch in (samples(8, 5), tf.TensorSpec((None, 6)), samples(0), "batch"):
