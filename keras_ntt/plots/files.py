@@ -52,7 +52,9 @@ def size_by_sparsity(
     first = next(iter(series.values()))
     extra: dict[str, dict[float, float]] = {}
     if all(isinstance(report, ExportReport) for report in first.values()):
-        extra["dense float32"] = {s: getattr(r.dense, kind) for s, r in first.items()}
+        extra["dense float32"] = {
+            s: float(r.dense.gzip if packed else r.dense.raw) for s, r in first.items()
+        }
         if not packed:
             extra["entropy limit"] = {s: r.limit for s, r in first.items()}
     styles = styles_of(sizes)
@@ -142,13 +144,13 @@ def _series(reports: Any, alone: str) -> dict[str, dict[float, Any]]:
 
 def _bytes(value: Any, kind: str) -> float:
     if isinstance(value, ExportReport):
-        return float(value.sizes.to_dict()[kind] or 0)
+        return float(value.sizes.gzip if kind == "gzip" else value.sizes.raw)
     return float(value)
 
 
 def _speedup(value: Any) -> tuple[float, float, float]:
     """Return the lower quartile, the median and the upper quartile of a speed-up."""
-    measured = value.benchmark if isinstance(value, ExportReport) else value
+    measured: Any = value.benchmark if isinstance(value, ExportReport) else value
     if isinstance(measured, Benchmark):
         return measured.low, measured.speedup, measured.high
     if not is_number(measured):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import textwrap
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -102,7 +102,7 @@ def drawing(
 
     with matplotlib.rc_context(_LOOK):
         if ax is not None:
-            yield ax.get_figure(root=True), [ax]
+            yield cast("Figure", ax.figure), [ax]
             return
         figure = Picture(figsize=size, layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False, **options)
