@@ -111,7 +111,11 @@ def test_training_curves_are_means_with_their_spread():
 @pytest.mark.parametrize(
     ("curves", "metric", "text"),
     [
-        ({"a": [[0.5], [0.7]], "b": [[0.6], [0.61]]}, "val_accuracy", "b and a are as good"),
+        (
+            {"a": [[0.5], [0.7]], "b": [[0.6], [0.61]]},
+            "val_accuracy",
+            "b and a cannot be told apart with",
+        ),
         ({"a": [0.5], "b": [0.75]}, "val_accuracy", "b is 25 points ahead of a, in one run"),
         ({"a": [0.5], "b": [0.75]}, "val_loss", "a is 0.25 ahead of b, in one run"),
         ({"a": [[3.0], [3.1]], "b": [[1.0], [1.1]]}, "ntk_distance", "b is best, 2 ahead of a"),
@@ -313,8 +317,7 @@ def test_latency_with_quartiles():
     assert title(figure) == "The file is faster than dense from 99% zeros, 5 times at 99%"
     losing = plots.latency_by_sparsity({"a": {0.5: 1.5, 0.9: 0.5}, "b": {0.5: 0.5, 0.9: 2.0}})
     assert title(losing) == (
-        "a is not faster than dense at 90% zeros; b is faster than dense from 90% zeros, 2 times at"
-        " 90%"
+        "a: not faster than dense at 90% zeros; b: faster than dense from 90% zeros, 2 times at 90%"
     )
 
 

@@ -53,8 +53,10 @@ def transfer_curves(history: Any, *, title: str | None = None, ax: Axes | None =
                 if key in curves:
                     epochs = np.arange(1, len(curves[key]) + 1)
                     style = {**styles[name].line, "linestyle": dash}
-                    mark = _every(len(epochs))
+                    if key != name and len(epochs) > 1:
+                        style["marker"] = None
                     text = label if key == name else f"{label}, validation"
+                    mark = _every(len(epochs))
                     axes.plot(epochs, curves[key], **style, markevery=mark, label=text)
                     values += list(curves[key])
         if min(values) > 0:
@@ -62,7 +64,7 @@ def transfer_curves(history: Any, *, title: str | None = None, ax: Axes | None =
         _count_epochs(axes, len(curves["loss"]))
         axes.set_xlabel("epochs of the transfer, without labels")
         axes.set_ylabel("mean over the epoch")
-        add_title(axes, title or _course_of(curves["ntk_distance"]))
+        add_title(axes, title or _course_of(curves["ntk_distance"]), ax is None)
         add_legend(axes, ax is None)
     return figure
 
@@ -119,7 +121,7 @@ def training_curves(
         _count_epochs(axes, longest)
         axes.set_xlabel("epochs of training")
         axes.set_ylabel(label or _words(metric))
-        add_title(axes, title or _best_at_end(found, reference, metric))
+        add_title(axes, title or _best_at_end(found, reference, metric), ax is None)
         add_legend(axes, ax is None, note=_seeds_note([len(runs) for runs in found.values()]))
     return figure
 
@@ -180,7 +182,7 @@ def accuracy_by_sparsity(
         axes.set_ylabel(label)
         last = {name: row[levels[-1]] for name, row in found.items() if levels[-1] in row}
         sentence = data.verdict(last, f"At {percent(levels[-1])} zeros", unit=" points")
-        add_title(axes, title or sentence)
+        add_title(axes, title or sentence, ax is None)
         seeds = [len(values) for row in found.values() for values in row.values()]
         add_legend(axes, ax is None, note=_seeds_note(seeds))
     return figure
@@ -208,6 +210,8 @@ def _count_epochs(axes: Axes, count: int) -> None:
     axes.xaxis.get_major_locator().set_params(**{"integer": True})
     if count > 1:
         axes.set_xlim(0 if count > 12 else 0.8, count + 0.02 * count)
+    else:
+        axes.set_xticks([1])
 
 
 def _words(metric: str) -> str:
@@ -219,7 +223,8 @@ def _words(metric: str) -> str:
 def _course_of(distances: Sequence[float]) -> str:
     first, last, count = distances[0], distances[-1], len(distances)
     if count == 1 or not first:
-        return f"The distance of the kernels is {last:.3g} after {count} epochs"
+        after = "1 epoch" if count == 1 else f"{count} epochs"
+        return f"The distance of the kernels is {last:.3g} after {after}"
     if last < first:
         return f"The distance of the kernels falls by {1 - last / first:.0%} in {count} epochs"
     return f"The distance of the kernels does not fall in {count} epochs: raise ntk_weight"

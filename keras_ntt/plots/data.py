@@ -106,7 +106,7 @@ def verdict(final: Mapping[str, Any], when: str, *, unit: str = "", higher: bool
     >>> verdict({"a": [1.0, 1.1], "b": [2.0, 2.1], "c": [0.0, 0.1]}, "After 3 epochs")
     'After 3 epochs b is best, 1 ahead of a'
     >>> verdict({"a": [1.0, 3.0], "b": [2.0, 2.1]}, "At the end")
-    'At the end b and a are as good, within the spread of 2 seeds'
+    'At the end b and a cannot be told apart with 2 seeds'
     """
     order = ranking(final, higher=higher)
     if len(order) == 1:
@@ -118,4 +118,4 @@ def verdict(final: Mapping[str, Any], when: str, *, unit: str = "", higher: bool
         return f"{when} {best} is {gap:.2g}{unit} ahead of {second}, in one run"
     if is_clear(final[best], final[second]):
         return f"{when} {best} is best, {gap:.2g}{unit} ahead of {second}"
-    return f"{when} {best} and {second} are as good, within the spread of {seeds} seeds"
+    return f"{when} {best} and {second} cannot be told apart with {seeds} seeds"

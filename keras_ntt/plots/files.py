@@ -69,7 +69,7 @@ def size_by_sparsity(
         axes.yaxis.set_major_formatter("{x:g}")
         density_axis(axes, sorted({s for row in sizes.values() for s in row}))
         axes.set_ylabel("kB by gzip" if packed else "kB")
-        add_title(axes, title or _smallest(sizes, extra.get("dense float32")))
+        add_title(axes, title or _smallest(sizes, extra.get("dense float32")), ax is None)
         add_legend(axes, ax is None)
     return figure
 
@@ -121,7 +121,7 @@ def latency_by_sparsity(
         _ratio_ticks(axes, [v for row in found.values() for three in row.values() for v in three])
         density_axis(axes, sorted({s for row in found.values() for s in row}))
         axes.set_ylabel("times as fast as dense")
-        add_title(axes, title or _faster(found, sorted(cpus)))
+        add_title(axes, title or _faster(found, sorted(cpus)), ax is None)
         add_legend(axes, ax is None, note="median and quartiles" if cpus else None)
     return figure
 
@@ -188,15 +188,15 @@ def _faster(
     where = f" on {', '.join(cpus)}" if cpus else ""
     parts = []
     for name, row in found.items():
-        who = "The file" if len(found) == 1 else name
+        who = "The file is" if len(found) == 1 else f"{name}:"
         loses = [s for s, (low, _, _) in row.items() if low <= 1]
         wins = [s for s in row if not loses or s > max(loses)]
         if not wins:
-            parts.append(f"{who} is not faster than dense at {percent(max(row))} zeros")
+            parts.append(f"{who} not faster than dense at {percent(max(row))} zeros")
         else:
             last = max(wins)
             parts.append(
-                f"{who} is faster than dense from {percent(min(wins))} zeros, "
+                f"{who} faster than dense from {percent(min(wins))} zeros, "
                 f"{row[last][1]:.2g} times at {percent(last)}"
             )
     return "; ".join(parts) + where

@@ -121,7 +121,7 @@ def eigenvalue_spectra(
         axes.set_yscale("log")
         axes.set_xlabel("rank")
         axes.set_ylabel("eigenvalue of the tangent kernel")
-        add_title(axes, title or _like(found, reference))
+        add_title(axes, title or _like(found, reference), ax is None)
         add_legend(axes, ax is None)
     return figure
 

@@ -185,7 +185,7 @@ def sparsity_by_layer(models: Any, *, title: str | None = None, ax: Axes | None 
         axes.set_ylim(len(layers) - 0.4, -0.6)
         _percent_axis(axes, [100 * n / s for row in rows.values() for n, s in row.values()])
         axes.set_xlabel("weights kept (%)")
-        add_title(axes, title or _extremes(rows))
+        add_title(axes, title or _extremes(rows), ax is None, beside=max(map(len, layers)))
         if len(rows) > 1:
             add_legend(axes, ax is None)
     return figure
@@ -197,7 +197,8 @@ def _percent_axis(axes: Axes, values: list[float]) -> None:
     axes.set_xscale("log")
     axes.minorticks_off()
     powers = [10.0**k for k in range(math.floor(math.log10(low)) - 1, 3)]
-    ticks = [p * f for p in powers for f in (1, 3) if low / 3.4 < p * f <= 100]
+    steps = (1,) if low < 0.1 else (1, 3)
+    ticks = [p * f for p in powers for f in steps if low / 3.4 < p * f <= 100]
     axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
     axes.set_xlim(low / 2, 160)
 

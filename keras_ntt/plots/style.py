@@ -109,9 +109,18 @@ def drawing(
         yield figure, list(axes.ravel())
 
 
-def add_title(ax: Axes, text: str, width: int = 72) -> None:
-    """Set a title, broken into lines that fit."""
-    ax.set_title(textwrap.fill(text, width))
+def add_title(ax: Axes, text: str, own: bool, *, beside: int = 0) -> None:
+    """Set a title, broken into lines that fit.
+
+    Args:
+        ax: The axes.
+        text: The title.
+        own: Whether the figure is ours, and its layout so that it fits.
+        beside: Number of letters of the labels left of the axes.
+    """
+    figure = cast("Figure", ax.figure)
+    inches = 0.88 * figure.get_figwidth() if own else ax.get_window_extent().width / figure.dpi
+    ax.set_title(textwrap.fill(text, max(20, int(11 * inches) - beside)))
 
 
 def add_legend(ax: Axes, own: bool, *, note: str | None = None) -> None:
@@ -129,7 +138,7 @@ def add_legend(ax: Axes, own: bool, *, note: str | None = None) -> None:
             handles, labels, loc="outside lower center", ncols=columns, title=note, handlelength=3.6
         )
     else:
-        ax.legend(handles, labels, title=note, handlelength=3.6)
+        ax.legend(handles, labels, title=note, handlelength=3.6, fontsize=8, title_fontsize=8)
 
 
 def percent(fraction: float) -> str:
