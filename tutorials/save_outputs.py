@@ -12,11 +12,14 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+# Written before the library has read TF_CPP_MIN_LOG_LEVEL.
+NOTICE = re.compile(r"I0000 |WARNING: All log messages before absl::InitializeLog")
 
 
 def code_of(notebook: dict[str, Any]) -> list[tuple[str, list[str]]]:
@@ -33,6 +36,15 @@ def installs(source: str) -> bool:
 def digest(notebook: dict[str, Any]) -> str:
     """Return a digest of a notebook's code, without its texts and outputs."""
     return hashlib.sha256(json.dumps(code_of(notebook)).encode()).hexdigest()
+
+
+def drop_notices(notebook: dict[str, Any]) -> None:
+    """Drop what TensorFlow writes to the standard error when it starts, and nothing else."""
+    for cell in notebook["cells"]:
+        for output in list(cell.get("outputs", [])):
+            lines = "".join(output.get("text", "")).splitlines()
+            if output.get("name") == "stderr" and all(map(NOTICE.match, filter(None, lines))):
+                cell["outputs"].remove(output)
 
 
 def save_outputs(path: Path) -> None:
@@ -59,6 +71,7 @@ def save_outputs(path: Path) -> None:
         ).execute()
     for cell in left_out:
         cell.cell_type = "code"
+    drop_notices(notebook)
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
