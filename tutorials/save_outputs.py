@@ -18,8 +18,11 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-# Written before the library has read TF_CPP_MIN_LOG_LEVEL.
-NOTICE = re.compile(r"I0000 |WARNING: All log messages before absl::InitializeLog")
+# What is logged whatever TF_CPP_MIN_LOG_LEVEL says.
+NOTICE = re.compile(
+    "I0000 |WARNING: All log messages before absl::InitializeLog|INFO:tensorflow:Assets written|"
+    "INFO: Created TensorFlow Lite XNNPACK delegate"
+)
 
 
 def code_of(notebook: dict[str, Any]) -> list[tuple[str, list[str]]]:
@@ -39,11 +42,15 @@ def digest(notebook: dict[str, Any]) -> str:
 
 
 def drop_notices(notebook: dict[str, Any]) -> None:
-    """Drop what TensorFlow writes to the standard error when it starts, and nothing else."""
+    """Drop the lines that TensorFlow and LiteRT log when they start or convert, and no others."""
     for cell in notebook["cells"]:
         for output in list(cell.get("outputs", [])):
-            lines = "".join(output.get("text", "")).splitlines()
-            if output.get("name") == "stderr" and all(map(NOTICE.match, filter(None, lines))):
+            if output["output_type"] != "stream":
+                continue
+            lines = "".join(output["text"]).splitlines(keepends=True)
+            left = [line for line in lines if not NOTICE.match(line)]
+            output["text"] = "".join(left) if isinstance(output["text"], str) else left
+            if not "".join(left).strip():
                 cell["outputs"].remove(output)
 
 
