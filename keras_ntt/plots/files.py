@@ -56,7 +56,8 @@ def size_by_sparsity(
             s: float(r.dense.gzip if packed else r.dense.raw) for s, r in first.items()
         }
         if not packed:
-            extra["entropy limit"] = {s: r.limit for s, r in first.items()}
+            whose = "" if len(series) == 1 else f", {next(iter(series))}"
+            extra[f"entropy limit{whose}"] = {s: r.limit for s, r in first.items()}
     styles = styles_of(sizes)
     with drawing(ax) as (figure, (axes,)):
         for name, row in sizes.items():
