@@ -272,6 +272,8 @@ def test_sparsity_by_layer():
     np.testing.assert_allclose(found["own"][0], [12.5, 100])
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["first", "last"]
     assert title(figure) == "even keeps 25% of every layer; own keeps 12% of first and 100% of last"
+    three = plots.sparsity_by_layer({"dense": dense, "even": even, "own": own})
+    assert title(three) == "Kept of first: from 12.5% (own) to 100% (dense)"
     alone = plots.sparsity_by_layer(keras_ntt.sparsity_report(own))
     assert [t.get_text() for t in alone.axes[0].texts] == ["6 of 48", "24 of 24"]
 

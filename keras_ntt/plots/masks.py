@@ -260,6 +260,8 @@ def _spread_of(found: Mapping[str, np.ndarray], cover: np.ndarray | None, shown:
 
 
 def _extremes(rows: Mapping[str, Mapping[str, tuple[int, int]]]) -> str:
+    if len(rows) > 2:
+        return _most_disputed(rows)
     parts = []
     for name, row in rows.items():
         dense = {layer: nonzeros / size for layer, (nonzeros, size) in row.items()}
@@ -272,3 +274,16 @@ def _extremes(rows: Mapping[str, Mapping[str, tuple[int, int]]]) -> str:
                 f"{who} {100 * dense[least]:.2g}% of {least} and {100 * dense[most]:.3g}% of {most}"
             )
     return "; ".join(parts)
+
+
+def _most_disputed(rows: Mapping[str, Mapping[str, tuple[int, int]]]) -> str:
+    """Say which layer's share differs the most between models."""
+    shares = {
+        layer: {name: row[layer][0] / row[layer][1] for name, row in rows.items()}
+        for layer in next(iter(rows.values()))
+    }
+    ratios = {s: max(v.values()) / max(min(v.values()), 1e-12) for s, v in shares.items()}
+    layer = max(ratios, key=lambda k: ratios[k])
+    low, high = (pick(shares[layer], key=shares[layer].__getitem__) for pick in (min, max))
+    few, many = (f"{100 * shares[layer][name]:.3g}% ({name})" for name in (low, high))
+    return f"Kept of {layer}: from {few} to {many}"
