@@ -111,7 +111,7 @@ def latency_by_sparsity(
             axes.errorbar(
                 [1 - s for s in row],
                 middle,
-                yerr=[middle - low, high - middle],
+                yerr=[(middle - low).tolist(), (high - middle).tolist()],
                 **styles[name].line,
                 elinewidth=1,
                 capsize=2,
