@@ -9,8 +9,8 @@ OLDEST ?= .venv-oldest
 TFMOT ?= .venv-tfmot
 TUTORIALS ?= .venv-tutorials
 
-.PHONY: demo test lint unit test-large test-soak test-oldest test-tfmot format bench tutorials \
-	clean help
+.PHONY: demo docs wheel test lint unit test-large test-soak test-oldest test-tfmot format bench \
+	tutorials clean help
 
 help:
 	@echo "make demo   prune, train and export a model on real data; writes $(OUT)/"
@@ -22,6 +22,8 @@ help:
 	@echo "make bench  time a step against other implementations, and how its cost grows; writes"
 	@echo "            benchmarks/results/"
 	@echo "make tutorials   run all notebooks and save what they show"
+	@echo "make docs   build the documentation into site/, strictly"
+	@echo "make wheel  build the wheel, and try it with the newest and the oldest TensorFlow and Keras"
 
 $(BIN)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -80,5 +82,19 @@ tutorials:
 	$(TUTORIALS)/bin/python -m pip install --quiet --editable . --group tutorials
 	$(TUTORIALS)/bin/python tutorials/save_outputs.py
 
+# Nothing is fetched once the packages are there.
+$(BIN)/.docs: $(BIN)/.ready
+	$(BIN)/python -m pip install --quiet --group docs
+	touch $@
+
+docs: $(BIN)/.docs
+	$(BIN)/python docs/_pages.py build/site
+	$(BIN)/zensical build --strict --config-file build/site/mkdocs.yml
+	rm -rf site && mv build/site/html site
+	@echo "Built: site/index.html"
+
+wheel:
+	PYTHON="$(PYTHON)" .ci/wheel
+
 clean:
-	rm -rf $(VENV) $(OLDEST) $(TFMOT) $(TUTORIALS) $(OUT) .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(OLDEST) $(TFMOT) $(TUTORIALS) $(OUT) build dist site .pytest_cache .ruff_cache .mypy_cache

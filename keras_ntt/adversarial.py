@@ -38,10 +38,11 @@ class ProjectedGradient:
     Raises:
         ValueError: If a setting does not fit.
 
-    >>> attack = ProjectedGradient(0.1, step_size=0.2, bounds=(0.0, 1.0))
-    >>> moved = attack(tf.constant([[0.95, 0.5]]), tf.reduce_sum, tf.constant([0, 0]))
-    >>> moved.numpy().tolist()
-    [[1.0, 0.6000000238418579]]
+    Examples:
+        >>> attack = ProjectedGradient(0.1, step_size=0.2, bounds=(0.0, 1.0))
+        >>> moved = attack(tf.constant([[0.95, 0.5]]), tf.reduce_sum, tf.constant([0, 0]))
+        >>> moved.numpy().tolist()
+        [[1.0, 0.6000000238418579]]
     """
 
     epsilon: float

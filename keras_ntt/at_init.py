@@ -50,6 +50,15 @@ def saliency_scores(
     Raises:
         TypeError: If `model` is not a Keras 3 model.
         ValueError: If data or labels that the score needs are missing, or something does not fit.
+
+    Examples:
+        >>> import keras, numpy as np
+        >>> from keras_ntt import saliency_scores
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, use_bias=False)])
+        >>> model.set_weights([np.array([[3.0], [-1.0]])])
+        >>> (scores,) = saliency_scores(model, "synflow").values()
+        >>> scores.tolist()  # the flow of ones through each weight
+        [[3.0], [1.0]]
     """
     checks.check_model(model)
     function = as_saliency(saliency)
@@ -113,6 +122,16 @@ def prune_at_init(
     Raises:
         TypeError: If `model` is not a Keras 3 model.
         ValueError: If data or labels that the score needs are missing, or something does not fit.
+
+    Examples:
+        >>> import keras
+        >>> from keras_ntt import get_masks, prune_at_init
+        >>> model = keras.Sequential(
+        ...     [keras.Input((8,)), keras.layers.Dense(10), keras.layers.Dense(2)]
+        ... )
+        >>> sparse = prune_at_init(model, sparsity=0.6, saliency="random", allocation="erk")
+        >>> [(mask.shape, int(mask.sum())) for mask in get_masks(sparse).values()]
+        [((8, 10), 24), ((10, 2), 16)]
     """
     checks.check_model(model)
     check_no_masks(model)

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ntt.scheduled_mask import scheduled_masks
-from keras_ntt.sparse_model import get_masks
+from keras_ntt.sparse_model import get_masks, keys_of
 from keras_ntt.timetable import warn_if_idle
 from keras_ntt.transfer import NeuralTangentTransfer
 from keras_ntt.unheld import warn_if_unheld, warn_of_lora
@@ -48,7 +48,9 @@ class PruningSummaries(keras.callbacks.TensorBoard):
 
     The scalars ``<path>/sparsity``, and ``sparsity`` of all of them together, are written to
     ``<log_dir>/pruning`` at the beginning of each epoch and at the end of training, by the
-    number of batches the optimizer has seen.
+    number of batches the optimizer has seen. With `histogram_freq` there is more by epoch, beside
+    what Keras writes: ``<path>/kept/histogram`` of the entries that are kept, which the zeros
+    would drown otherwise, and with `write_images` the mask of each matrix, ``<path>/mask/image``.
 
     Args:
         log_dir: The folder of the event files.
@@ -79,6 +81,12 @@ class PruningSummaries(keras.callbacks.TensorBoard):
         super().on_epoch_begin(epoch, logs)
         self._write_sparsities()
 
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Write what Keras writes, and the histograms of what is kept."""
+        super().on_epoch_end(epoch, logs)
+        if self.histogram_freq and epoch % self.histogram_freq == 0:
+            self._write_kept(epoch)
+
     def on_train_end(self, logs: Any = None) -> None:
         """Write the sparsities that training ends with."""
         self._write_sparsities()
@@ -87,19 +95,41 @@ class PruningSummaries(keras.callbacks.TensorBoard):
             self._sparsity_writer = None
         super().on_train_end(logs)
 
-    def _write_sparsities(self) -> None:
+    def _masks(self) -> dict[str, np.ndarray]:
         transfer = isinstance(self.model, NeuralTangentTransfer)
-        masks = self.model.masks if transfer else get_masks(self.model)
-        if not masks:
-            return
+        return self.model.masks if transfer else get_masks(self.model)
+
+    def _writer(self) -> Any:
         if self._sparsity_writer is None:
             folder = os.path.join(self.log_dir, "pruning")
             self._sparsity_writer = tf.summary.create_file_writer(folder)
+        return self._sparsity_writer
+
+    def _write_kept(self, epoch: int) -> None:
+        masks, transfer = self._masks(), isinstance(self.model, NeuralTangentTransfer)
+        if not masks:
+            return
+        weights = (self.model.student if transfer else self.model).weights
+        values = dict(zip(keys_of(weights), weights, strict=True))
+        with self._writer().as_default(step=epoch):
+            for path, mask in masks.items():
+                kept = keras.ops.convert_to_numpy(values[path])[mask]
+                tf.summary.histogram(f"{path}/kept/histogram", kept)
+                if self.write_images and mask.ndim == 2:
+                    picture = mask if mask.shape[0] <= mask.shape[1] else mask.T  # as Keras's
+                    pixels = picture[None, :, :, None].astype("float32")
+                    tf.summary.image(f"{path}/mask/image", pixels)
+        self._writer().flush()
+
+    def _write_sparsities(self) -> None:
+        masks = self._masks()
+        if not masks:
+            return
         step = int(keras.ops.convert_to_numpy(self.model.optimizer.iterations))
         zeros = sum(np.count_nonzero(~mask) for mask in masks.values())
         size = sum(mask.size for mask in masks.values())
-        with self._sparsity_writer.as_default(step=step):
+        with self._writer().as_default(step=step):
             for path, mask in masks.items():
                 tf.summary.scalar(f"{path}/sparsity", 1 - np.mean(mask))
             tf.summary.scalar("sparsity", zeros / size)
-        self._sparsity_writer.flush()
+        self._writer().flush()

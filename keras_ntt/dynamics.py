@@ -39,6 +39,15 @@ def effective_gradient_flow(
     Raises:
         TypeError: If `model` is not a Keras 3 model.
         ValueError: If something does not fit.
+
+    Examples:
+        >>> import keras, numpy as np
+        >>> from keras_ntt import effective_gradient_flow
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, use_bias=False)])
+        >>> model.set_weights([np.array([[1.0], [0.0]])])  # the zero is pruned
+        >>> x, y = np.array([[3.0, 5.0]], "float32"), np.array([[1.0]], "float32")
+        >>> effective_gradient_flow(model, x, y, loss="mse")  # |2 * (3 - 1) * 3|
+        12.0
     """
     checks.check_model(model)
     checks.check_arrays(x, model, "x")

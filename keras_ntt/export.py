@@ -117,6 +117,17 @@ def export_tflite(
         FileNotFoundError: If the directory of `path` does not exist.
         TypeError: If `model` is not a Keras 3 model.
         ValueError: If the model, the data or an option do not fit.
+
+    Examples:
+        >>> import keras, os, tempfile
+        >>> from keras_ntt import export_tflite, prune_at_init, strip_pruning
+        >>> model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(100)])
+        >>> sparse = strip_pruning(prune_at_init(model, sparsity=0.95, saliency="magnitude"))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = os.path.join(folder, "sparse.tflite")
+        ...     report = export_tflite(sparse, path)
+        ...     report.size == os.path.getsize(path) < 6400 * 4 / 8
+        True
     """
     checks.check_model(model)
     target_path = files.writable(path)

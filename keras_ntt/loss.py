@@ -60,6 +60,21 @@ def ntt_loss(
     Raises:
         TypeError: If a model is not a Keras 3 model.
         ValueError: If models, inputs or settings do not fit.
+
+    Examples:
+        >>> import keras, numpy as np
+        >>> from keras_ntt import apply_masks, ntt_loss
+        >>> dense, sparse = (
+        ...     keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, use_bias=False)])
+        ...     for _ in range(2)
+        ... )
+        >>> for model in (dense, sparse):
+        ...     model.set_weights([np.array([[1.0], [2.0]])])
+        >>> sparse = apply_masks(sparse, {sparse.weights[0].path: np.array([[True], [False]])})
+        >>> x = np.array([[1.0, 1.0], [1.0, 3.0]])  # kernels of 1 * 1 + 1 * 3 and of 1 * 1
+        >>> loss = ntt_loss(sparse, dense, x, density=0.5, wrt="kept")
+        >>> float(loss.ntk_distance), float(loss.output_distance), float(loss.l2)
+        (9.0, 20.0, 1.0)
     """
     for model, name in ((student, "student"), (teacher, "teacher")):
         checks.check_differentiable(model, name)

@@ -65,6 +65,13 @@ def prune_low_magnitude(
     Raises:
         TypeError: If it is none of these, or belongs to tf_keras.
         ValueError: If a setting does not fit, or nothing is selected. Nothing has changed then.
+
+    Examples:
+        >>> import keras
+        >>> from keras_ntt import PolynomialDecay, prune_low_magnitude, sparsity_report
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(5)])
+        >>> pruned = prune_low_magnitude(model, PolynomialDecay(0.5, 0.9, 0, 1000))
+        >>> pruned.compile("adam", "mse")  # and fit: the masks are chosen in training
     """
     if isinstance(pruning_schedule, Mapping):
         raise ValueError(

@@ -31,6 +31,17 @@ def save_masks(model: keras.Model, path: Path) -> None:
     Raises:
         TypeError: If `model` is not a Keras 3 model.
         ValueError: If the model holds no masks.
+
+    Examples:
+        >>> import keras, os, tempfile
+        >>> from keras_ntt import load_masks, prune_at_init, save_masks, sparsity_report
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(5)])
+        >>> sparse = prune_at_init(model, sparsity=0.8, saliency="magnitude")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_masks(sparse, os.path.join(folder, "masks.npz"))
+        ...     model = load_masks(model, os.path.join(folder, "masks.npz"))
+        >>> sparsity_report(model).sparsity
+        0.8
     """
     masks = get_masks(model)
     if not masks:

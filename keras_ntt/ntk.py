@@ -185,13 +185,13 @@ def empirical_ntk(
         ValueError: If the model is not built or has no trainable weights, or if an argument or
             the inputs do not fit.
 
-    Example:
-    >>> import keras, numpy as np
-    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-    >>> x = np.array([[1.0, 2.0], [3.0, 0.5]], "float32")
-    >>> keras.ops.convert_to_numpy(empirical_ntk(model, x, outputs="trace"))  # x x^T + 1
-    array([[ 6.  ,  5.  ],
-           [ 5.  , 10.25]], dtype=float32)
+    Examples:
+        >>> import keras, numpy as np
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        >>> x = np.array([[1.0, 2.0], [3.0, 0.5]], "float32")
+        >>> keras.ops.convert_to_numpy(empirical_ntk(model, x, outputs="trace"))  # x x^T + 1
+        array([[ 6.  ,  5.  ],
+               [ 5.  , 10.25]], dtype=float32)
     """
     checks.check_differentiable(model)
     checks.check_choice("wrt", wrt, ("all", "kept"))

@@ -84,6 +84,15 @@ def prune_neural_tangent(
         TypeError: If a model is not a Keras 3 model.
         ValueError: If something does not fit.
         FloatingPointError: If the loss becomes NaN or infinite.
+
+    Examples:
+        >>> import keras, numpy as np
+        >>> from keras_ntt import prune_neural_tangent, sparsity_report
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(5)])
+        >>> inputs = np.random.default_rng(0).normal(size=(16, 4)).astype("float32")
+        >>> sparse = prune_neural_tangent(model, inputs, sparsity=0.8, epochs=2, verbose=0)
+        >>> sparsity_report(sparse).sparsity
+        0.8
     """
     checks.check_model(model)
     student = copy_of(model, inputs)

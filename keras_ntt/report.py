@@ -110,6 +110,20 @@ def sparsity_report(model: keras.Model) -> SparsityReport:
     Raises:
         TypeError: If `model` is not a Keras 3 model.
         ValueError: If it is not built or has no weight that could be pruned.
+
+    Examples:
+        >>> import keras, numpy as np
+        >>> from keras_ntt import sparsity_report
+        >>> dense = keras.layers.Dense(2, name="dense")
+        >>> model = keras.Sequential([keras.Input((2,)), dense], name="net")
+        >>> dense.set_weights([np.array([[1.0, 0.0], [0.0, 3.0]]), np.ones(2)])
+        >>> print(sparsity_report(model))
+        weight            shape  size  non-zeros  sparsity
+        ---------------------------------------------------------------------------
+        net/dense/kernel  2x2       4          2    50.00%  not masked
+        net/dense/bias    2         2          2     0.00%  biases are never pruned
+        ---------------------------------------------------------------------------
+        prunable weights            4          2    50.00%
     """
     checks.check_model(model)
     choice = choose_weights(model, weights_of=_weights_of)

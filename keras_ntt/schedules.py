@@ -57,9 +57,10 @@ class NTTSchedule(PruningSchedule):
     Raises:
         ValueError: If an argument is out of range.
 
-    >>> schedule = NTTSchedule(0.9, frequency=5, end_step=30)
-    >>> [step for step in range(31) if schedule(step)[0]]
-    [0, 5, 10, 15, 20]
+    Examples:
+        >>> schedule = NTTSchedule(0.9, frequency=5, end_step=30)
+        >>> [step for step in range(31) if schedule(step)[0]]
+        [0, 5, 10, 15, 20]
     """
 
     def __init__(self, sparsity: float, frequency: int = 100, end_step: int | None = None):
@@ -109,9 +110,10 @@ class ConstantSparsity(PruningSchedule):
     Raises:
         ValueError: If an argument is out of range.
 
-    >>> schedule = ConstantSparsity(0.5, begin_step=2, end_step=8, frequency=3)
-    >>> [step for step in range(12) if schedule(step)[0]]
-    [2, 5, 8]
+    Examples:
+        >>> schedule = ConstantSparsity(0.5, begin_step=2, end_step=8, frequency=3)
+        >>> [step for step in range(12) if schedule(step)[0]]
+        [2, 5, 8]
     """
 
     def __init__(
@@ -155,9 +157,10 @@ class PolynomialDecay(PruningSchedule):
     Raises:
         ValueError: If an argument is out of range.
 
-    >>> schedule = PolynomialDecay(0.0, 0.8, begin_step=0, end_step=10, power=1, frequency=4)
-    >>> [(step, round(schedule(step)[1], 6)) for step in range(12) if schedule(step)[0]]
-    [(4, 0.32), (8, 0.64), (10, 0.8)]
+    Examples:
+        >>> schedule = PolynomialDecay(0.0, 0.8, begin_step=0, end_step=10, power=1, frequency=4)
+        >>> [(step, round(schedule(step)[1], 6)) for step in range(12) if schedule(step)[0]]
+        [(4, 0.32), (8, 0.64), (10, 0.8)]
     """
 
     def __init__(

@@ -241,6 +241,14 @@ def strip_pruning(model: keras.Model) -> keras.Model:
 
     Returns:
         The same model, as free of masks as before pruning.
+
+    Examples:
+        >>> import keras
+        >>> from keras_ntt import get_masks, prune_at_init, sparsity_report, strip_pruning
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(5)])
+        >>> stripped = strip_pruning(prune_at_init(model, sparsity=0.9, saliency="magnitude"))
+        >>> get_masks(stripped), sparsity_report(stripped).sparsity
+        ({}, 0.9)
     """
     checks.check_built(model)
     held = [variable for variable in model.weights if is_masked(variable)]
@@ -276,6 +284,16 @@ def get_masks(model: keras.Model) -> dict[str, np.ndarray]:
 
     Raises:
         TypeError: If `model` is not a Keras 3 model.
+
+    Examples:
+        >>> import keras
+        >>> from keras_ntt import get_masks, prune_at_init
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(5)])
+        >>> get_masks(model)
+        {}
+        >>> (mask,) = get_masks(prune_at_init(model, sparsity=0.9, saliency="magnitude")).values()
+        >>> mask.dtype, int(mask.sum())
+        (dtype('bool'), 2)
     """
     checks.check_built(model)
     return {

@@ -27,8 +27,9 @@ def as_pattern(value: Any) -> Pattern | None:
     Raises:
         ValueError: If it is nothing of the kind.
 
-    >>> as_pattern("1:4").sparsity
-    0.75
+    Examples:
+        >>> as_pattern("1:4").sparsity
+        0.75
     """
     if value is None or callable(value):
         return value

@@ -91,6 +91,15 @@ class NeuralTangentTransfer(keras.Model):
     Attributes:
         student: The student, with exact zeros where it is pruned.
         teacher: The teacher model, or None where it is the student's first state.
+
+    Examples:
+        >>> import keras, numpy as np
+        >>> from keras_ntt import NeuralTangentTransfer
+        >>> student = keras.Sequential([keras.Input((4,)), keras.layers.Dense(5)])
+        >>> transfer = NeuralTangentTransfer(student, pruning_schedule=0.8, seed=0)
+        >>> transfer.compile(keras.optimizers.Adam(1e-3))
+        >>> [int(mask.sum()) for mask in transfer.masks.values()]  # then fit(inputs)
+        [4]
     """
 
     def __init__(
@@ -182,6 +191,11 @@ class NeuralTangentTransfer(keras.Model):
     def masks(self) -> dict[str, np.ndarray]:
         """The masks: ``variable path -> boolean array``, true where an entry is kept."""
         return self._weights.by_path()
+
+    @property
+    def layers(self) -> list[keras.Layer]:
+        """The student alone: what callbacks such as TensorBoard show. A teacher never changes."""
+        return [self.student]
 
     @property
     def trainable_variables(self) -> list[keras.Variable]:

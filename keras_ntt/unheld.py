@@ -27,6 +27,15 @@ def restore_masks(model: keras.Model) -> keras.Model:
 
     Raises:
         ValueError: If no prunable kernel holds a zero.
+
+    Examples:
+        >>> import keras, numpy as np
+        >>> from keras_ntt import get_masks, restore_masks
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, use_bias=False)])
+        >>> model.set_weights([np.array([[1.0, 0.0], [0.0, 4.0]])])  # as loaded from a file
+        >>> (mask,) = get_masks(restore_masks(model)).values()
+        >>> mask.astype(int).tolist()
+        [[1, 0], [0, 1]]
     """
     checks.check_model(model)
     choice = choose_weights(model, pruning_policy=KernelPolicy(depthwise=True, embeddings=True))

@@ -66,15 +66,26 @@ def test_zeros_without_masks_are_warned_of(mlp, tmp_path):
     assert fit(mlp(), UpdatePruningStep(), epochs=1) == []
 
 
-def scalars(folder):
-    """Return ``tag -> [(step, value)]`` of the event files in a folder."""
+def events(folder):
+    """Return ``tag -> [(step, array)]`` of the event files in a folder."""
     found = {}
     for file in folder.iterdir():
         for event in tf.compat.v1.train.summary_iterator(str(file)):
             for value in event.summary.value:
-                number = float(tf.make_ndarray(value.tensor))
-                found.setdefault(value.tag, []).append((event.step, number))
+                if value.HasField("tensor"):
+                    entry = (event.step, tf.make_ndarray(value.tensor))
+                    found.setdefault(value.tag, []).append(entry)
     return found
+
+
+def scalars(folder):
+    """Return ``tag -> [(step, value)]`` of the event files in a folder."""
+    return {tag: [(s, float(v)) for s, v in rows] for tag, rows in events(folder).items()}
+
+
+def count_of(histogram):
+    """Return how many numbers a histogram has been made of: rows are left, right, count."""
+    return int(histogram[:, 2].sum())
 
 
 def test_callbacks_serve_a_transfer_too(mlp, tmp_path):
@@ -105,6 +116,55 @@ def test_summaries_hold_the_sparsity_of_each_weight(mlp, tmp_path):
     for tag, values in found.items():
         assert tag
         np.testing.assert_allclose([v for _, v in values], [w for _, w in wanted], atol=1e-6)
+
+
+def test_the_tensorboard_of_keras_shows_a_transfer(mlp, tmp_path):
+    pytest.importorskip("tensorboard")
+    x = np.random.default_rng(0).normal(size=(16, 6)).astype("float32")
+    student, teacher = mlp(), mlp()
+    transfer = keras_ntt.NeuralTangentTransfer(student, teacher, pruning_schedule=0.75, seed=0)
+    transfer.compile("adam", run_eagerly=True)
+    board = keras.callbacks.TensorBoard(tmp_path, histogram_freq=1, write_images=True)
+    history = transfer.fit(x, batch_size=8, epochs=2, callbacks=[board], verbose=0).history
+    found = events(tmp_path / "train")
+    for name in ("loss", "ntk_distance", "output_distance", "sparsity"):
+        assert [float(v) for _, v in found[f"epoch_{name}"]] == pytest.approx(history[name])
+    assert history["sparsity"] == pytest.approx([0.75, 0.75])
+    histograms = {tag: rows for tag, rows in found.items() if tag.endswith("/histogram")}
+    assert set(histograms) == {f"{v.path}/histogram" for v in student.weights}
+    for variable in student.weights:
+        values = keras.ops.convert_to_numpy(variable)
+        step, last = histograms[f"{variable.path}/histogram"][-1]
+        assert (step, count_of(last)) == (1, values.size)
+        assert last[0, 0] == pytest.approx(values.min(), abs=1e-6)
+        assert last[-1, 1] == pytest.approx(values.max(), abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["transfer", "model"])
+def test_summaries_hold_what_is_kept(kind, mlp, tmp_path):
+    pytest.importorskip("tensorboard")
+    board = PruningSummaries(tmp_path, histogram_freq=2, write_images=True)
+    model = mlp()
+    if kind == "transfer":
+        x = np.random.default_rng(0).normal(size=(16, 6)).astype("float32")
+        transfer = keras_ntt.NeuralTangentTransfer(model, pruning_schedule=0.75, seed=0)
+        transfer.compile("adam", run_eagerly=True)
+        transfer.fit(x, batch_size=8, epochs=3, callbacks=[board], verbose=0)
+    else:
+        model = keras_ntt.prune_at_init(model, sparsity=0.75, saliency="magnitude")
+        fit(model, board, epochs=3)
+    found = events(tmp_path / "pruning")
+    for path, mask in keras_ntt.get_masks(model).items():
+        (variable,) = [v for v in model.weights if v.path == path]
+        kept = keras.ops.convert_to_numpy(variable)[mask]
+        rows = found[f"{path}/kept/histogram"]
+        assert [(step, count_of(h)) for step, h in rows] == [(0, kept.size), (2, kept.size)]
+        assert rows[-1][1][0, 0] == pytest.approx(kept.min(), abs=1e-6)
+        assert rows[-1][1][-1, 1] == pytest.approx(kept.max(), abs=1e-6)
+        _, (width, height, png) = found[f"{path}/mask/image"][-1]
+        picture = tf.io.decode_png(png).numpy()[:, :, 0] > 0
+        np.testing.assert_array_equal(picture, mask if mask.shape[0] <= mask.shape[1] else mask.T)
+        assert (int(height), int(width)) == picture.shape
 
 
 def test_summaries_need_a_folder():

@@ -82,15 +82,13 @@ def test_split_is_fixed_and_disjoint():
         (["--help"], 0, "demo"),
         (["demo", "--help"], 0, "--transfer-epochs"),
         (["--version"], 0, keras_ntt.__version__),
-        ([], 2, "required"),
-        (["demo", "--seeds", "0"], 2, "at least 1"),
-        (["nonsense"], 2, "invalid choice"),
+        ([], 2, "Usage: keras-ntt"),
+        (["demo", "--seeds", "0"], 2, "not in the range x>=1"),
+        (["nonsense"], 2, "No such command"),
     ],
 )
 def test_command_line(arguments, code, text, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(arguments)
-    assert stopped.value.code == code
+    assert cli.main(arguments) == code
     captured = capsys.readouterr()
     assert text in captured.out + captured.err
 

@@ -1,4 +1,4 @@
-"""The code blocks of the README run, from top to bottom, and links lead somewhere."""
+"""Code blocks of the README and the documentation run, from top to bottom; links lead somewhere."""
 
 import pathlib
 import re
@@ -6,8 +6,12 @@ import re
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-FOLDERS = [ROOT / "docs", ROOT / "tutorials"]
-DOCUMENTS = [ROOT / "README.md", *(p for f in FOLDERS for p in sorted(f.glob("*.md")))]
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "tutorials").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#]+)\)")
 
@@ -28,3 +32,20 @@ def test_links_lead_somewhere(path):
     for target in LINK.findall(path.read_text()):
         if not target.startswith(("http://", "https://")):
             assert (path.parent / target).exists(), target
+
+
+def test_the_reference_has_every_public_name():
+    import keras_ntt
+
+    pages = [path.read_text() for path in (ROOT / "docs" / "api").glob("*.md")]
+    directives = [name for page in pages for name in re.findall(r"^::: (\S+)$", page, re.MULTILINE)]
+    assert len(directives) == len(set(directives))
+    assert {f"keras_ntt.{name}" for name in keras_ntt.__all__} <= set(directives)
+
+
+def test_the_tour_names_files_that_are_there():
+    tour = (ROOT / "CONTRIBUTING.md").read_text().partition("## A tour")[2].partition("\n## ")[0]
+    rows = [line.split("|")[1] for line in tour.splitlines() if line.startswith("| `")]
+    names = [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
+    assert len(names) > 30
+    assert [n for n in names if not (ROOT / "keras_ntt" / n).exists()] == []

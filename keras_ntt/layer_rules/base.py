@@ -68,18 +68,18 @@ def register_layer_rule(*types: type) -> Callable[[LayerRule], LayerRule]:
     Raises:
         TypeError: If something else than classes is given.
 
-    Example:
-    >>> import keras
-    >>> from keras_ntt import layer_rules, register_layer_rule
-    >>> class Projection(keras.layers.Layer):
-    ...     def build(self, shape):
-    ...         self.table = self.add_weight(shape=(shape[-1], 3))
-    ...
-    ...     def call(self, x):
-    ...         return keras.ops.matmul(x, self.table)
-    >>> @register_layer_rule(Projection)
-    ... def projection(call, tensors):
-    ...     return layer_rules.Einsum(call, tensors, "nk,ko->no", kernel=call.operation.table)
+    Examples:
+        >>> import keras
+        >>> from keras_ntt import layer_rules, register_layer_rule
+        >>> class Projection(keras.layers.Layer):
+        ...     def build(self, shape):
+        ...         self.table = self.add_weight(shape=(shape[-1], 3))
+        ...
+        ...     def call(self, x):
+        ...         return keras.ops.matmul(x, self.table)
+        >>> @register_layer_rule(Projection)
+        ... def projection(call, tensors):
+        ...     return layer_rules.Einsum(call, tensors, "nk,ko->no", kernel=call.operation.table)
     """
     if not types or not all(isinstance(t, type) for t in types):
         raise TypeError(

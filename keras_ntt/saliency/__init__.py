@@ -47,8 +47,9 @@ def magnitude(weights: Sequence[tf.Tensor]) -> list[tf.Tensor]:
     Raises:
         TypeError: If they are no list.
 
-    >>> [s.numpy().tolist() for s in magnitude([tf.constant([-2.0, 1.0])])]
-    [[2.0, 1.0]]
+    Examples:
+        >>> [s.numpy().tolist() for s in magnitude([tf.constant([-2.0, 1.0])])]
+        [[2.0, 1.0]]
     """
     if not isinstance(weights, Sequence) or isinstance(weights, str | bytes):
         raise TypeError(

@@ -1,0 +1,293 @@
+"""Figures for the documentation, from the JSON files in benchmarks/results/.
+
+Each function takes that folder and returns Markdown. What has not been measured says so; nothing
+is typed by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from _tables import of_any_form, table
+
+OURS = "keras_ntt"
+SHOWN_EPOCHS = (1, 2, 5, 10, 20, 50)
+
+
+def missing(program: str) -> str:
+    """Return what stands for figures that are not there."""
+    return f"*Not measured yet: `{program}` writes the figures of this part.*"
+
+
+def read(path: Path) -> Any:
+    """Return the content of a JSON file, or None if there is none."""
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def machine(found: dict[str, Any]) -> str:
+    """Return in words where something was measured."""
+    load = found.get("load_average_before") or []
+    parts = [f"{found.get('cpu', 'unknown CPU')}, {found.get('cores', '?')} cores"]
+    parts += [
+        f"{name} {found[key]}"
+        for name, key in (("TensorFlow", "tensorflow"), ("Keras", "keras"), ("Python", "python"))
+        if key in found
+    ]
+    parts += [f"load {load[0]:.1f} at the start"] if load else []
+    return "Measured on " + ", ".join(parts) + "."
+
+
+# --- steps -----------------------------------------------------------------------------------
+
+
+def step_times(results: Path) -> str:
+    """Return how long a step takes, beside other ways to take it."""
+    found = read(results / "ntt_step.json")
+    if found is None:
+        return missing("benchmarks/ntt_step.py")
+    parts = [machine(found["machine"])]
+    for name, network in found["networks"].items():
+        parts.append(f"### {name}")
+        parts.append(_network(network))
+    return "\n\n".join(parts)
+
+
+def _network(network: dict[str, Any]) -> str:
+    if "failed" in network:
+        return f"*This network failed: {network['failed']}*"
+    ours = network["steps"][OURS]["median_seconds"]
+    body = [
+        [
+            f"{key} (best of the peer)" if key == network["best_of_peer"] else key,
+            _ms(one["median_seconds"]),
+            " to ".join(_ms(q) for q in one["quartiles_seconds"]),
+            f"{one['median_seconds'] / ours:.2f}",
+            f"{one['times_floor']:.1f}",
+            f"{one['first_call_seconds']:.1f}",
+            f"{one['memory_bytes']['added'] / 1e6:,.0f}",
+        ]
+        for key, one in network["steps"].items()
+    ]
+    head = ("", "median ms", "quartiles", "x ours", "x floor", "first call s", "memory MB")
+    text = [network["what"][:1].upper() + network["what"][1:] + "."]
+    text.append(table(head, body, right=range(1, 7)))
+    text += [f"- {key}: not timed, {why}." for key, why in network["not_timed"].items()]
+    floor = network["floor"]
+    text.append(
+        f"The floor is {_ms(floor['seconds'])} ms: {floor['flops'] / 1e9:.2f} GFLOP, counted from "
+        f"the {floor['counted_from']}, at {floor['flops_per_second'] / 1e9:.0f} GFLOP/s."
+    )
+    if network["fit"] is not None:
+        text.append(f"Through `fit` a step takes {_ms(network['fit']['median_seconds'])} ms.")
+    return "\n\n".join(text)
+
+
+def growth(results: Path) -> str:
+    """Return how the cost of a step grows."""
+    found = read(results / "growth.json")
+    if found is None:
+        return missing("benchmarks/growth.py")
+    body = []
+    for changed, sweeps in found["sweeps"].items():
+        for one in sweeps:
+            seconds, size = one["exponent_of_seconds"], one["exponent_of_bytes"]
+            points = [point[changed] for point in one["points"]]
+            body.append(
+                [
+                    changed,
+                    one["series"],
+                    f"{min(points)} to {max(points)}" if points else "none",
+                    f"{seconds['exponent']:.2f}" if seconds else "",
+                    f"{size['exponent']:.2f}" if size else "",
+                    one["left_out"] or "",
+                ]
+            )
+    head = ("number", "series", "range", "exponent of time", "of memory", "left out")
+    pictures = [
+        f"![Time of a step by {changed}](figures/growth_{changed}.png)"
+        for changed in found["sweeps"]
+        if (results / f"growth_{changed}.png").exists()
+    ]
+    return "\n\n".join([machine(found["machine"]), table(head, body, right=(3, 4)), *pictures])
+
+
+def _ms(seconds: float) -> str:
+    ms = 1000 * seconds
+    return f"{ms:,.0f}" if abs(ms) >= 100 else f"{ms:.2f}"
+
+
+def import_time(results: Path) -> str:
+    """Return how long the import takes, beside Keras's."""
+    found = read(results / "import_time.json")
+    if found is None:
+        return missing("benchmarks/import_time.py")
+    ratio, rounds = found["ratio"], found["rounds"]
+    return (
+        f"`import keras` takes {found['keras_seconds']:.2f} s, and `import keras_ntt`, which "
+        f"imports it, {found['keras_ntt_seconds']:.2f} s. The median of the ratios of {rounds} "
+        f"pairs is {ratio['median']:.3f}, their quartiles are {ratio['low']:.3f} and "
+        f"{ratio['high']:.3f}."
+    )
+
+
+# --- files -----------------------------------------------------------------------------------
+
+
+def sizes(results: Path) -> str:
+    """Return the sizes of exported files."""
+    found = read(results / "export_size.json")
+    if found is None:
+        return missing("benchmarks/export_size.py")
+    parts = []
+    for name in dict.fromkeys(row["network"] for row in found):
+        rows = [row for row in found if row["network"] == name]
+        head = ["zeros", "float32", "zstd", "limit", "int8 weights", "zstd", "limit"]
+        body = [
+            [f"{row['sparsity']:.0%}"]
+            + [
+                "" if size is None else f"{size / 1000:.4g}"
+                for kind in ("float32", "int8_weights")
+                for size in (row[kind]["raw"], row[kind]["zstd"], row[kind]["limit"])
+            ]
+            for row in rows
+        ]
+        parts += [
+            f"### {name}",
+            f"Dense, float32: {rows[0]['dense'] / 1000:,.0f} kB. All in kB.",
+            table(head, body, right=range(7)),
+        ]
+    return "\n\n".join(parts)
+
+
+def latency(results: Path) -> str:
+    """Return the latency of exported files beside their dense twins."""
+    parts = []
+    for file, program in (
+        ("export_latency.json", "benchmarks/export_latency.py"),
+        ("export_latency_without_avx.json", "benchmarks/export_latency.py --without-avx"),
+    ):
+        rows = read(results / file)
+        if not rows:
+            parts.append(missing(program))
+            continue
+        loads = max(row["load"] for row in rows)
+        parts.append(f"{rows[0]['cpu']}, batch 1, 1 thread, load up to {loads:.1f}:")
+        body = [
+            [
+                row["network"],
+                f"{row['sparsity']:.0%}",
+                row["file"],
+                f"{row['seconds'] * 1e6:,.1f}",
+                f"{row['dense_seconds'] * 1e6:,.1f}",
+                f"{row['speedup']:.2f}",
+                f"{row['low']:.2f} to {row['high']:.2f}",
+            ]
+            for row in rows
+        ]
+        head = ("network", "zeros", "file", "µs", "dense µs", "times as fast", "quartiles")
+        parts.append(table(head, body, right=(1, 3, 4, 5, 6)))
+    return "\n\n".join(parts)
+
+
+def predictions(results: Path) -> str:
+    """Return how often the prediction of sparse inference was right."""
+    rows = read(results / "sparse_inference.json")
+    if rows is None:
+        return missing("benchmarks/sparse_inference.py")
+    right = sum(row["predicted"] == row["found"] for row in rows)
+    safe = sum(row["safe"] for row in rows)
+    body = [
+        [
+            row["case"],
+            row["predicted"],
+            row["found"],
+            f"{row['speedup']:.2f}" if "speedup" in row else "",
+            "" if row["safe"] else "missed",
+        ]
+        for row in rows
+    ]
+    head = ("network", "predicted", "found", "times as fast", "")
+    said = f"{right} of {len(rows)} as predicted, {safe} of {len(rows)} as predicted or safer."
+    return "\n\n".join([said, table(head, body, right=(3,))])
+
+
+# --- accuracies ------------------------------------------------------------------------------
+
+
+def accuracies(results: Path) -> str:
+    """Return the tables of the published comparison, from the files of its runs."""
+    files = sorted((results / "reproduce" / "runs").glob("*.json"))
+    if not files:
+        return missing("benchmarks/reproduce.py")
+    runs = [json.loads(file.read_text()) for file in files]
+    same = ("dataset", "network", "split", "label_fraction", "samples", "epochs")
+    groups: dict[tuple[Any, ...], list[Any]] = {}
+    for run in runs:
+        groups.setdefault(tuple(run["settings"][s] for s in same), []).append(run)
+    parts = []
+    for group, members in sorted(groups.items()):
+        values = dict(zip(same, group, strict=True))
+        labels = f", {values['label_fraction']:.1%} of the labels" * (values["label_fraction"] < 1)
+        few = f", {values['samples']:,} images" if values["samples"] else ""
+        parts.append(f"### {values['network']} on {values['dataset']}{few}{labels}")
+        if values["split"] != "test":
+            parts.append(f"Accuracy on the {values['split']} part.")
+        parts.append(_ranked(members, values["epochs"]))
+    return "\n\n".join(parts)
+
+
+def _ranked(members: list[Any], epochs: int) -> str:
+    shown = [epoch for epoch in SHOWN_EPOCHS if epoch <= epochs]
+    rows: dict[tuple[Any, ...], list[list[float]]] = {}
+    for member in members:
+        s = member["settings"]
+        key = (-s["density"], s["allocation"], s["method"], s["transfer_epochs"])
+        rows.setdefault(key, []).append(member["accuracy"])
+    order = sorted(
+        rows, key=lambda key: (*key[:2], -statistics.mean(a[-1] for a in rows[key]), key)
+    )
+    body = [
+        [f"{-key[0]:.2%}", key[1], key[2], str(key[3] or ""), str(len(rows[key]))]
+        + [mean_and_spread([100 * accuracy[e - 1] for accuracy in rows[key]]) for e in shown]
+        for key in order
+    ]
+    head = ["density", "allocation", "method", "transfer epochs", "seeds"]
+    head += [f"epoch {epoch}" for epoch in shown]
+    return table(head, body, right=(0, *range(3, len(head))))
+
+
+def mean_and_spread(values: Sequence[float]) -> str:
+    """Return the mean, and the standard deviation where there is one."""
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{spread}"
+
+
+# --- files of any form -----------------------------------------------------------------------
+
+
+def soaks(results: Path) -> str:
+    """Return all files of long random tests, whatever their form."""
+    files = sorted(results.glob("soak_*.json"))
+    if not files:
+        return missing("benchmarks/soak_*.py")
+    parts = []
+    for file in files:
+        title = file.stem.removeprefix("soak_").replace("_", " ")
+        parts += [f"## {title[:1].upper()}{title[1:]}", *of_any_form(json.loads(file.read_text()))]
+    return "\n\n".join(parts)
+
+
+FIGURES = {
+    "step_times": step_times,
+    "growth": growth,
+    "import_time": import_time,
+    "sizes": sizes,
+    "latency": latency,
+    "predictions": predictions,
+    "accuracies": accuracies,
+    "soaks": soaks,
+}

@@ -1,0 +1,209 @@
+"""Models and data from files. Nothing is unpickled."""
+
+from __future__ import annotations
+
+import hashlib
+import pathlib
+import zipfile
+from typing import Any, NamedTuple
+
+import numpy as np
+
+TFDS = "tfds:"
+
+
+class Labelled(NamedTuple):
+    """Samples and class numbers, to train on and to test on."""
+
+    x: np.ndarray
+    y: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+
+
+def load_model(path: pathlib.Path) -> Any:
+    """Read a Keras model.
+
+    Args:
+        path: A ``.keras`` file.
+
+    Returns:
+        The model, not compiled.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no Keras model, or needs classes that are not registered.
+    """
+    import keras
+
+    if not path.exists():
+        raise FileNotFoundError(f"There is no such model file. Received: {path}")
+    try:
+        return keras.models.load_model(path, compile=False)
+    except Exception as error:  # bytes of any origin: whatever fails, it cannot be used
+        raise ValueError(
+            "This is no model that Keras can read by itself. Models with classes of one's own "
+            "are pruned from Python: keras_ntt.prune_neural_tangent. "
+            f"Received: {path} ({type(error).__name__}: {error})"
+        ) from error
+
+
+def read_inputs(source: str, model: Any, divide_by: float | None = None) -> Any:
+    """Read unlabelled inputs.
+
+    Args:
+        source: A ``.npy`` file; an ``.npz`` file with the inputs as ``x`` or ``x_train``, as its
+            only array, or by the names of the model's inputs; or ``tfds:NAME``.
+        model: The model that takes them.
+        divide_by: What to divide them by; None leaves them as they are.
+
+    Returns:
+        Arrays, nested as the model takes them.
+
+    Raises:
+        ValueError: If there are no inputs in it, or they are whole numbers of unknown scale.
+    """
+    import keras
+
+    x = keras.tree.map_structure(lambda a: _scaled(a, divide_by), _inputs(source, model))
+    return _of_known_scale(x, model)
+
+
+def _inputs(source: str, model: Any) -> Any:
+    import keras
+
+    from keras_ntt import _host
+
+    if source.startswith(TFDS):
+        return _from_tfds(source, "train")[0]
+    found = _read(source)
+    if isinstance(found, np.ndarray):
+        return found
+    names = [tensor.name for tensor in getattr(model, "inputs", None) or []]
+    if len(names) > 1 and set(names) <= set(found):
+        graph = _host.functional_of(model)
+        if graph is not None:
+            structure = _host.input_structure(graph)
+            return keras.tree.map_structure(lambda tensor: found[tensor.name], structure)
+    for key in ("x", "x_train", *(found if len(found) == 1 else ())):
+        if key in found:
+            return found[key]
+    wanted = f", or one array for each input, named {', '.join(names)}" if len(names) > 1 else ""
+    raise ValueError(
+        f"An .npz file of inputs must hold them as x or x_train{wanted}. "
+        f"Received: {source} with the arrays {', '.join(sorted(found))}"
+    )
+
+
+def read_labelled(source: str, model: Any, divide_by: float | None = None) -> Labelled:
+    """Read samples with labels, in two parts.
+
+    Args:
+        source: An ``.npz`` file with the arrays ``x``, ``y`` (or ``x_train``, ``y_train``),
+            ``x_test`` and ``y_test``; or ``tfds:NAME`` with the splits train and test.
+        model: The model that takes them.
+        divide_by: What to divide the inputs by; None leaves them as they are.
+
+    Returns:
+        The data.
+
+    Raises:
+        ValueError: If an array is missing or does not fit the others.
+    """
+    x, y, x_test, y_test = _labelled(source)
+    x, x_test = (_of_known_scale(_scaled(part, divide_by), model) for part in (x, x_test))
+    data = Labelled(x, _classes(y), x_test, _classes(y_test))
+    for samples, labels in ((data.x, data.y), (data.x_test, data.y_test)):
+        if not len(samples) or len(samples) != len(labels):
+            raise ValueError(
+                "There must be samples, and one label for each. "
+                f"Received: {source} with {len(samples)} samples and {len(labels)} labels"
+            )
+    return data
+
+
+def _labelled(source: str) -> tuple[np.ndarray, ...]:
+    if source.startswith(TFDS):
+        return *_from_tfds(source, "train"), *_from_tfds(source, "test")
+    found = _read(source)
+    arrays = {"x": found} if isinstance(found, np.ndarray) else found
+    parts = {key: arrays.get(key, arrays.get(f"{key}_train")) for key in "xy"}
+    parts |= {key: arrays.get(key) for key in ("x_test", "y_test")}
+    missing = [name for name, value in parts.items() if value is None]
+    if missing:
+        raise ValueError(
+            "Labelled data are an .npz file with the arrays x, y, x_test and y_test. Make it by "
+            "numpy.savez(path, x=x, y=y, x_test=x_test, y_test=y_test). "
+            f"Received: {source} without {', '.join(missing)}"
+        )
+    return tuple(map(np.asarray, parts.values()))
+
+
+def fingerprint(source: str | pathlib.Path) -> str:
+    """Return a digest of a file's content; names of data sets stand for themselves."""
+    if str(source).startswith(TFDS):
+        return str(source)
+    digest = hashlib.sha256()
+    with open(source, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _read(source: str) -> Any:
+    """Return an array, or ``name -> array``."""
+    path = pathlib.Path(source)
+    if not path.exists():
+        raise FileNotFoundError(f"There is no such file of arrays. Received: {path}")
+    try:
+        with path.open("rb") as file:
+            found = np.load(file, allow_pickle=False)
+            if isinstance(found, np.ndarray):
+                return found
+            return {key: found[key] for key in found.files}
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            "Arrays are read from .npy and .npz files of numbers; pickled objects are refused. "
+            f"Received: {path} ({error})"
+        ) from error
+
+
+def _from_tfds(source: str, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return a whole split of a data set that has inputs and labels."""
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise ImportError(
+            "Data sets by name come with another package: pip install 'keras-ntt[tfds]'. "
+            f"Received: {source}"
+        ) from error
+    name = source.removeprefix(TFDS)
+    x, y = tfds.as_numpy(tfds.load(name, split=split, batch_size=-1, as_supervised=True))
+    return x, y
+
+
+def _scaled(x: np.ndarray, divide_by: float | None) -> np.ndarray:
+    if divide_by is not None and np.issubdtype(x.dtype, np.number):
+        return (x / divide_by).astype("float32")
+    return x.astype("float32") if x.dtype == np.float64 else x
+
+
+def _of_known_scale(x: Any, model: Any) -> Any:
+    """Return inputs, or raise if they are whole numbers and the model takes real ones."""
+    import keras
+
+    wanted = [tensor.dtype for tensor in getattr(model, "inputs", None) or []]
+    for array, dtype in zip(keras.tree.flatten(x), wanted, strict=False):
+        if np.issubdtype(array.dtype, np.integer) and keras.backend.is_float_dtype(dtype):
+            raise ValueError(
+                "The inputs are whole numbers and the model takes real ones, whose scale matters. "
+                "Scale them as the model is trained: --divide-by 255 brings pixels to [0, 1], "
+                f"--divide-by 1 takes them as they are. Received: inputs of type {array.dtype}"
+            )
+    return x
+
+
+def _classes(y: np.ndarray) -> np.ndarray:
+    """Return class numbers, from rows of weights too."""
+    y = np.asarray(y)
+    return y.argmax(axis=1) if y.ndim == 2 and y.shape[1] > 1 else y.reshape(len(y))

@@ -1,0 +1,66 @@
+"""Types of options, and options that several commands have."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+from typing import Any
+
+import click
+
+PATH = click.Path(path_type=pathlib.Path)
+POSITIVE = click.IntRange(min=1)
+SPARSITY = click.FloatRange(min=0, max=1, max_open=True)
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
+
+
+class Bytes(click.ParamType):
+    """A number of bytes, such as ``2GiB``, ``500MB`` or ``1000000``."""
+
+    name = "bytes"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        """Return the number of bytes."""
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(|[KMG]I?)B?", value.strip().upper())
+        size = int(float(match[1]) * _UNITS[match[2]]) if match else 0
+        if size < 1:
+            self.fail(f"{value!r} is no number of bytes such as 2GiB, 500MB or 1000000", param, ctx)
+        return size
+
+
+class Structure(click.ParamType):
+    """A pattern: ``2:4``, ``filters``, or a block ``4x1`` of inputs and outputs."""
+
+    name = "pattern"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Return the pattern as `keras_ntt.prune_at_init` takes it."""
+        from keras_ntt.structures import as_pattern
+
+        block = re.fullmatch(r"(\d+)x(\d+)", value) if isinstance(value, str) else None
+        pattern = (int(block[1]), int(block[2])) if block else value
+        try:
+            as_pattern(pattern)
+        except ValueError:
+            self.fail(
+                f"{value!r} is none of 2:4 and the like, 4x1 and the like, filters", param, ctx
+            )
+        return pattern
+
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+seed = click.option(
+    "--seed",
+    type=click.IntRange(min=0, max=2**31 - 1),
+    default=0,
+    show_default=True,
+    help="Seed of every random choice.",
+)
+divide_by = click.option(
+    "--divide-by",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Divide the inputs by this number first: 255 for pixels in bytes.",
+)
+quiet = click.option("--quiet", "-q", is_flag=True, help="No progress bar.")
