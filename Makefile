@@ -7,8 +7,10 @@ OUT ?= demo-output
 
 OLDEST ?= .venv-oldest
 TFMOT ?= .venv-tfmot
+TUTORIALS ?= .venv-tutorials
 
-.PHONY: demo docs wheel test lint unit test-large test-soak test-oldest test-tfmot format bench clean help
+.PHONY: demo docs wheel test lint unit test-large test-soak test-oldest test-tfmot format bench \
+	tutorials clean help
 
 help:
 	@echo "make demo   prune, train and export a model on real data; writes $(OUT)/"
@@ -19,6 +21,7 @@ help:
 	@echo "make test-tfmot    against the real tensorflow-model-optimization, and serving it"
 	@echo "make bench  time a step against other implementations, and how its cost grows; writes"
 	@echo "            benchmarks/results/"
+	@echo "make tutorials   run all notebooks and save what they show"
 	@echo "make docs   build the documentation into site/, strictly"
 	@echo "make wheel  build the wheel, and try it with the newest and the oldest TensorFlow and Keras"
 
@@ -62,7 +65,7 @@ test-tfmot:
 	$(PYTHON) -m venv $(TFMOT)
 	$(TFMOT)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(TFMOT)/bin/python -m pip install --quiet --editable . --group tfmot
-	$(TFMOT)/bin/python -m pytest tests/test_tfmot.py tests/test_tfmot_models.py tests/test_documents.py -k "tfmot or from_tfmot"
+	$(TFMOT)/bin/python -m pytest tests/test_tfmot.py tests/test_tfmot_models.py tests/test_notebooks.py -k tfmot
 
 format: $(BIN)/.ready
 	$(BIN)/ruff check --fix .
@@ -71,6 +74,13 @@ format: $(BIN)/.ready
 bench: $(BIN)/.ready
 	$(BIN)/python benchmarks/ntt_step.py
 	$(BIN)/python benchmarks/growth.py
+
+# With tfmot, because one of them serves its users.
+tutorials:
+	$(PYTHON) -m venv $(TUTORIALS)
+	$(TUTORIALS)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(TUTORIALS)/bin/python -m pip install --quiet --editable . --group tutorials
+	$(TUTORIALS)/bin/python tutorials/save_outputs.py
 
 # Nothing is fetched once the packages are there.
 $(BIN)/.docs: $(BIN)/.ready
@@ -87,4 +97,4 @@ wheel:
 	PYTHON="$(PYTHON)" .ci/wheel
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(TFMOT) $(OUT) build dist site .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(OLDEST) $(TFMOT) $(TUTORIALS) $(OUT) build dist site .pytest_cache .ruff_cache .mypy_cache

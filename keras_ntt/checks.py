@@ -90,7 +90,8 @@ def check_truth(what: str, answer: Any) -> bool:
 def check_variables(what: str, found: Any) -> list[keras.Variable]:
     """Return the variables that a user's function named as a list, or raise a ValueError."""
     variables = list(found) if isinstance(found, list | tuple | set) else [None]
-    if not all(isinstance(v, keras.Variable) for v in variables):
+    # By what they have: in older versions keras.Variable is not the class of layers' variables.
+    if not all(hasattr(v, "path") and hasattr(v, "trainable") for v in variables):
         raise ValueError(
             f"{what} must return a list of the layer's variables. "
             f"Received: {type(found).__name__} {found!r}"
@@ -216,6 +217,8 @@ def check_structure(x: Any, model: keras.Model, name: str = "inputs") -> None:
     """
     functional = _host.functional_of(model)
     leaves = keras.tree.flatten(x)
+    if not leaves:
+        raise ValueError(f"{name} hold no arrays. Received: {name}={x!r}")
     for leaf in leaves:
         if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
             raise ValueError(

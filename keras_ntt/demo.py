@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 import keras_ntt
+from keras_ntt import plots
 
 SPARSITY = 0.97
 # Score and allocation of the methods that need no training.
@@ -289,34 +290,10 @@ def _verdict(results: dict[str, Any]) -> str:
 
 def _draw(results: dict[str, Any], output: pathlib.Path) -> list[str]:
     """Draw the training curves; without matplotlib there is no picture."""
+    curves = {method: row["accuracy"] for method, row in results["methods"].items()}
     try:
-        from matplotlib.figure import Figure
+        figure = plots.training_curves(curves, names=ABOUT, label="test accuracy (%)")
     except ImportError:
         return []
-    # The Okabe-Ito colours; the dashes tell the curves apart in grey.
-    styles = {
-        "dense": ("#000000", "-"),
-        "NTT": ("#0072B2", "-"),
-        "magnitude": ("#D55E00", "--"),
-        "random": ("#009E73", ":"),
-        "ERK": ("#CC79A7", "-."),
-    }
-    figure = Figure(figsize=(7, 4.6), layout="constrained")
-    axes = figure.add_subplot()
-    for method, row in results["methods"].items():
-        accuracy = 100 * np.array(row["accuracy"])
-        epochs = np.arange(1, accuracy.shape[1] + 1)
-        mean, spread = accuracy.mean(axis=0), accuracy.std(axis=0)
-        color, dash = styles[method]
-        axes.plot(epochs, mean, dash, color=color, lw=2, label=ABOUT[method])
-        axes.fill_between(epochs, mean - spread, mean + spread, color=color, alpha=0.15, lw=0)
-    axes.set_xlabel("epochs of training on labels")
-    axes.set_ylabel("test accuracy (%)")
-    axes.set_title(
-        f"Digits, MLP 64-300-100-10 at {results['sparsity']:.0%} sparsity: "
-        f"mean and spread of {results['seeds']} seeds"
-    )
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=2)
     figure.savefig(output / "curves.png", dpi=120)
     return ["curves.png"]

@@ -82,6 +82,16 @@ def batch_spec(x: Any, batch_size: int) -> Any:
     return specs
 
 
+def check_ends(x: Any, steps: Any, name: str, argument: str) -> None:
+    """Raise a ValueError at a data set that repeats for ever, unless the steps are given."""
+    endless = isinstance(x, tf.data.Dataset) and x.cardinality() == tf.data.INFINITE_CARDINALITY
+    if endless and steps is None:
+        raise ValueError(
+            f"{name} repeat for ever, so an epoch would not end. Pass {argument}, or shorten them "
+            "by take(number of batches). Received: a tf.data.Dataset without an end"
+        )
+
+
 def check_batch(batch: Any, model: keras.Model) -> None:
     """Raise a ValueError unless a batch, or the specs of one, fits a model and is fully known."""
     checks.check_structure(batch, model, "batch")

@@ -126,14 +126,16 @@ def _masked_product(
     c, (_, k, o) = first.copies, sizes_of(first)
     a1, a2 = (tf.reshape(f.inputs, [-1, k]) for f in (first, second))
     n1, n2 = tf.shape(a1)[0], tf.shape(a2)[0]
-    products = tf.reshape(a1[:, None, :] * a2[None, :, :], [n1 * n2, k])
-    weights = tf.reshape(tf.matmul(products, mask), [n1, n2, 1, o])
-    left = tf.reshape(first.deltas, [n1, 1, c, o]) * weights
-    right = tf.reshape(second.deltas, [1, n2, c, o])
+    products = tf.reshape(a1 * a2[:, None, :], [n2 * n1, k])
+    weights = tf.reshape(tf.matmul(products, mask), [n2, n1, 1, o])
+    left = tf.reshape(first.deltas, [n1, c, o]) * weights  # [n2, n1, c, o]
     if trace:
-        return tf.reduce_sum(left * right, axis=[2, 3])
-    blocks = tf.matmul(left, right, transpose_b=True)  # [n1, n2, c, c]
-    return tf.reshape(tf.transpose(blocks, [0, 2, 1, 3]), [n1 * c, n2 * c])
+        right = tf.reshape(second.deltas, [n2, 1, c, o])
+        return tf.transpose(tf.reduce_sum(left * right, axis=[2, 3]))
+    # Nothing is broadcast: TensorFlow 2.21's product [n1, 1, c, o] x [1, 1, o, c] overruns memory.
+    right = tf.reshape(second.deltas, [n2, c, o])
+    blocks = tf.matmul(tf.reshape(left, [n2, n1 * c, o]), right, transpose_b=True)
+    return tf.reshape(tf.transpose(blocks, [1, 0, 2]), [n1 * c, n2 * c])
 
 
 def _lookup_product(

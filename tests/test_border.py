@@ -449,6 +449,34 @@ def test_callbacks_optimizers_and_epochs_that_are_none():
             ready(model).fit(samples(), epochs=epochs)
 
 
+def test_data_that_do_not_end():
+    endless = tf.data.Dataset.from_tensor_slices(samples()).batch(4).repeat()
+    transfer = ready(small())
+    with refused(ValueError, "inputs repeat for ever.*steps_per_epoch", transfer.student):
+        transfer.fit(endless, verbose=0)
+    with refused(ValueError, "validation_data repeat for ever.*validation_st", transfer.student):
+        transfer.fit(samples(), validation_data=endless, verbose=0)
+    transfer.fit(endless, steps_per_epoch=3, verbose=0)
+    assert transfer.step == 3
+
+
+@pytest.mark.filterwarnings("ignore:.*build.*:UserWarning")
+@pytest.mark.parametrize("x", [[], {}, ()], ids=repr)
+def test_inputs_without_arrays(x):
+    model = WithUnused()
+    model(samples())
+    for call in (keras_ntt.empirical_ntk, lambda m, x: keras_ntt.ntt_loss(m, m, x, density=0.5)):
+        with refused(ValueError, "x1? hold no arrays.*Received", model):
+            call(model, x)
+
+
+@pytest.mark.parametrize("size", [0.999999, "4", 0])
+def test_a_batch_size_that_is_none_beside_a_limit_of_memory(size):
+    transfer = ready(small(), memory_limit=2**40)
+    with refused(ValueError, "batch_size must be a positive.*Received", transfer.student):
+        transfer.fit(samples(), batch_size=size, verbose=0)
+
+
 def test_batches_whose_memory_cannot_be_told():
     transfer = ready(small())
     for batch in (samples(8, 5), tf.TensorSpec((None, 6)), samples(0), "batch"):

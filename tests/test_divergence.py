@@ -149,7 +149,7 @@ def test_steps_whose_scaled_gradients_overflow_are_left_out_until_the_scale_fits
     class Watch(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
             scale = float(keras.ops.convert_to_numpy(transfer.optimizer.dynamic_scale))
-            applied = int(keras.ops.convert_to_numpy(transfer.optimizer.iterations))
+            applied = int(keras.ops.convert_to_numpy(transfer.optimizer.inner_optimizer.iterations))
             seen.append((scale, applied, logs["loss"]))
 
     transfer.fit(samples(128), batch_size=2, verbose=0, callbacks=[Watch()])

@@ -6,7 +6,6 @@ import importlib
 import os
 import pathlib
 import sys
-import time
 
 import keras
 import pytest
@@ -39,7 +38,7 @@ def test_every_public_name_is_called(fuzz):
 @pytest.mark.parametrize("seed", [1, 2])
 def test_bad_arguments_are_refused_and_change_nothing(fuzz, seed):
     here, policy = os.getcwd(), keras.config.dtype_policy().name
-    tally, _ = fuzz.soak(cases=500, seconds=120, seed=seed)
+    tally, _ = fuzz.soak(cases=400, seconds=120, seed=seed)
     assert tally.findings == []
     assert tally.cases > 20  # all of them, unless the machine is very busy
     assert (os.getcwd(), keras.config.dtype_policy().name) == (here, policy)
@@ -68,7 +67,8 @@ def writes_a_file(model):
 
 
 def takes_too_long(model):
-    time.sleep(5)
+    while True:
+        pass
 
 
 BROKEN = {
@@ -83,10 +83,11 @@ BROKEN = {
 
 @pytest.mark.parametrize("function", BROKEN, ids=lambda f: f.__name__)
 def test_broken_functions_are_found(fuzz, monkeypatch, function):
-    entries = importlib.import_module("fuzz_entries")
+    entries = importlib.import_module("fuzz_arguments")
     broken = entries.Entry("broken", function, {"model": entries.model("mlp", spoil=0.0)})
     monkeypatch.setattr(fuzz, "ENTRIES", {"broken": broken})
-    monkeypatch.setattr(fuzz, "LIMIT", 1.0)
+    if function is takes_too_long:
+        monkeypatch.setattr(fuzz, "LIMIT", 2.0)
     tally, _ = fuzz.soak(cases=1, seconds=60, seed=0)
     assert BROKEN[function] in tally.findings[0].what
 

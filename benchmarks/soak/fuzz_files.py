@@ -16,7 +16,7 @@ from typing import Any
 import fuzz_values as values
 import keras
 import numpy as np
-from fuzz_entries import INPUTS, Argument, drawn, entry, model, of
+from fuzz_arguments import INPUTS, Argument, drawn, entry, model, of
 from fuzz_models import World, mlp
 
 import keras_ntt
