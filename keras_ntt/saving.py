@@ -10,7 +10,7 @@ from typing import Any
 import keras
 
 from keras_ntt import checks
-from keras_ntt.files import Path, leftovers, replacing
+from keras_ntt.files import Path, as_path, leftovers, replacing
 
 _STATE = re.compile(r"epoch-(\d+)\.weights\.h5")
 
@@ -32,7 +32,7 @@ def save_model(model: keras.Model, path: Path) -> None:
         OSError: If the file cannot be written.
     """
     checks.check_built(model)
-    if pathlib.Path(path).suffix != ".keras":
+    if as_path(path).suffix != ".keras":
         raise ValueError(
             "Keras's format for whole models has the suffix .keras. "
             f"Received: path={os.fspath(path)!r}"
