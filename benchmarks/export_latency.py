@@ -33,8 +33,8 @@ from keras_ntt.litert.benchmark import cpu_class, measure
 from keras_ntt.litert.convert import convert
 from keras_ntt.litert.reencode import reencode
 from keras_ntt.litert.rewrite import rewrite
-from keras_ntt.litert.tables import table
 from keras_ntt.litert.weights import weights_of
+from keras_ntt.tables import table
 
 HERE = Path(__file__).resolve().parent
 SPARSITIES = (0.8, 0.9, 0.95, 0.97, 0.99)

@@ -231,6 +231,8 @@ def plan(options: argparse.Namespace) -> Iterator[Run]:
     )
     for seed, name, density, allocation in cells:
         for method in options.methods:
+            if method == "random" and allocation == "erk":
+                continue  # that is erk-random
             epochs = options.transfer_epochs or NETWORKS[name]["epochs"]
             run = Run(
                 dataset=options.dataset,
@@ -313,7 +315,7 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--allocations",
         nargs="+",
-        choices=["layerwise", "global"],
+        choices=["layerwise", "global", "erk"],
         default=["layerwise", "global"],
     )
     parser.add_argument("--seeds", type=int, default=5)

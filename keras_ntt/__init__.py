@@ -1,6 +1,7 @@
 """Prune Keras models before training, without labels, by Neural Tangent Transfer."""
 
 from keras_ntt import saliency
+from keras_ntt.adversarial import ProjectedGradient
 from keras_ntt.at_init import prune_at_init, saliency_scores
 from keras_ntt.callbacks import PruningSummaries, UpdatePruningStep
 from keras_ntt.compaction import remove_dead_units
@@ -17,10 +18,11 @@ from keras_ntt.export import (
 from keras_ntt.granet import GraNet
 from keras_ntt.latency_policy import PruneForLatencyOnXNNPack
 from keras_ntt.layer_rules import register_layer_rule
+from keras_ntt.loss import ntt_loss
 from keras_ntt.low_magnitude import prune_low_magnitude, prune_scope
 from keras_ntt.mask_files import load_masks, save_masks
 from keras_ntt.ntk import empirical_ntk
-from keras_ntt.objective import NTTLoss, ntt_loss
+from keras_ntt.objective import NTTLoss
 from keras_ntt.policies import KernelPolicy, PruningPolicy
 from keras_ntt.pruning import prune_neural_tangent
 from keras_ntt.report import SparsityReport, sparsity_report
@@ -45,6 +47,7 @@ __all__ = [
     "NTTSchedule",
     "NeuralTangentTransfer",
     "PolynomialDecay",
+    "ProjectedGradient",
     "PruneForLatencyOnXNNPack",
     "PruningPolicy",
     "PruningSchedule",

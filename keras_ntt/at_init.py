@@ -16,8 +16,9 @@ from keras_ntt.saliency import NetworkSaliency, as_saliency
 from keras_ntt.saliency.base import Function
 from keras_ntt.saliency.data import BATCH_SIZE
 from keras_ntt.schedules import check_sparsity
-from keras_ntt.selection import Pattern, find_masks, paths_of, recipe_of, score, subject_of
+from keras_ntt.selection import find_masks, paths_of, recipe_of, score, subject_of
 from keras_ntt.sparse_model import apply_masks, check_no_masks, keys_of
+from keras_ntt.structures import check_fixed_sparsity
 
 
 def saliency_scores(
@@ -65,7 +66,7 @@ def prune_at_init(
     saliency: str | NetworkSaliency | Function,
     data: Any = None,
     allocation: Allocation = "global",
-    pattern: Pattern | None = None,
+    pattern: Any = None,
     rounds: int | None = None,
     randomize: bool = False,
     allow_empty_layers: bool = False,
@@ -88,8 +89,10 @@ def prune_at_init(
             `keras_ntt.allocations.erdos_renyi`. ``"plsr"``: each weight keeps as many entries as
             by ``"global"``, but its largest magnitudes (Zhao et al., 2023). A mapping from layer
             names or regular expressions to sparsities; `sparsity` is then that of the others.
-        pattern: How the entries of a weight are chosen: a function of its scores and its
-            sparsity that returns a mask; None keeps the largest scores.
+        pattern: How the entries of a weight are chosen. None keeps the largest scores, ``"2:4"``
+            two of every four consecutive ones along the inputs, ``(4, 1)`` blocks of four inputs
+            and one output, ``"filters"`` whole output channels. Or a function of a weight's
+            scores and its sparsity that returns a mask.
         rounds: Number of rounds: round k of n keeps a fraction ``(1 - sparsity) ** (k / n)``
             and scores anew what is left. None takes the score's own number: 100 for
             ``"synflow"``, ``"synflow_l2"`` and ``"iterative_snip"``, 20 for ``"ntk_sap"``, else 1.
@@ -128,6 +131,7 @@ def prune_at_init(
         randomize=randomize,
         allow_empty_layers=allow_empty_layers,
     )
+    check_fixed_sparsity(recipe.pattern, sparsity)
     subject = subject_of(model, variables, data, seed=seed, batch_size=batch_size)
     after_round = _progress(recipe.rounds, verbose)
     masks = find_masks(subject, recipe, sparsity, after_round=after_round)

@@ -32,8 +32,8 @@ def loss_and_gradient(
         pair: Student, teacher and settings.
         x: Inputs ``[n, ...]``.
         sources: The variables to differentiate by.
-        parts: In how many parts each half of the batch is cut. Memory falls about as fast; the
-            derivatives are taken `parts` times as often.
+        parts: In how many parts each half of the batch is cut. Derivatives of so many times
+            fewer samples are held at one time, and taken `parts` times as often.
         scale: A linear function, applied to the loss before its gradient is taken.
 
     Returns:

@@ -13,8 +13,8 @@ from keras_ntt import checks
 from keras_ntt.litert import choose, xnnpack
 from keras_ntt.litert import flatbuffer as fb
 from keras_ntt.litert.convert import convert
-from keras_ntt.litert.tables import table
 from keras_ntt.litert.weights import Weight, weights_of
+from keras_ntt.tables import table
 
 # What to do about what keeps a graph dense, by words of the reason.
 _CHANGES = (

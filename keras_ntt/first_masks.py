@@ -14,6 +14,7 @@ from keras_ntt.masks import MaskRule
 from keras_ntt.saliency import NetworkSaliency, magnitude
 from keras_ntt.saliency.base import OfWeights
 from keras_ntt.selection import find_masks, recipe_of, subject_of
+from keras_ntt.structures import check_fixed_sparsity
 
 
 def start_of_transfer(
@@ -24,6 +25,7 @@ def start_of_transfer(
     sparsity: float | None,
     allocation: Allocation,
     count_rule: str,
+    pattern: Any,
     data: Any,
     seed: int,
 ) -> tuple[MaskRule, list[np.ndarray] | None]:
@@ -39,6 +41,7 @@ def start_of_transfer(
         sparsity: Fraction of zeros at the start; None begins dense.
         allocation: The allocation.
         count_rule: The count rule.
+        pattern: The pattern.
         data: Samples for the score, or None.
         seed: Seed of random scores.
 
@@ -46,9 +49,13 @@ def start_of_transfer(
         The rule, and the first masks; None leaves them to the rule.
 
     Raises:
-        ValueError: If the score lacks data or cannot choose first masks.
+        ValueError: If the score lacks data or cannot choose first masks, or the pattern fixes
+            another sparsity.
     """
-    recipe = recipe_of(student, variables, saliency, allocation=allocation, count_rule=count_rule)
+    recipe = recipe_of(
+        student, variables, saliency, allocation=allocation, count_rule=count_rule, pattern=pattern
+    )
+    check_fixed_sparsity(recipe.pattern, sparsity or 0.0)
     shares, own = recipe.shares, isinstance(saliency, OfWeights)
     function = saliency.function if isinstance(saliency, OfWeights) else magnitude
     counts: Callable[[float], list[int]] | None = None
@@ -70,8 +77,8 @@ def start_of_transfer(
     elif allocation == "plsr":
         assert masks is not None
         counts = _in_proportion(shares, [int(m.sum()) for m in masks], sparsity or 0.0)
-    rule = MaskRule(tuple(shares.sizes), function, _kind_of(shares), count_rule, counts)
-    return rule, masks
+    kind, sizes = _kind_of(shares), tuple(shares.sizes)
+    return MaskRule(sizes, function, kind, count_rule, counts, recipe.pattern), masks
 
 
 def _kind_of(shares: Shares) -> str:

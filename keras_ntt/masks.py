@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import tensorflow as tf
 
 from keras_ntt import checks
+from keras_ntt.patterns import Pattern, largest
+from keras_ntt.structures import choose
 
 ALLOCATIONS: tuple[str, ...] = ("layerwise", "global")
 
@@ -36,8 +38,9 @@ def keep_count(size: int, sparsity: float, rule: str = "nearest") -> int:
     Args:
         size: Number of entries.
         sparsity: Fraction of zeros, in [0, 1).
-        rule: ``"nearest"`` keeps ``max(round(size * (1 - sparsity)), 1)``, as
-            tensorflow-model-optimization does. ``"original"`` keeps what the published code of
+        rule: ``"nearest"`` keeps ``max(round(size * (1 - sparsity)), 1)``, computed in float64;
+            `patterns.keep_count` does so in float32, as tensorflow-model-optimization, which
+            can differ by one. ``"original"`` keeps what the published code of
             Neural Tangent Transfer keeps: the entries above the sorted score at index
             ``int(sparsity * size)``, one fewer.
 
@@ -71,6 +74,7 @@ class MaskRule:
         count_rule: See `keep_count`.
         own_counts: Sparsity to the number of entries that each weight keeps, where an allocation
             gives each its own; None follows `allocation`.
+        pattern: How the entries of a weight are chosen; None takes the highest scores.
     """
 
     sizes: tuple[int, ...]
@@ -78,6 +82,7 @@ class MaskRule:
     allocation: str = "layerwise"
     count_rule: str = "nearest"
     own_counts: Callable[[float], list[int]] | None = None
+    pattern: Pattern | None = None
 
     def __post_init__(self) -> None:
         checks.check_choice("allocation", self.allocation, ALLOCATIONS)
@@ -112,23 +117,28 @@ class MaskRule:
         Returns:
             Boolean tensors of the weights' shapes.
         """
-        flat = [tf.reshape(score, [-1]) for score in self.saliency(weights)]
+        scores = self.saliency(weights)
+        flat = [tf.reshape(score, [-1]) for score in scores]
         if self.allocation == "global":
             if self.count_rule == "nearest":
                 flat = [_best_first(score) for score in flat]
-            chosen = tf.split(_largest(tf.concat(flat, axis=0), counts[0]), self.sizes)
-        else:
-            chosen = [_largest(score, counts[i]) for i, score in enumerate(flat)]
-        return [tf.reshape(m, w.shape) for m, w in zip(chosen, weights, strict=True)]
+            chosen = tf.split(largest(tf.concat(flat, axis=0), counts[0]), self.sizes)
+            counts = [tf.math.count_nonzero(c, dtype=tf.int32) for c in chosen]
+        elif self.pattern is None:
+            chosen = [largest(score, counts[i]) for i, score in enumerate(flat)]
+        if self.pattern is None:
+            return [tf.reshape(m, w.shape) for m, w in zip(chosen, weights, strict=True)]
+        return [self._in_pattern(score, counts[i]) for i, score in enumerate(scores)]
+
+    def _in_pattern(self, scores: tf.Tensor, count: int | tf.Tensor) -> tf.Tensor:
+        """Return the mask of one weight by the pattern; a count of 0 prunes all of it."""
+        assert self.pattern is not None
+        density = tf.cast(count, tf.float64) / scores.shape.num_elements()
+        mask = choose(self.pattern, scores, 1 - density)
+        return tf.logical_and(mask, density > 0)
 
 
 def _best_first(scores: tf.Tensor) -> tf.Tensor:
     """Put the highest score above those of all other weights."""
     best = tf.one_hot(tf.argmax(scores), scores.shape[0], on_value=True, off_value=False)
     return tf.where(best, tf.constant(scores.dtype.max, scores.dtype), scores)
-
-
-def _largest(scores: tf.Tensor, count: int | tf.Tensor) -> tf.Tensor:
-    order = tf.argsort(scores, direction="DESCENDING", stable=True)
-    rank = tf.math.invert_permutation(order)
-    return rank < tf.cast(count, rank.dtype)

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ntt import checks
+from keras_ntt.adversarial import Attack
 from keras_ntt.allocations import Allocation
 from keras_ntt.inputs import is_generator
 from keras_ntt.masks import Saliency
@@ -32,12 +33,14 @@ def prune_neural_tangent(
     saliency_data: Any = None,
     allocation: Allocation = "layerwise",
     count_rule: str = "nearest",
+    pattern: Any = None,
     ntk_weight: float = 1e-3,
     l2: float = 1e-5,
     wrt: str = "all",
     outputs: str = "full",
     output_projections: int | None = None,
     memory_limit: int | None = None,
+    adversarial: Attack | None = None,
     seed: int | None = None,
     steps_per_epoch: int | None = None,
     callbacks: Any = None,
@@ -60,6 +63,7 @@ def prune_neural_tangent(
         saliency_data: Samples for a score that needs them; None takes `inputs`.
         allocation: How the sparsity is shared out, see `NeuralTangentTransfer`.
         count_rule: ``"nearest"`` or ``"original"``.
+        pattern: ``"2:4"``, blocks or whole filters, see `NeuralTangentTransfer`.
         ntk_weight: Weight of the kernel distance.
         l2: Weight of the sum of squares of the kernels, divided by the density.
         wrt: ``"all"`` or ``"kept"``, see `keras_ntt.ntt_loss`.
@@ -67,6 +71,7 @@ def prune_neural_tangent(
         output_projections: Number of random combinations of the outputs that stand for all, for
             models with many outputs.
         memory_limit: Bytes that a step may take, see `NeuralTangentTransfer`.
+        adversarial: An attack on the inputs of each step, see `NeuralTangentTransfer`.
         seed: Seed of the order in which samples are drawn from arrays.
         steps_per_epoch: As in `keras.Model.fit`.
         callbacks: As in `keras.Model.fit`.
@@ -92,12 +97,14 @@ def prune_neural_tangent(
         saliency_data=_readable_again(inputs) if saliency_data is None else saliency_data,
         allocation=allocation,
         count_rule=count_rule,
+        pattern=pattern,
         ntk_weight=ntk_weight,
         l2=l2,
         wrt=wrt,
         outputs=outputs,
         output_projections=output_projections,
         memory_limit=memory_limit,
+        adversarial=adversarial,
         seed=seed,
     )
     transfer.compile(keras.optimizers.Adam(5e-4) if optimizer is None else optimizer)

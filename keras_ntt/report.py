@@ -11,6 +11,7 @@ import numpy as np
 from keras_ntt import checks
 from keras_ntt.policies import KernelPolicy, choose_weights, prunable_weights, weights_by_magnitude
 from keras_ntt.sparse_model import is_masked, keys_of
+from keras_ntt.tables import table
 
 
 @dataclass(frozen=True)
@@ -93,18 +94,7 @@ class SparsityReport:
             f"{self.sparsity:.2%}",
             "",
         )
-        widths = [max(len(line[i]) for line in (head, *body, total)) for i in range(6)]
-        right = {2, 3, 4}
-
-        def text(line: tuple[str, ...]) -> str:
-            cells = [
-                cell.rjust(w) if i in right else cell.ljust(w)
-                for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-            ]
-            return "  ".join(cells).rstrip()
-
-        rule = "-" * (sum(widths) + 10)
-        return "\n".join([text(head), rule, *map(text, body), rule, text(total)])
+        return table(head, body, right=(2, 3, 4), total=total)
 
 
 def sparsity_report(model: keras.Model) -> SparsityReport:

@@ -14,12 +14,11 @@ import tensorflow as tf
 
 from keras_ntt import _host, checks
 from keras_ntt.allocations import Allocation, Shares, counts_by_threshold
+from keras_ntt.patterns import Pattern
 from keras_ntt.saliency import Batches, NetworkSaliency, Subject, check_scores, magnitude
 from keras_ntt.saliency.data import BATCH_SIZE
 from keras_ntt.sparse_model import keys_of
-
-Pattern = Callable[[tf.Tensor, float], tf.Tensor]
-"""Scores of one weight and its sparsity -> a boolean mask of the scores' shape."""
+from keras_ntt.structures import as_pattern, choose
 
 
 @dataclass(frozen=True)
@@ -170,8 +169,7 @@ def select(
             mask[np.argsort(-values.ravel(), kind="stable")[:count]] = True
             masks.append(mask.reshape(values.shape))
         else:
-            found = pattern(tf.constant(values), 1 - count / values.size)
-            masks.append(np.asarray(found).astype(bool))
+            masks.append(choose(pattern, tf.constant(values), 1 - count / values.size).numpy())
     return masks
 
 
@@ -236,6 +234,7 @@ def recipe_of(
     *,
     allocation: Allocation = "global",
     count_rule: str = "nearest",
+    pattern: Any = None,
     rounds: int | None = None,
     **options: Any,
 ) -> Recipe:
@@ -247,6 +246,7 @@ def recipe_of(
         saliency: The score.
         allocation: The allocation.
         count_rule: The count rule.
+        pattern: The pattern, see `as_pattern`.
         rounds: Number of rounds; None takes that of the score.
         **options: As `Recipe` has them.
 
@@ -257,13 +257,7 @@ def recipe_of(
     shapes = tuple(tuple(v.shape) for v in variables)
     shares = Shares(tuple(paths_of(model, variables)), shapes, allocation, count_rule)
     number = saliency.rounds if rounds is None else checks.check_count("rounds", rounds)
-    pattern = options.get("pattern")
-    if pattern is not None and not callable(pattern):
-        raise ValueError(
-            "pattern must be a function of a weight's scores and its sparsity that returns a "
-            f"boolean mask, or None. Received: pattern={pattern!r}"
-        )
-    return Recipe(saliency, shares, rounds=number, **options)
+    return Recipe(saliency, shares, as_pattern(pattern), number, **options)
 
 
 def paths_of(model: keras.Model, variables: Sequence[keras.Variable]) -> list[str]:

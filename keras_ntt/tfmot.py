@@ -1,8 +1,8 @@
 """For users of tf_keras and tensorflow-model-optimization: their models, wrappers, schedules.
 
-Importing this module imports tensorflow-model-optimization, which makes ``tf.keras`` tf_keras
-for the whole process; nothing else in keras_ntt does. A tf_keras model goes through the same core
-as any: by a Keras 3 twin with its weights, whose result is copied back.
+Importing this module imports tensorflow-model-optimization, which turns TensorFlow's own Keras
+into tf_keras for the whole process; nothing else in keras_ntt does. A tf_keras model goes through
+the same core as any: by a Keras 3 twin with its weights, whose result is copied back.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ntt import _host, checks, inputs
+from keras_ntt.adversarial import Attack, attacked, check_attack
 from keras_ntt.allocations import Allocation
 from keras_ntt.blocks import loss_and_gradient
 from keras_ntt.first_masks import start_of_transfer
@@ -60,6 +61,10 @@ class NeuralTangentTransfer(keras.Model):
         count_rule: How many entries a sparsity keeps. ``"nearest"``:
             ``max(round(size * (1 - sparsity)), 1)``. ``"original"``: as the published code,
             one entry fewer or so, see `keras_ntt.masks.keep_count`.
+        pattern: How the entries of a kernel are chosen. None takes the highest scores,
+            ``"2:4"`` keeps two of every four consecutive ones along the inputs, ``(4, 1)``
+            blocks of four inputs and one output, ``"filters"`` whole output channels; see
+            `keras_ntt.structures.as_pattern`.
         ntk_weight: Weight of the kernel distance.
         l2: Weight of the sum of squares of the kernels, divided by the density. The published
             demos use 1e-4 for an MLP and 1e-5 for a CNN.
@@ -70,6 +75,8 @@ class NeuralTangentTransfer(keras.Model):
         memory_limit: Bytes that the tensors of a step may take, apart from weights and state of
             the optimizer. Where a batch does not fit, the step is taken in blocks, with the same
             result, and takes longer. None sets no limit.
+        adversarial: An attack that moves the inputs of each training step before they are used,
+            such as ``keras_ntt.ProjectedGradient(epsilon=0.1)``; None takes them as they are.
         seed: Seed of the order in which ``fit`` draws samples from arrays; None draws one from
             NumPy's global generator. It is saved with the weights, so that a run that is
             resumed sees the batches it would have seen.
@@ -96,12 +103,14 @@ class NeuralTangentTransfer(keras.Model):
         saliency_data: Any = None,
         allocation: Allocation = "layerwise",
         count_rule: str = "nearest",
+        pattern: Any = None,
         ntk_weight: float = 1e-3,
         l2: float = 1e-5,
         wrt: str = "all",
         outputs: str = "full",
         output_projections: int | None = None,
         memory_limit: int | None = None,
+        adversarial: Attack | None = None,
         seed: int | None = None,
         name: str | None = None,
     ):
@@ -110,6 +119,7 @@ class NeuralTangentTransfer(keras.Model):
             checks.check_differentiable(teacher, "teacher")
         checks.check_pair(student, teacher)
         check_no_masks(student)
+        check_attack(adversarial)
         weighting = Weighting(ntk_weight, l2, wrt, outputs, output_projections)
         if memory_limit is not None:
             memory_limit = checks.check_count("memory_limit", memory_limit)
@@ -125,6 +135,7 @@ class NeuralTangentTransfer(keras.Model):
             sparsity=first,
             allocation=allocation,
             count_rule=count_rule,
+            pattern=pattern,
             data=saliency_data,
             seed=seed,
         )
@@ -134,6 +145,7 @@ class NeuralTangentTransfer(keras.Model):
         self.pruning_schedule = schedule
         self.weighting = weighting
         self.memory_limit = memory_limit
+        self.adversarial = adversarial
         self._parts = 1
         self._weights = LatentWeights(student, choice.weights, rule, first, masks)
         self._seed = state_of(self, "seed", seed, "int64")
@@ -368,9 +380,12 @@ class NeuralTangentTransfer(keras.Model):
         assert self._plan is not None
         variables = self.student.trainable_variables
         sources = [_host.raw(v) for v in variables]
+        pair, x = self._pair(), self._inputs_of(data)
+        if self.adversarial is not None:
+            x = attacked(self.adversarial, pair, x)
         loss, gradients = loss_and_gradient(
-            self._pair(),
-            self._inputs_of(data),
+            pair,
+            x,
             sources,
             parts=self._parts,
             scale=self.optimizer.scale_loss,
@@ -387,12 +402,13 @@ class NeuralTangentTransfer(keras.Model):
         return self._logs(loss)
 
     def test_step(self, data: Any) -> dict[str, Any]:
-        """Evaluate the objective on a batch."""
-        return self._logs(objective(self._pair(), self._inputs_of(data)))
+        """Evaluate the objective on a batch, with the same projections at each call."""
+        return self._logs(objective(self._pair(step=-1), self._inputs_of(data)))
 
-    def _pair(self) -> Pair:
+    def _pair(self, step: int | None = None) -> Pair:
         student, teacher = self._networks
         first = dict(zip(self._first_ids, self._first_state, strict=False))
+        now = _host.value_of(self._step) if step is None else tf.constant(step, tf.int64)
         return Pair(
             student,
             teacher,
@@ -400,7 +416,7 @@ class NeuralTangentTransfer(keras.Model):
             masks=self._weights.by_id(),
             density=_host.value_of(self._weights.density),
             weighting=self.weighting,
-            seed=tf.stack([_host.value_of(self._seed), _host.value_of(self._step)]),
+            seed=tf.stack([_host.value_of(self._seed), now]),
             teacher_values={
                 id(v): (v, _host.value_of(first[id(v)]))
                 for v in self.student.weights

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
+import re
+import warnings
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -83,3 +86,13 @@ def cnn():
         )
 
     return make
+
+
+@contextlib.contextmanager
+def warned(match):
+    """Expect one warning of ours. Libraries' own may come too."""
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        yield
+    (text,) = [str(w.message) for w in found if w.category is UserWarning]
+    assert re.search(match, text), text

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
-import re
-import warnings
 
 import hypothesis
 import keras
@@ -17,6 +14,7 @@ from hypothesis import strategies as st
 from keras import layers
 
 import keras_ntt
+from conftest import warned
 from keras_ntt import NeuralTangentTransfer, get_masks, prune_at_init, prune_neural_tangent
 from keras_ntt.allocations import (
     ALLOCATIONS,
@@ -28,7 +26,7 @@ from keras_ntt.allocations import (
 from keras_ntt.masks import MaskRule
 from keras_ntt.policies import choose_weights
 from keras_ntt.saliency import NTKSAP, SALIENCIES, SynFlow, magnitude
-from keras_ntt.whole_filters import whole_filters
+from keras_ntt.structures import whole_filters
 
 LENET_300_100 = [(784, 300), (300, 100), (100, 10)]
 LENET_5 = [(5, 5, 1, 20), (5, 5, 20, 50), (800, 500), (500, 10)]
@@ -51,15 +49,6 @@ def counts_of(model):
 
 def kernels(model):
     return [keras.ops.convert_to_numpy(v) for v in choose_weights(model).weights]
-
-
-@contextlib.contextmanager
-def warned(match):
-    with warnings.catch_warnings(record=True) as found:
-        warnings.simplefilter("always")
-        yield
-    (text,) = [str(w.message) for w in found if w.category is UserWarning]
-    assert re.search(match, text), text
 
 
 # --- allocations ------------------------------------------------------------------------------
@@ -359,7 +348,7 @@ def test_whole_filters():
 
 
 def test_whole_filters_of_a_vector():
-    with pytest.raises(ValueError, match="Whole filters are for kernels of at least 2 axes"):
+    with pytest.raises(ValueError, match="Whole filters: only kernels of at least 2 axes"):
         whole_filters(tf.ones([3]), 0.5)
 
 
@@ -405,7 +394,7 @@ def test_the_progress_is_shown(capsys):
         ({"rounds": 0}, "rounds must be a positive integer"),
         ({"seed": -1}, "seed must be an integer of at least 0"),
         ({"seed": 0.5}, "seed must be an integer of at least 0"),
-        ({"pattern": "2:4"}, "pattern must be a function"),
+        ({"pattern": "4:2"}, "pattern must be None, .n:m. with n < m"),
         ({"count_rule": "other"}, "count_rule must be one of"),
         ({"batch_size": 0, "data": data()}, "batch_size must be a positive integer"),
         ({"saliency": lambda weights: weights[:1]}, "A saliency must return"),

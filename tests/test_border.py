@@ -20,7 +20,7 @@ from keras_ntt.masks import keep_count
 from keras_ntt.network import unroll
 from keras_ntt.policies import KernelPolicy
 from keras_ntt.saliency import NTKSAP
-from keras_ntt.whole_filters import whole_filters
+from keras_ntt.structures import whole_filters
 
 layers = keras.layers
 
@@ -422,7 +422,7 @@ def test_counts_of_arguments_that_are_none():
         with refused(ValueError, "(rule|sparsity|size) must be.*Received"):
             keep_count(*arguments)
     for scores in (3, [[]], [["a", "b"]], None, np.ones((2, 2), "longdouble")):
-        with refused(ValueError, "(Whole filters are for|scores must be|size must be).*Received"):
+        with refused(ValueError, "(Whole filters|scores must be|size must be).*Received"):
             whole_filters(scores, 0.5)
     found = whole_filters(np.array([[1.0, 2.0], [1.0, 0.5]]), 0.5)  # arrays will do
     assert found.numpy().tolist() == [[False, True], [False, True]]
@@ -486,3 +486,11 @@ def test_model_files_that_keras_cannot_load(tmp_path, content):
         files.load_model(path)
     with refused(FileNotFoundError, "no such model file"):
         files.load_model(tmp_path / "missing.keras")
+
+
+@pytest.mark.parametrize("bounds", [3, (1,), (1, 0), ("a", "b"), (0, np.nan), (0, 1, 2)], ids=repr)
+def test_bounds_that_are_none(bounds):
+    with refused(ValueError, "bounds are.*Received: bounds="):
+        keras_ntt.ProjectedGradient(0.1, bounds=bounds)
+    with refused(ValueError, "epsilon must be a finite number.*Received: epsilon=None"):
+        keras_ntt.ProjectedGradient(None)

@@ -50,7 +50,11 @@ else:
 
 transfer = NeuralTangentTransfer(model, pruning_schedule=0.8, l2=0.0, seed=0, **options)
 transfer.compile(keras.optimizers.Adam(1e-4 if options else 1e-2))
-loss = transfer.fit(x, batch_size=batch, epochs=8, verbose=0).history["loss"]
+# The objective on fixed samples and projections: each step draws others.
+transfer.begin()
+loss = [transfer.evaluate(x[:batch], verbose=0, return_dict=True)["loss"]]
+transfer.fit(x, batch_size=batch, epochs=8, verbose=0)
+loss.append(transfer.evaluate(x[:batch], verbose=0, return_dict=True)["loss"])
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 print(json.dumps({"loss": loss, "peak_gib": peak}))
 """
@@ -71,4 +75,4 @@ def test_a_transfer_lowers_the_loss(name):
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["peak_gib"] < 6, found
-    assert min(found["loss"][-2:]) < found["loss"][0], found
+    assert found["loss"][1] < 0.9 * found["loss"][0], found

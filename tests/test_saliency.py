@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import re
-import warnings
 
 import hypothesis
 import keras
@@ -17,6 +14,7 @@ from hypothesis import strategies as st
 from keras import layers
 
 import keras_ntt
+from conftest import warned
 from keras_ntt import prune_at_init, saliency_scores
 from keras_ntt.policies import choose_weights
 from keras_ntt.saliency import (
@@ -33,16 +31,6 @@ from keras_ntt.saliency import (
 from keras_ntt.selection import subject_of
 
 LABELLED = {"snip", "iterative_snip", "grasp"}
-
-
-@contextlib.contextmanager
-def warned(match):
-    """Expect one warning of ours. Libraries' own may come too."""
-    with warnings.catch_warnings(record=True) as found:
-        warnings.simplefilter("always")
-        yield
-    (text,) = [str(w.message) for w in found if w.category is UserWarning]
-    assert re.search(match, text), text
 
 
 def linear_chain(shapes, weights):

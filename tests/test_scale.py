@@ -72,6 +72,18 @@ def test_expected_distance_of_projections_is_the_distance(float64):
     assert error < 0.2 * float(exact.ntk_distance)
 
 
+def test_validation_draws_the_same_projections_each_time():
+    model, teacher = pair()
+    x = architectures.inputs_for(model, 4)
+    transfer = NeuralTangentTransfer(
+        model, teacher, pruning_schedule=0.0, output_projections=2, seed=0
+    )
+    transfer.compile(keras.optimizers.SGD(0.0))
+    history = transfer.fit(x, shuffle=False, epochs=3, validation_data=x, verbose=0).history
+    assert len(set(history["val_ntk_distance"])) == 1
+    assert len(set(history["ntk_distance"])) == 3
+
+
 def test_trace_distance_is_that_of_the_traces(float64):
     student, teacher = pair()
     x = architectures.inputs_for(student, 5)

@@ -6,35 +6,18 @@ makes an environment that has them.
 
 from __future__ import annotations
 
-import warnings
-
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
+from legacy import bridge, layers, pruning_impl, seeded, sparsity, tf_keras, tfmot  # noqa: F401
 
 import keras_ntt
 from keras_ntt import patterns, schedules
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    tfmot = pytest.importorskip("tensorflow_model_optimization")
-    tf_keras = pytest.importorskip("tf_keras")
-    from tensorflow_model_optimization.python.core.sparsity.keras import pruning_impl
-
-    import keras_ntt.tfmot as bridge
-
 pytestmark = pytest.mark.filterwarnings("ignore")
-sparsity = tfmot.sparsity.keras
-layers = tf_keras.layers
-
-
-@pytest.fixture(autouse=True)
-def _seed():
-    tf_keras.backend.clear_session()
-    tf_keras.utils.set_random_seed(0)
 
 
 # --- schedules, step by step ------------------------------------------------------------------

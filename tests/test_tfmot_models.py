@@ -5,30 +5,15 @@ Skipped where tf_keras and tensorflow-model-optimization are not installed.
 
 from __future__ import annotations
 
-import warnings
-
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from legacy import bridge, layers, seeded, sparsity, tf_keras, tfmot  # noqa: F401
 
 import keras_ntt
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    tfmot = pytest.importorskip("tensorflow_model_optimization")
-    tf_keras = pytest.importorskip("tf_keras")
-    import keras_ntt.tfmot as bridge
-
 pytestmark = pytest.mark.filterwarnings("ignore")
-sparsity = tfmot.sparsity.keras
-layers = tf_keras.layers
-
-
-@pytest.fixture(autouse=True)
-def _seed():
-    tf_keras.backend.clear_session()
-    tf_keras.utils.set_random_seed(0)
 
 
 def cnn():

@@ -29,7 +29,7 @@ import keras_ntt
 from keras_ntt import allocations, layer_rules, masks, saliency
 from keras_ntt.layer_rules import base
 from keras_ntt.network import call_on
-from keras_ntt.whole_filters import whole_filters
+from keras_ntt.structures import whole_filters
 
 # --- schedules, policies, callbacks ----------------------------------------------------------
 
@@ -219,7 +219,7 @@ entry(allocations.erdos_renyi, "allocations.erdos_renyi", weight=2)(
 entry(masks.keep_count, "masks.keep_count", weight=2)(
     size=of(10, 1), sparsity=fraction(), rule=CHOICE["count_rule"]
 )
-entry(whole_filters, "whole_filters.whole_filters", weight=2)(
+entry(whole_filters, "structures.whole_filters", weight=2)(
     scores=of(tf.ones((2, 3)), np.ones((2, 3))), sparsity=fraction()
 )
 

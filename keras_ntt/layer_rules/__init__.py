@@ -12,7 +12,6 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from keras_ntt.layer_rules import convolution, lookup, weightless
-from keras_ntt.layer_rules.affine import Einsum
 from keras_ntt.layer_rules.base import (
     LayerRule,
     Linearization,
@@ -21,6 +20,7 @@ from keras_ntt.layer_rules.base import (
     registered_rules,
 )
 from keras_ntt.layer_rules.composite import Composite
+from keras_ntt.layer_rules.einsum import Einsum
 from keras_ntt.layer_rules.entrywise import Entrywise
 from keras_ntt.network import Call
 

@@ -14,8 +14,8 @@ import numpy as np
 from keras_ntt.files import as_path
 from keras_ntt.litert import flatbuffer as fb
 from keras_ntt.litert import sizes, xnnpack
-from keras_ntt.litert.tables import table
 from keras_ntt.litert.weights import PACKED, WEIGHT_AXIS, Source, source_of, sparse_bytes, sparse_of
+from keras_ntt.tables import table
 
 
 @dataclass(frozen=True)

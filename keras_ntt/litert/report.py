@@ -11,8 +11,8 @@ from keras_ntt.litert.benchmark import Benchmark
 from keras_ntt.litert.checks import Run
 from keras_ntt.litert.inspect import StoredWeight, weights_table
 from keras_ntt.litert.sizes import Sizes
-from keras_ntt.litert.tables import table
 from keras_ntt.litert.xnnpack import Verdict
+from keras_ntt.tables import table
 
 
 @dataclass(frozen=True)

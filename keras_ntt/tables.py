@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 
-def table(head: Sequence[str], body: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
+def table(
+    head: Sequence[str],
+    body: Sequence[Sequence[str]],
+    right: Collection[int] = (),
+    total: Sequence[str] | None = None,
+) -> str:
     """Return rows as lines of aligned columns below a head and a rule.
 
     Args:
         head: Titles of the columns.
         body: Cells of the rows.
         right: Columns that are aligned on the right.
+        total: Cells of a last row below another rule.
 
     Returns:
         The lines.
@@ -22,7 +28,8 @@ def table(head: Sequence[str], body: Sequence[Sequence[str]], right: Collection[
     x   10
     yy   2
     """
-    widths = [max(len(row[i]) for row in (head, *body)) for i in range(len(head))]
+    rows = [head, *body, *([] if total is None else [total])]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
 
     def line(row: Sequence[str]) -> str:
         cells = [
@@ -32,4 +39,5 @@ def table(head: Sequence[str], body: Sequence[Sequence[str]], right: Collection[
         return "  ".join(cells).rstrip()
 
     rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-    return "\n".join([line(head), rule, *map(line, body)])
+    end = [] if total is None else [rule, line(total)]
+    return "\n".join([line(head), rule, *map(line, body), *end])

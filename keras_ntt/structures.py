@@ -1,0 +1,177 @@
+"""Patterns by name: what ``pattern=`` accepts besides functions."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import tensorflow as tf
+
+from keras_ntt import checks
+from keras_ntt.patterns import Pattern, blocks, keep_count, m_of_n
+
+
+def as_pattern(value: Any) -> Pattern | None:
+    """Return the function that a pattern stands for.
+
+    Args:
+        value: None: single entries. ``"n:m"``, for example ``"2:4"``: n entries are kept of every
+            m consecutive ones along the input channels, which fixes the sparsity. ``(h, w)``:
+            blocks of h inputs and w outputs. ``"filters"``: whole output channels. Or a function
+            of a weight's scores and its sparsity that returns a mask.
+
+    Returns:
+        The function, or None.
+
+    Raises:
+        ValueError: If it is nothing of the kind.
+
+    >>> as_pattern("1:4").sparsity
+    0.75
+    """
+    if value is None or callable(value):
+        return value
+    if value == "filters":
+        return whole_filters
+    if isinstance(value, str) and (match := re.fullmatch(r"(\d+):(\d+)", value)):
+        n, m = map(int, match.groups())
+        if 0 < n < m:
+            return OfConsecutive(n, m)
+    elif isinstance(value, (tuple, list)) and len(value) == 2:
+        return Blocks(*(checks.check_count("pattern", size) for size in value))
+    raise ValueError(
+        "pattern must be None, 'n:m' with n < m such as '2:4', a block (inputs, outputs) such as "
+        "(4, 1), 'filters', or a function of a weight's scores and its sparsity that returns a "
+        f"boolean mask. Received: pattern={value!r}"
+    )
+
+
+def choose(pattern: Pattern, scores: tf.Tensor, sparsity: Any) -> tf.Tensor:
+    """Return the mask that a pattern chooses, checked.
+
+    Args:
+        pattern: The pattern.
+        scores: Scores of a weight.
+        sparsity: Fraction of zeros.
+
+    Returns:
+        A boolean tensor of the shape of `scores`.
+
+    Raises:
+        ValueError: If the pattern returns something else.
+    """
+    if scores.dtype.size < 4:  # half precision, which not every operation takes
+        scores = tf.cast(scores, tf.float32)
+    mask = pattern(scores, sparsity)
+    try:
+        mask = tf.convert_to_tensor(mask)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise ValueError(f"pattern must return a boolean mask. Received: {mask!r}") from error
+    if not mask.shape.is_compatible_with(scores.shape):
+        raise ValueError(
+            "pattern must return a mask of the shape of the scores. "
+            f"Received: shape {mask.shape} for scores of shape {scores.shape}"
+        )
+    return tf.cast(mask, tf.bool)
+
+
+def check_fixed_sparsity(pattern: Pattern | None, sparsity: float) -> None:
+    """Raise a ValueError if a pattern fixes another sparsity than the one asked for."""
+    fixed = getattr(pattern, "sparsity", None)
+    if fixed is not None and sparsity and abs(fixed - sparsity) > 1e-6:
+        raise ValueError(
+            f"The pattern {pattern} fixes the sparsity of every weight at {fixed:g}: ask for that. "
+            f"Received: sparsity={sparsity!r}"
+        )
+
+
+@dataclass(frozen=True)
+class OfConsecutive:
+    """The pattern that keeps `n` of every `m` consecutive entries along the input channels.
+
+    Attributes:
+        n: Entries that are kept.
+        m: Entries of a group.
+    """
+
+    n: int
+    m: int
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction of zeros that it fixes."""
+        return 1 - self.n / self.m
+
+    def __str__(self) -> str:
+        return f"{self.n}:{self.m}"
+
+    def __call__(self, scores: tf.Tensor, sparsity: Any) -> tf.Tensor:
+        """Return the mask of a kernel ``[..., inputs, outputs]``; the sparsity has no effect."""
+        _check_rank(scores, f"The pattern {self}")
+        return m_of_n(scores, self.m - self.n, self.m)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The pattern of whole blocks, those with the largest mean score.
+
+    The kernel of a convolution counts as a matrix with a row for each input channel at each
+    position of the filter.
+
+    Attributes:
+        height: Inputs of a block.
+        width: Outputs of a block.
+    """
+
+    height: int
+    width: int
+
+    def __call__(self, scores: tf.Tensor, sparsity: Any) -> tf.Tensor:
+        """Return the mask of a kernel ``[..., inputs, outputs]``."""
+        _check_rank(scores, "A block")
+        matrix = tf.reshape(scores, [-1, scores.shape[-1]])
+        mask = blocks(matrix, sparsity, block_size=(self.height, self.width))
+        return tf.reshape(mask, scores.shape)
+
+
+def whole_filters(scores: tf.Tensor, sparsity: Any) -> tf.Tensor:
+    """Return the mask that keeps whole output channels, those with the largest sum of scores.
+
+    It is the pattern ``"filters"``. The kernels that can shrink for it are those of Dense and
+    ordinary convolution layers, whose last axis is the output channel; leave out others, and the
+    last layer, by ``filters=``.
+
+    Args:
+        scores: Scores of a kernel ``[..., outputs]``.
+        sparsity: Fraction of channels that become zero; at least one channel is kept.
+
+    Returns:
+        A boolean tensor of the shape of `scores`.
+
+    Raises:
+        ValueError: If the scores have no axis besides the channels, or an argument is none.
+
+    >>> scores = tf.constant([[1.0, 5.0, 2.0], [1.0, 0.0, 2.0]])
+    >>> whole_filters(scores, 1 / 3).numpy().astype(int).tolist()
+    [[0, 1, 1], [0, 1, 1]]
+    """
+    if not isinstance(scores, tf.Tensor):
+        scores = checks.as_array("scores", scores)
+        scores = tf.convert_to_tensor(scores if checks.is_numeric(scores.dtype) else [])
+    if not tf.is_tensor(sparsity):
+        sparsity = checks.check_fraction("sparsity", sparsity)
+    _check_rank(scores, "Whole filters")
+    channels = scores.shape[-1]
+    sums = tf.reduce_sum(tf.reshape(scores, [-1, channels]), axis=0)
+    order = tf.argsort(sums, direction="DESCENDING", stable=True)
+    rank = tf.math.invert_permutation(order)
+    return tf.broadcast_to(rank < keep_count(channels, sparsity), scores.shape)
+
+
+def _check_rank(scores: tf.Tensor, what: str) -> None:
+    if scores.shape.rank < 2:
+        raise ValueError(
+            f"{what}: only kernels of at least 2 axes have such a pattern. Leave the others out by "
+            f"filters=. Received: a weight of shape {tuple(scores.shape)}"
+        )

@@ -1,0 +1,157 @@
+"""Patterns by name: m of n consecutive entries, blocks, whole filters; at once and in transfers."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+import keras_ntt
+from keras_ntt.structures import as_pattern, choose
+
+
+def groups(mask, m):
+    """Return the entries kept in each m consecutive inputs, the rest filled up with zeros."""
+    inputs = mask.shape[-2]
+    padded = np.pad(mask, [(0, 0)] * (mask.ndim - 2) + [(0, -inputs % m), (0, 0)])
+    return padded.reshape(*mask.shape[:-2], -1, m, mask.shape[-1]).sum(axis=-2)
+
+
+def tiles(mask, height, width):
+    """Return the entries kept in each tile of a matrix whose sides the tile divides."""
+    rows, columns = mask.shape
+    return mask.reshape(rows // height, height, columns // width, width).sum(axis=(1, 3))
+
+
+@pytest.fixture
+def network():
+    return keras.Sequential(
+        [
+            keras.Input((6, 6, 4)),
+            layers.Conv2D(8, 3, activation="relu", name="conv"),
+            layers.Flatten(),
+            layers.Dense(8, activation="relu", name="hidden"),
+            layers.Dense(3, name="logits"),
+        ]
+    )
+
+
+def obeys(pattern, sparsity, mask):
+    """Tell whether a mask has the pattern, and how many entries it should keep."""
+    matrix = mask.reshape(-1, mask.shape[-1])
+    if pattern == "1:4":
+        return (groups(mask, 4) == 1).all()
+    if pattern == "filters":
+        whole = matrix.all(axis=0)
+        return (whole == matrix.any(axis=0)).all() and whole.mean() == 1 - sparsity
+    kept = tiles(matrix, *pattern)
+    full = kept == pattern[0] * pattern[1]
+    return ((kept == 0) | full).all() and full.mean() == 1 - sparsity
+
+
+PATTERNS = [("1:4", 0.75), ((4, 1), 0.5), ((1, 4), 0.75), ((2, 2), 0.5), ("filters", 0.5)]
+
+
+@pytest.mark.parametrize(("pattern", "sparsity"), PATTERNS)
+@pytest.mark.parametrize("saliency", ["magnitude", "synflow"])
+def test_at_initialization(network, pattern, sparsity, saliency):
+    pruned = keras_ntt.prune_at_init(
+        network,
+        sparsity=sparsity,
+        saliency=saliency,
+        allocation="layerwise",
+        pattern=pattern,
+        filters="conv|hidden",
+        rounds=1,
+        verbose=0,
+    )
+    masks = keras_ntt.get_masks(pruned)
+    assert len(masks) == 2
+    assert all(obeys(pattern, sparsity, mask) for mask in masks.values())
+
+
+@pytest.mark.parametrize(("pattern", "sparsity"), PATTERNS)
+@pytest.mark.parametrize("allocation", ["layerwise", "global"])
+def test_transfer(rng, network, pattern, sparsity, allocation):
+    """Each refresh chooses by the pattern from the latent weights of that step."""
+    chosen = []
+
+    class Watch(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            chosen.append(self.model.masks)
+
+    x = rng.normal(size=(24, 6, 6, 4)).astype("float32")
+    transfer = keras_ntt.NeuralTangentTransfer(
+        network,
+        pruning_schedule=keras_ntt.NTTSchedule(sparsity, frequency=2),
+        allocation=allocation,
+        pattern=pattern,
+        filters="conv|hidden",
+        saliency="random" if pattern == (4, 1) else "magnitude",
+        seed=0,
+    )
+    transfer.compile(keras.optimizers.Adam(0.1))
+    transfer.fit(x, batch_size=4, epochs=1, callbacks=[Watch()], verbose=0)
+    assert any((chosen[0][path] != mask).any() for masks in chosen for path, mask in masks.items())
+    for masks in chosen:
+        for mask in masks.values():
+            if allocation == "layerwise":
+                assert obeys(pattern, sparsity, mask)
+            else:
+                assert obeys(pattern, 1 - mask.mean(), mask)
+    kept = {v.path: np.asarray(v) != 0 for v in network.trainable_variables}
+    for path, mask in keras_ntt.get_masks(network).items():
+        np.testing.assert_array_equal(kept[path], mask)
+
+
+def test_n_of_m_by_hand():
+    scores = tf.constant([[5.0, 1.0], [4.0, 2.0], [3.0, 3.0], [2.0, 4.0]])
+    mask = choose(as_pattern("2:4"), scores, 0.5).numpy().astype(int)
+    assert mask.tolist() == [[1, 0], [1, 0], [0, 1], [0, 1]]
+
+
+def test_a_block_of_a_convolution_covers_inputs_at_one_position():
+    scores = np.ones((2, 1, 2, 2), "float32")
+    scores[1, 0, :, 1] = 9
+    mask = choose(as_pattern((2, 1)), tf.constant(scores), 0.75).numpy()
+    assert mask.sum() == 2
+    assert mask[1, 0, :, 1].all()
+
+
+def test_half_precision():
+    scores = tf.constant([[1.0, 2.0], [3.0, 4.0]], tf.bfloat16)
+    assert choose(as_pattern((1, 2)), scores, 0.5).numpy().tolist() == [[False] * 2, [True] * 2]
+
+
+@pytest.mark.parametrize(
+    "pattern", ["4:2", "0:4", "2:4:8", "columns", 4, (1, 2, 3), (0, 4), (1.5, 2), [4]]
+)
+def test_what_is_no_pattern(pattern):
+    with pytest.raises(ValueError, match="Received: pattern"):
+        as_pattern(pattern)
+
+
+def test_another_sparsity_than_the_pattern_has(network):
+    message = "fixes the sparsity of every weight at 0.5"
+    with pytest.raises(ValueError, match=message):
+        keras_ntt.prune_at_init(network, sparsity=0.9, saliency="random", pattern="2:4")
+    before = network.get_weights()
+    with pytest.raises(ValueError, match=message):
+        keras_ntt.NeuralTangentTransfer(network, pruning_schedule=0.9, pattern="2:4")
+    for old, new in zip(before, network.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        (lambda scores, sparsity: scores[:1], "shape of the scores"),
+        (lambda scores, sparsity: "no", "shape of the scores|boolean mask"),
+        (lambda scores, sparsity: object(), "boolean mask"),
+    ],
+)
+def test_functions_that_return_no_mask(network, pattern, message):
+    with pytest.raises(ValueError, match=message):
+        keras_ntt.prune_at_init(
+            network, sparsity=0.5, saliency="magnitude", allocation="layerwise", pattern=pattern
+        )
