@@ -120,7 +120,7 @@ def train(
     epochs: int = 1,
     optimizer: Any = None,
     again: bool = True,
-    eager: bool = False,
+    eager: bool = True,
 ) -> str:
     """Train a model, and tell whether its zeros were there after every batch and at the end."""
     if again:
@@ -198,7 +198,7 @@ def outcome(
     model.set_weights(weights)
     remedy(model)
     assert masks_in(model, masks) == HELD
-    return Outcome(zeros, held, training, train(model, masks, eager=True))
+    return Outcome(zeros, held, training, train(model, masks))
 
 
 # --- files -----------------------------------------------------------------------------------
@@ -212,7 +212,7 @@ def keras_file(model: keras.Model, folder: pathlib.Path) -> Outcome:
     masks = masks_of(model)
     model.save(folder / "m.keras")
     loaded = keras.models.load_model(folder / "m.keras")
-    return outcome(loaded, masks, remedy=keras_ntt.restore_masks)
+    return outcome(loaded, masks, remedy=keras_ntt.restore_masks, eager=False)
 
 
 @case("`pickle`, `copy.deepcopy`", KEPT, GONE, LOST, KEPT, advice=RESTORE)
@@ -279,8 +279,10 @@ def clone(model: keras.Model, folder: pathlib.Path) -> Outcome:
 @case("`compile` again, with another optimizer", KEPT, HELD, KEPT, makers=ALL)
 def compiled_again(model: keras.Model, folder: pathlib.Path) -> Outcome:
     masks = masks_of(model)
-    assert train(model, masks) == KEPT
-    return outcome(model, masks, optimizer=keras.optimizers.AdamW(0.01, weight_decay=0.1))
+    assert train(model, masks, eager=False) == KEPT
+    return outcome(
+        model, masks, optimizer=keras.optimizers.AdamW(0.01, weight_decay=0.1), eager=False
+    )
 
 
 @case("Freezing layers (`trainable = False`), training, unfreezing", KEPT, HELD, KEPT)
@@ -288,7 +290,7 @@ def freezing(model: keras.Model, folder: pathlib.Path) -> Outcome:
     masks = masks_of(model)
     model.layers[0].trainable = False
     frozen = model.layers[0].kernel.numpy()
-    assert train(model, masks) == KEPT
+    assert train(model, masks, eager=False) == KEPT
     np.testing.assert_array_equal(model.layers[0].kernel.numpy(), frozen)
     assert masks_in(model, masks) == HELD
     model.layers[0].trainable = True
@@ -314,7 +316,7 @@ def part_of_a_trained_model(model: keras.Model, folder: pathlib.Path) -> Outcome
     keras_ntt.strip_pruning(model)
     x = keras.Input((6,))
     whole = keras.Model(x, model(x))
-    assert train(whole, masks) == LOST
+    assert train(whole, masks, eager=False) == LOST
     keras_ntt.apply_masks(model, named)
     return outcome(whole, masks, remedy=lambda whole: None, again=False)
 
@@ -379,7 +381,7 @@ def swapped_averages(model: keras.Model, folder: pathlib.Path) -> Outcome:
     look = keras.callbacks.LambdaCallback(
         on_epoch_end=lambda epoch, logs: seen.append(zeros_in(model, masks))
     )
-    assert train(model, masks, swap, look, epochs=3, optimizer=optimizer) == KEPT
+    assert train(model, masks, swap, look, epochs=3, optimizer=optimizer, eager=False) == KEPT
     assert seen == [KEPT] * 3
     return outcome(model, masks, again=False)
 
@@ -445,7 +447,7 @@ class Assigning(keras.Model):
 @case("`kernel.assign` in a compiled `train_step` of one's own", KEPT, HELD, KEPT)
 def assigned_in_step(model: keras.Model, folder: pathlib.Path) -> Outcome:
     masks = masks_of(model)
-    return outcome(Assigning(model.inputs, model.outputs), masks)
+    return outcome(Assigning(model.inputs, model.outputs), masks, eager=False)
 
 
 @case(
