@@ -217,6 +217,8 @@ def check_structure(x: Any, model: keras.Model, name: str = "inputs") -> None:
     """
     functional = _host.functional_of(model)
     leaves = keras.tree.flatten(x)
+    if not leaves:
+        raise ValueError(f"{name} hold no arrays. Received: {name}={x!r}")
     for leaf in leaves:
         if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
             raise ValueError(

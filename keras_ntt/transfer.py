@@ -287,6 +287,8 @@ class NeuralTangentTransfer(keras.Model):
             steps = kwargs.get("validation_steps")
             inputs.check_ends(validation_data, steps, "validation_data", "validation_steps")
             inputs.check(inputs.without_labels(validation_data), self.student, "validation_data")
+        if batch_size is not None:
+            batch_size = checks.check_count("batch_size", batch_size)
         if self.memory_limit is not None:
             spec = inputs.batch_spec(x, batch_size or 64)
             parts = parts_within(

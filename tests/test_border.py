@@ -466,6 +466,23 @@ def test_data_that_do_not_end():
     assert transfer.step == 3
 
 
+@pytest.mark.filterwarnings("ignore:.*build.*:UserWarning")
+@pytest.mark.parametrize("x", [[], {}, ()], ids=repr)
+def test_inputs_without_arrays(x):
+    model = WithUnused()
+    model(samples())
+    for call in (keras_ntt.empirical_ntk, lambda m, x: keras_ntt.ntt_loss(m, m, x, density=0.5)):
+        with refused(ValueError, "x1? hold no arrays.*Received", model):
+            call(model, x)
+
+
+@pytest.mark.parametrize("size", [0.999999, "4", 0])
+def test_a_batch_size_that_is_none_beside_a_limit_of_memory(size):
+    transfer = ready(small(), memory_limit=2**40)
+    with refused(ValueError, "batch_size must be a positive.*Received", transfer.student):
+        transfer.fit(samples(), batch_size=size, verbose=0)
+
+
 def test_batches_whose_memory_cannot_be_told():
     transfer = ready(small())
     for batch in (samples(8, 5), tf.TensorSpec((None, 6)), samples(0), "batch"):
