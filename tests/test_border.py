@@ -503,3 +503,11 @@ def test_model_files_that_keras_cannot_load(tmp_path, content):
         files.load_model(path)
     with refused(FileNotFoundError, "no such model file"):
         files.load_model(tmp_path / "missing.keras")
+
+
+def test_a_whole_number_of_projections_may_be_a_float():
+    pair, x = (small(), small()), samples()
+    first, second = (
+        keras_ntt.ntt_loss(*pair, x, density=0.5, output_projections=k) for k in (2, 2.0)
+    )
+    assert float(first.total) == float(second.total)
