@@ -511,3 +511,11 @@ def test_bounds_that_are_none(bounds):
         keras_ntt.ProjectedGradient(0.1, bounds=bounds)
     with refused(ValueError, "epsilon must be a finite number.*Received: epsilon=None"):
         keras_ntt.ProjectedGradient(None)
+
+
+def test_a_whole_number_of_projections_may_be_a_float():
+    pair, x = (small(), small()), samples()
+    first, second = (
+        keras_ntt.ntt_loss(*pair, x, density=0.5, output_projections=k) for k in (2, 2.0)
+    )
+    assert float(first.total) == float(second.total)
