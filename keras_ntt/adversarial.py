@@ -51,10 +51,9 @@ class ProjectedGradient:
     bounds: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("epsilon", "step_size"):
-            value = getattr(self, name)
-            if value is not None:
-                checks.check_number(name, value)
+        checks.check_number("epsilon", self.epsilon)
+        if self.step_size is not None:
+            checks.check_number("step_size", self.step_size)
         checks.check_count("steps", self.steps)
         if self.bounds is not None and not _are_bounds(self.bounds):
             raise ValueError(

@@ -103,35 +103,6 @@ def replacing(path: Path) -> Iterator[pathlib.Path]:
         raise
 
 
-def load_model(path: Any) -> Any:
-    """Load a ``.keras`` file, without what it was compiled with.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The Keras model.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        TypeError: If it is no path.
-        ValueError: If Keras cannot load it.
-    """
-    import keras
-
-    file = as_path(path)
-    if not file.exists():
-        raise FileNotFoundError(errno.ENOENT, "There is no such model file", os.fspath(file))
-    try:
-        return keras.models.load_model(file, compile=False)
-    except Exception as error:  # archives of any origin make it raise anything
-        raise ValueError(
-            "Keras cannot load this file as a model. Save the model again, as model.keras, and "
-            "load layers of one's own in Python. "
-            f"Received: {os.fspath(file)!r} ({type(error).__name__}: {error})"
-        ) from error
-
-
 def leftovers(path: Path) -> list[pathlib.Path]:
     """Return the unfinished files of `path` that processes left behind when they were killed.
 

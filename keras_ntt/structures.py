@@ -67,7 +67,7 @@ def choose(pattern: Pattern, scores: tf.Tensor, sparsity: Any) -> tf.Tensor:
     mask = pattern(scores, sparsity)
     try:
         mask = tf.convert_to_tensor(mask)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, NotImplementedError) as error:
         raise ValueError(f"pattern must return a boolean mask. Received: {mask!r}") from error
     if not mask.shape.is_compatible_with(scores.shape):
         raise ValueError(

@@ -13,7 +13,7 @@ import tensorflow as tf
 from test_errors import ready, refused, samples, small
 
 import keras_ntt
-from keras_ntt import checks, files, get_masks, prune_low_magnitude, saliency_scores
+from keras_ntt import checks, get_masks, prune_low_magnitude, saliency_scores
 from keras_ntt.allocations import erdos_renyi
 from keras_ntt.layer_rules import composite
 from keras_ntt.masks import keep_count
@@ -484,16 +484,17 @@ def test_batches_whose_memory_cannot_be_told():
             transfer.estimate_memory(batch)
 
 
-@pytest.mark.parametrize("content", [b"", b"PK", b"not a model", None], ids=repr)
-def test_model_files_that_keras_cannot_load(tmp_path, content):
-    path = tmp_path / "model.keras"
-    if content is None:
-        small().save(path)
-        broken = bytearray(path.read_bytes())
-        broken[len(broken) // 2] ^= 0xFF
-        content = bytes(broken[:-100])
-    path.write_bytes(content)
-    with refused(ValueError, "Keras cannot load this file.*Received"):
-        files.load_model(path)
-    with refused(FileNotFoundError, "no such model file"):
-        files.load_model(tmp_path / "missing.keras")
+@pytest.mark.parametrize("bounds", [3, (1,), (1, 0), ("a", "b"), (0, np.nan), (0, 1, 2)], ids=repr)
+def test_bounds_that_are_none(bounds):
+    with refused(ValueError, "bounds are.*Received: bounds="):
+        keras_ntt.ProjectedGradient(0.1, bounds=bounds)
+    with refused(ValueError, "epsilon must be a finite number.*Received: epsilon=None"):
+        keras_ntt.ProjectedGradient(None)
+
+
+def test_a_whole_number_of_projections_may_be_a_float():
+    pair, x = (small(), small()), samples()
+    first, second = (
+        keras_ntt.ntt_loss(*pair, x, density=0.5, output_projections=k) for k in (2, 2.0)
+    )
+    assert float(first.total) == float(second.total)

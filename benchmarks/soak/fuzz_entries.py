@@ -73,7 +73,7 @@ entry(keras_ntt.prune_at_init, weight=1.5)(
         lambda rng, world: (values.bad_inputs(rng), values.bad_labels(rng)),
     ),
     allocation=ALLOCATION,
-    pattern=of(None, "filters", (2, 1), bad=values.bad_saliency),
+    pattern=of(None, "filters", (2, 1), bad=values.bad_pattern),
     rounds=of(None, 1, 2),
     randomize=of(False, True, spoil=0.0),
     allow_empty_layers=of(False, True, spoil=0.0),
@@ -126,6 +126,8 @@ TRANSFER = dict(
     saliency_data=Argument(lambda rng, world: None, INPUTS.bad, 0.3),
     allocation=ALLOCATION,
     memory_limit=of(None, 2**40),
+    pattern=of(None, "filters", bad=values.bad_pattern),
+    adversarial=of(None, keras_ntt.ProjectedGradient(0.1)),
     **{**CHOICE, "outputs": of("full")},
 )
 entry(keras_ntt.NeuralTangentTransfer, weight=1)(
@@ -188,6 +190,9 @@ entry(keras_ntt.prune_neural_tangent, weight=0.12, raises=(TypeError, ValueError
     seed=of(0),
     verbose=of(0, spoil=0.0),
     **{k: v for k, v in TRANSFER.items() if k not in ("pruning_schedule", "saliency_data")},
+)
+entry(keras_ntt.ProjectedGradient, weight=3)(
+    epsilon=of(0.1), steps=of(1, 3), step_size=of(None, 0.1), bounds=of(None, (0.0, 1.0))
 )
 entry(keras_ntt.effective_gradient_flow, weight=1.5, foreign=frozenset({"y", "loss"}))(
     model=model("mlp", "functional", "held", "compiled"),

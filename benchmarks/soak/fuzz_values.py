@@ -270,6 +270,17 @@ def bad_saliency(rng: random.Random) -> Any:
     return rng.choice(makes)()
 
 
+def bad_pattern(rng: random.Random) -> Any:
+    """Draw something that is no pattern, or one that returns nonsense."""
+    makes = [
+        lambda: rng.choice(["0:4", "4:2", "2:4", "2:2", "a:b", "2:4:8", "-1:4", "filters", "rows"]),
+        lambda: rng.choice([(0, 1), (4,), (4, 1), (1, 2, 3), ("4", 1), (4.5, 1), [2, 2]]),
+        lambda: bad_saliency(rng),
+        lambda: nasty(rng),
+    ]
+    return rng.choice(makes)()
+
+
 def bad_allocation(rng: random.Random) -> Any:
     """Draw something that is no allocation, or one that does not fit."""
     answer = nasty(rng)
