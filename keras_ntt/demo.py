@@ -22,6 +22,9 @@ import keras_ntt
 from keras_ntt import plots
 
 SPARSITY = 0.97
+# How the transfers share the sparsity out, and whose network is exported.
+TRANSFERS = {"NTT": "layerwise", "NTT-ERK": "erk"}
+EXPORTED = "NTT-ERK"
 # Score and allocation of the methods that need no training.
 AT_ONCE = {
     "magnitude": ("magnitude", "layerwise"),
@@ -29,12 +32,13 @@ AT_ONCE = {
     "ERK": ("random", "erk"),
 }
 EARLY = 5
-METHODS = ("dense", "NTT", "magnitude", "random", "ERK")
+METHODS = ("dense", "NTT", "magnitude", "random", "NTT-ERK", "ERK")
 ABOUT = {
     "dense": "dense",
     "NTT": "Neural Tangent Transfer, no labels",
     "magnitude": "magnitude at initialization",
     "random": "uniform random",
+    "NTT-ERK": "NTT, Erdős-Rényi densities",
     "ERK": "random, Erdős-Rényi densities",
 }
 
@@ -107,18 +111,19 @@ def sparse_version(
     Args:
         method: One of `METHODS`.
         model: The dense network; it is left as it is.
-        x: Unlabelled images, used by NTT alone.
+        x: Unlabelled images, used by the transfers alone.
         seed: Seed of the random choices.
         settings: How long the transfer is.
 
     Returns:
         A copy of the model that holds its masks.
     """
-    if method == "NTT":
+    if method in TRANSFERS:
         return keras_ntt.prune_neural_tangent(
             model,
             _epochs_in_one(x, seed, settings),
             sparsity=SPARSITY,
+            allocation=TRANSFERS[method],
             epochs=1,
             optimizer=keras.optimizers.Adam(3e-3),
             ntk_weight=1e-2,
@@ -148,6 +153,7 @@ def train(model: keras.Model, data: Digits, seed: int, settings: Settings) -> li
         keras.optimizers.Adam(1e-3),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
+        steps_per_execution=-(-len(data.x_train) // settings.batch_size),
     )
     history = model.fit(
         data.x_train,
@@ -177,7 +183,7 @@ def run(output: pathlib.Path, settings: Settings, say: Callable[[str], None]) ->
     say(
         f"{len(data.x_train)} images to train on, {len(data.x_test)} to test on; "
         f"MLP 64-300-100-10, {SPARSITY:.0%} of the weights pruned, in each "
-        "kernel alike but for the Erdős-Rényi row."
+        "kernel alike but for the Erdős-Rényi rows."
     )
     curves: dict[str, list[list[float]]] = {method: [] for method in METHODS}
     models: dict[str, keras.Model] = {}
@@ -193,7 +199,7 @@ def run(output: pathlib.Path, settings: Settings, say: Callable[[str], None]) ->
             say(
                 f"seed {seed + 1}/{settings.seeds}  {method:<9}  "
                 f"accuracy {curves[method][-1][-1]:.1%}"
-                + (f"  (pruned in {found:.0f} s)" if method == "NTT" else "")
+                + (f"  (pruned in {found:.0f} s)" if method in TRANSFERS else "")
             )
     results = _export(models, curves, data, output, settings, say)
     results["seconds"] = time.perf_counter() - begun
@@ -224,10 +230,10 @@ def _export(
     }
     for method, model in models.items():
         keras_ntt.strip_pruning(model)
-        path = output / ("sparse.tflite" if method == "NTT" else f".{method}.tflite")
+        path = output / ("sparse.tflite" if method == EXPORTED else f".{method}.tflite")
         report = keras_ntt.export_tflite(model, path, representative_data=data.x_test)
         packed = len(gzip.compress(path.read_bytes(), 9))
-        if method == "NTT":
+        if method == EXPORTED:
             keras_ntt.save_model(model, output / "sparse.keras")
             answers = keras_ntt.tflite_predict(path, data.x_test).argmax(axis=1)
             accuracy = float((answers == data.y_test).mean())

@@ -22,6 +22,8 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("keras_ntt")
 
+collect_ignore = ["distributed_child.py"]  # a program
+
 # Clearing a session collects garbage; what the imports made need not be looked at each time.
 gc.collect()
 gc.freeze()
@@ -33,6 +35,7 @@ def _clean_keras():
     keras.utils.set_random_seed(0)
     yield
     keras.backend.clear_session()
+    gc.freeze()  # what is still there stays, and is not looked through after each further test
     keras.config.set_floatx(floatx)
     keras.config.set_dtype_policy(policy)
 
