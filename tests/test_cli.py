@@ -226,6 +226,15 @@ def test_ctrl_c_leaves_a_state_to_go_on_from(folder, capfd):
         np.testing.assert_allclose(found, value, atol=1e-6)
 
 
+@pytest.fixture
+def python_listens():
+    """Have Ctrl-C raise, which it does not in what a shell runs in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("python_listens")
 def test_ctrl_c_waits_for_the_step_and_a_second_one_does_not(capsys):
     before = signal.getsignal(signal.SIGINT)
     stop = StopBetweenSteps()

@@ -39,17 +39,17 @@ def test_demo_reports_what_it_measured(short_run):
     model = keras.models.load_model(output / "sparse.keras", compile=False)
     answers = keras.ops.convert_to_numpy(model(data.x_test)).argmax(axis=1)
     accuracy = (answers == data.y_test).mean()
-    assert results["methods"]["NTT-ERK"]["accuracy"][0][-1] == pytest.approx(accuracy)
+    assert results["methods"]["NTT"]["accuracy"][0][-1] == pytest.approx(accuracy)
     assert results["keras_accuracy"] == results["tflite_accuracy"] == pytest.approx(accuracy)
-    last = 100 * np.array(results["methods"]["NTT-ERK"]["accuracy"])[:, -1]
-    (row,) = [line for line in text.splitlines() if line.startswith(demo.ABOUT["NTT-ERK"])]
+    last = 100 * np.array(results["methods"]["NTT"]["accuracy"])[:, -1]
+    (row,) = [line for line in text.splitlines() if line.startswith(demo.ABOUT["NTT"])]
     assert f"{last.mean():.1f} ± {last.std(ddof=1):.1f}" in row
     nonzeros = sum(np.count_nonzero(w) for w in model.get_weights())
-    assert results["methods"]["NTT-ERK"]["nonzeros"] == nonzeros
+    assert results["methods"]["NTT"]["nonzeros"] == nonzeros
     assert f"{nonzeros:,}" in row
     kernels = [w for w in model.get_weights() if w.ndim == 2]
     assert [np.count_nonzero(w) for w in kernels] == [627, 689, 190]
-    for method in ("NTT", "magnitude", "random", "ERK"):
+    for method in ("magnitude", "random", "ERK"):
         assert results["methods"][method]["nonzeros"] == nonzeros
 
 
