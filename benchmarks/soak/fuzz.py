@@ -162,6 +162,12 @@ def judge(error: BaseException, entry: Entry, spoiled: list[str]) -> str:
     return ""
 
 
+def _calls(error: BaseException) -> str:
+    """Return the last calls of an error, with files named from their package on."""
+    calls = "".join(traceback.format_tb(error.__traceback__)[-3:])
+    return re.sub(r'"[^"]*?/(keras_ntt|benchmarks|site-packages)/', r'"\1/', calls)
+
+
 def run(number: int, seed: int, world: World, tally: Tally) -> None:
     """Run one case and count what came of it."""
     rng = random.Random(f"{seed}:{number}")
@@ -185,7 +191,7 @@ def run(number: int, seed: int, world: World, tally: Tally) -> None:
         wrong = judge(error, entry, spoiled)
         if isinstance(error, tf.errors.OpError) and world.uses("subclassed"):
             wrong = ""  # TensorFlow's error in code of the user's own, whose frames it leaves out
-        where = "".join(traceback.format_tb(error.__traceback__)[-3:]) if wrong else ""
+        where = _calls(error) if wrong else ""
     finally:
         arguments.clear()
     seconds = time.perf_counter() - begin
