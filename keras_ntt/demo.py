@@ -149,7 +149,6 @@ def train(model: keras.Model, data: Digits, seed: int, settings: Settings) -> li
         keras.optimizers.Adam(1e-3),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
-        steps_per_execution=-(-len(data.x_train) // settings.batch_size),
     )
     history = model.fit(
         data.x_train,

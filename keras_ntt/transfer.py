@@ -1,4 +1,4 @@
-"""Neural Tangent Transfer as a Keras model whose training step is the transfer."""
+"""Neural Tangent Transfer as a Keras model: its settings, and runs by `fit`."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ntt import _host, checks, inputs, replicas
-from keras_ntt.adversarial import Attack, attacked, check_attack
+from keras_ntt.adversarial import Attack, check_attack
 from keras_ntt.allocations import Allocation
-from keras_ntt.blocks import loss_and_gradient
 from keras_ntt.first_masks import start_of_transfer
-from keras_ntt.latent import LatentWeights, gate, state_of
+from keras_ntt.latent import LatentWeights, state_of
 from keras_ntt.masks import Saliency
 from keras_ntt.memory import parts_within, step_memory
 from keras_ntt.network import unroll
-from keras_ntt.objective import NTTLoss, Pair, Weighting, objective
+from keras_ntt.objective import Weighting
 from keras_ntt.plan import Course, Plan
 from keras_ntt.policies import Filters, choose_weights
 from keras_ntt.saliency import NetworkSaliency, as_saliency
 from keras_ntt.schedules import as_schedule, decide
-from keras_ntt.sparse_model import apply_masks, check_no_masks, strip_pruning
-from keras_ntt.updates import Update, check_scale, watched
+from keras_ntt.sparse_model import check_no_masks, strip_pruning
+from keras_ntt.transfer_step import TransferStep
+from keras_ntt.updates import Update
 
 
-class NeuralTangentTransfer(keras.Model):
+class NeuralTangentTransfer(TransferStep):
     """Trains a sparse student to have a dense teacher's outputs and tangent kernel.
 
     No labels are used: a data set that yields ``(x, y)`` has its y ignored. The student starts
@@ -179,37 +179,8 @@ class NeuralTangentTransfer(keras.Model):
         ]
         self._plan: Plan | None = None
         self._update = Update()
-        self.train_function: Any = None
+        self.train_function = None
         self.built = True
-
-    @property
-    def step(self) -> int:
-        """The number of steps taken."""
-        return int(keras.ops.convert_to_numpy(self._step))
-
-    @property
-    def masks(self) -> dict[str, np.ndarray]:
-        """The masks: ``variable path -> boolean array``, true where an entry is kept."""
-        return self._weights.by_path()
-
-    @property
-    def layers(self) -> list[keras.Layer]:
-        """The student alone: what callbacks such as TensorBoard show. A teacher never changes."""
-        return [self.student]
-
-    @property
-    def trainable_variables(self) -> list[keras.Variable]:
-        """The variables that the optimizer moves: latent kernels and unpruned weights."""
-        return self._weights.trained()
-
-    @property
-    def metrics(self) -> list[keras.metrics.Metric]:
-        """The running means that are reset at each epoch."""
-        return list(self._trackers)
-
-    def call(self, inputs: Any) -> Any:
-        """Return the student's outputs."""
-        return self.student(inputs)
 
     def compile(
         self,
@@ -228,7 +199,9 @@ class NeuralTangentTransfer(keras.Model):
             run_eagerly: As in `keras.Model.compile`.
             steps_per_execution: As in `keras.Model.compile`.
             jit_compile: Whether to compile the step with XLA. It is off unless asked for,
-                because on CPUs XLA is slower here, for convolutions in particular.
+                because on CPUs XLA is slower here, for convolutions in particular. It does not
+                take networks with an embedding: how many rows a batch reads is not known
+                beforehand.
             auto_scale_loss: As in `keras.Model.compile`.
 
         Raises:
@@ -365,95 +338,3 @@ class NeuralTangentTransfer(keras.Model):
         parts = checks.check_count("parts", parts)
         sources = [_host.first_copy(v) for v in self.student.trainable_variables]
         return step_memory(self._pair, sources, batch, parts)
-
-    def begin(self) -> None:
-        """Make the student sparse, as the first step wants it."""
-        self._update.begin()
-        strip_pruning(self.student)  # of the masks of an earlier run
-        self._weights.write()
-
-    def begin_epoch(self) -> None:
-        """Fix the order of this epoch's samples, by the seed and the step it begins at."""
-        check_scale(self.optimizer)
-        self._order.assign(tf.stack([_host.value_of(self._seed), _host.value_of(self._step)]))
-
-    def finish(self) -> None:
-        """Let the student hold its masks by itself."""
-        apply_masks(self.student, self.masks)
-
-    def make_train_function(self, force: bool = False) -> None:
-        """Build the compiled step, before which the schedule is asked."""
-        if self.train_function is not None and not force:
-            return
-        super().make_train_function(force)
-        run = watched(self.train_function, self)
-
-        def planned(iterator: Any) -> Any:
-            assert self._plan is not None
-            self._plan.look_ahead(self.step)
-            return run(iterator)
-
-        self.train_function = planned
-
-    def train_step(self, data: Any) -> dict[str, Any]:
-        """Take one step of the transfer on a batch."""
-        assert self._plan is not None
-        variables = self.student.trainable_variables
-        sources = [_host.raw(v) for v in variables]
-        x, counted = replicas.at_least_one(self._inputs_of(data))
-        pair = self._pair()
-        if self.adversarial is not None:
-            x = attacked(self.adversarial, pair, x)
-        loss, gradients = loss_and_gradient(
-            pair, x, sources, parts=self._parts, scale=self.optimizer.scale_loss
-        )
-        gradients = gate(variables, gradients, self._weights.by_id())
-        # Nothing is counted before the batch is there: at the end of data of unknown length the
-        # step is begun and finds none.
-        with tf.control_dependencies([loss.total]):
-            moved = self.trainable_variables
-            sound = self._update.apply(self.optimizer, loss.total, gradients, moved, counted)
-            self._step.assign_add(tf.cast(sound, tf.int64))
-            counts, density = self._plan.at(_host.value_of(self._step))
-            self._weights.refresh(tf.where(sound, counts, -1), density)
-            self._weights.write()
-        total = tf.where(sound, loss.total, tf.constant(np.nan, loss.total.dtype))
-        return self._logs(loss._replace(total=total), counted)
-
-    def test_step(self, data: Any) -> dict[str, Any]:
-        """Evaluate the objective on a batch, with the same projections at each call."""
-        x, counted = replicas.at_least_one(self._inputs_of(data))
-        return self._logs(objective(self._pair(step=-1), x), counted)
-
-    def _maybe_symbolic_build(self, *args: Any, **kwargs: Any) -> None:
-        """Build nothing: all is built, and Keras would need parts of equal size for it."""
-
-    def _pair(self, step: int | None = None) -> Pair:
-        student, teacher = self._networks
-        first = dict(zip(self._first_ids, self._first_state, strict=False))
-        now = _host.value_of(self._step) if step is None else tf.constant(step, tf.int64)
-        return Pair(
-            student,
-            teacher,
-            pruned=self._weights.pruned,
-            masks=self._weights.by_id(),
-            density=_host.value_of(self._weights.density),
-            weighting=self.weighting,
-            seed=replicas.seed_of_step(_host.value_of(self._seed), now),
-            teacher_values={
-                id(v): (v, _host.value_of(first[id(v)]))
-                for v in self.student.weights
-                if id(v) in first
-            },
-        )
-
-    def _inputs_of(self, data: Any) -> Any:
-        x = inputs.without_labels(data)
-        checks.check_structure(x, self.student)
-        return x
-
-    def _logs(self, loss: NTTLoss, counted: tf.Tensor | float) -> dict[str, Any]:
-        for tracker, value in zip(self._trackers, loss[:3], strict=True):
-            tracker.update_state(value, counted)
-        logs = {tracker.name: tracker.result() for tracker in self._trackers}
-        return replicas.as_logs({**logs, "sparsity": _host.value_of(self._weights.sparsity)})
