@@ -22,7 +22,7 @@ VALIDATION = 10_000
 
 
 class Data(NamedTuple):
-    """Images ``[n, height, width, channels]`` in [0, 1] and labels ``[n]``, in two parts."""
+    """Images ``[n, height, width, channels]`` and labels ``[n]``, in two parts."""
 
     x_train: np.ndarray
     y_train: np.ndarray
@@ -108,7 +108,8 @@ def load(name: str, *, idx_dir: Path | None, tfds_dir: Path | None, split: str) 
             ``"validation"``: on all but the last 10,000 training images, test on those.
 
     Returns:
-        The images and labels.
+        The images, of each channel less the mean of the pixels to train on and over their
+        standard deviation, as in the original implementation, and the labels.
     """
     if tfds_dir is not None and has_idx(idx_dir):
         prepare_tfds(name, idx_dir, tfds_dir)
@@ -119,6 +120,6 @@ def load(name: str, *, idx_dir: Path | None, tfds_dir: Path | None, split: str) 
     (x, y), (x_test, y_test) = parts["train"], parts["test"]
     if split == "validation":
         x, y, x_test, y_test = x[:-VALIDATION], y[:-VALIDATION], x[-VALIDATION:], y[-VALIDATION:]
-    scaled = (a.astype("float32") / 255 for a in (x, x_test))
-    x, x_test = scaled
+    mean, deviation = np.mean(x, (0, 1, 2)), np.std(x, (0, 1, 2))
+    x, x_test = (((part - mean) / deviation).astype("float32") for part in (x, x_test))
     return Data(x, y.astype("int64"), x_test, y_test.astype("int64"))

@@ -231,12 +231,13 @@ def plot(changed: str, found: list[dict[str, Any]], path: Path) -> None:
         if fit is None:
             continue
         ends = np.array([fit["from"], fit["to"]], float)
-        label = f"fit: {changed}$^{{{fit['exponent']:.2f}}}$"
+        exponent = round(fit["exponent"], 2) + 0.0  # no -0.00
+        label = f"fit: {changed}$^{{{exponent:.2f}}}$"
         axes.plot(
             ends, 1000 * fit["factor"] * ends ** fit["exponent"], line, color=colour, label=label
         )
         sayings.append(
-            f"{changed}^{fit['exponent']:.2f}" + (f" ({one['series']})" if len(found) > 1 else "")
+            f"{changed}^{exponent:.2f}" + (f" ({one['series']})" if len(found) > 1 else "")
         )
     axes.set_xscale("log")
     axes.set_yscale("log")

@@ -6,39 +6,13 @@ is typed by hand.
 
 from __future__ import annotations
 
-import json
-import statistics
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from _tables import of_any_form, table
+import _trust
+from _tables import machine, missing, ms, read, table
 
 OURS = "keras_ntt"
-SHOWN_EPOCHS = (1, 2, 5, 10, 20, 50)
-
-
-def missing(program: str) -> str:
-    """Return what stands for figures that are not there."""
-    return f"*Not measured yet: `{program}` writes the figures of this part.*"
-
-
-def read(path: Path) -> Any:
-    """Return the content of a JSON file, or None if there is none."""
-    return json.loads(path.read_text()) if path.exists() else None
-
-
-def machine(found: dict[str, Any]) -> str:
-    """Return in words where something was measured."""
-    load = found.get("load_average_before") or []
-    parts = [f"{found.get('cpu', 'unknown CPU')}, {found.get('cores', '?')} cores"]
-    parts += [
-        f"{name} {found[key]}"
-        for name, key in (("TensorFlow", "tensorflow"), ("Keras", "keras"), ("Python", "python"))
-        if key in found
-    ]
-    parts += [f"load {load[0]:.1f} at the start"] if load else []
-    return "Measured on " + ", ".join(parts) + "."
 
 
 # --- steps -----------------------------------------------------------------------------------
@@ -63,8 +37,8 @@ def _network(network: dict[str, Any]) -> str:
     body = [
         [
             f"{key} (best of the peer)" if key == network["best_of_peer"] else key,
-            _ms(one["median_seconds"]),
-            " to ".join(_ms(q) for q in one["quartiles_seconds"]),
+            ms(one["median_seconds"]),
+            " to ".join(ms(q) for q in one["quartiles_seconds"]),
             f"{one['median_seconds'] / ours:.2f}",
             f"{one['times_floor']:.1f}",
             f"{one['first_call_seconds']:.1f}",
@@ -78,11 +52,11 @@ def _network(network: dict[str, Any]) -> str:
     text += [f"- {key}: not timed, {why}." for key, why in network["not_timed"].items()]
     floor = network["floor"]
     text.append(
-        f"The floor is {_ms(floor['seconds'])} ms: {floor['flops'] / 1e9:.2f} GFLOP, counted from "
+        f"The floor is {ms(floor['seconds'])} ms: {floor['flops'] / 1e9:.2f} GFLOP, counted from "
         f"the {floor['counted_from']}, at {floor['flops_per_second'] / 1e9:.0f} GFLOP/s."
     )
     if network["fit"] is not None:
-        text.append(f"Through `fit` a step takes {_ms(network['fit']['median_seconds'])} ms.")
+        text.append(f"Through `fit` a step takes {ms(network['fit']['median_seconds'])} ms.")
     return "\n\n".join(text)
 
 
@@ -115,9 +89,24 @@ def growth(results: Path) -> str:
     return "\n\n".join([machine(found["machine"]), table(head, body, right=(3, 4)), *pictures])
 
 
-def _ms(seconds: float) -> str:
-    ms = 1000 * seconds
-    return f"{ms:,.0f}" if abs(ms) >= 100 else f"{ms:.2f}"
+def outputs(results: Path) -> str:
+    """Return what ways to compare kernels of many outputs cost, and how close they come."""
+    found = read(results / "outputs.json")
+    if found is None:
+        return missing("benchmarks/outputs.py")
+    before = next(iter(found["ways"].values()))
+    body = [
+        [
+            name,
+            "" if one["median_seconds"] is None else ms(one["median_seconds"]),
+            f"{one['ntk_distance'] / before['ntk_distance']:.3f}",
+            f"{one['output_distance'] / before['output_distance']:.3f}",
+        ]
+        for name, one in found["ways"].items()
+    ]
+    head = ("", "ms a step", "kernel distance", "output distance")
+    said = f"{found['steps']} steps each."
+    return "\n\n".join([machine(found["machine"]), said, table(head, body, right=(1, 2, 3))])
 
 
 def import_time(results: Path) -> str:
@@ -215,79 +204,17 @@ def predictions(results: Path) -> str:
     return "\n\n".join([said, table(head, body, right=(3,))])
 
 
-# --- accuracies ------------------------------------------------------------------------------
-
-
-def accuracies(results: Path) -> str:
-    """Return the tables of the published comparison, from the files of its runs."""
-    files = sorted((results / "reproduce" / "runs").glob("*.json"))
-    if not files:
-        return missing("benchmarks/reproduce.py")
-    runs = [json.loads(file.read_text()) for file in files]
-    same = ("dataset", "network", "split", "label_fraction", "samples", "epochs")
-    groups: dict[tuple[Any, ...], list[Any]] = {}
-    for run in runs:
-        groups.setdefault(tuple(run["settings"][s] for s in same), []).append(run)
-    parts = []
-    for group, members in sorted(groups.items()):
-        values = dict(zip(same, group, strict=True))
-        labels = f", {values['label_fraction']:.1%} of the labels" * (values["label_fraction"] < 1)
-        few = f", {values['samples']:,} images" if values["samples"] else ""
-        parts.append(f"### {values['network']} on {values['dataset']}{few}{labels}")
-        if values["split"] != "test":
-            parts.append(f"Accuracy on the {values['split']} part.")
-        parts.append(_ranked(members, values["epochs"]))
-    return "\n\n".join(parts)
-
-
-def _ranked(members: list[Any], epochs: int) -> str:
-    shown = [epoch for epoch in SHOWN_EPOCHS if epoch <= epochs]
-    rows: dict[tuple[Any, ...], list[list[float]]] = {}
-    for member in members:
-        s = member["settings"]
-        key = (-s["density"], s["allocation"], s["method"], s["transfer_epochs"])
-        rows.setdefault(key, []).append(member["accuracy"])
-    order = sorted(
-        rows, key=lambda key: (*key[:2], -statistics.mean(a[-1] for a in rows[key]), key)
-    )
-    body = [
-        [f"{-key[0]:.2%}", key[1], key[2], str(key[3] or ""), str(len(rows[key]))]
-        + [mean_and_spread([100 * accuracy[e - 1] for accuracy in rows[key]]) for e in shown]
-        for key in order
-    ]
-    head = ["density", "allocation", "method", "transfer epochs", "seeds"]
-    head += [f"epoch {epoch}" for epoch in shown]
-    return table(head, body, right=(0, *range(3, len(head))))
-
-
-def mean_and_spread(values: Sequence[float]) -> str:
-    """Return the mean, and the standard deviation where there is one."""
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{spread}"
-
-
-# --- files of any form -----------------------------------------------------------------------
-
-
-def soaks(results: Path) -> str:
-    """Return all files of long random tests, whatever their form."""
-    files = sorted(results.glob("soak_*.json"))
-    if not files:
-        return missing("benchmarks/soak_*.py")
-    parts = []
-    for file in files:
-        title = file.stem.removeprefix("soak_").replace("_", " ")
-        parts += [f"## {title[:1].upper()}{title[1:]}", *of_any_form(json.loads(file.read_text()))]
-    return "\n\n".join(parts)
-
-
 FIGURES = {
     "step_times": step_times,
     "growth": growth,
+    "outputs": outputs,
     "import_time": import_time,
     "sizes": sizes,
     "latency": latency,
     "predictions": predictions,
-    "accuracies": accuracies,
-    "soaks": soaks,
+    "kills": _trust.kills,
+    "fuzz": _trust.fuzz,
+    "long_run": _trust.long_run,
+    "overhead": _trust.overhead,
+    "scaling": _trust.scaling,
 }

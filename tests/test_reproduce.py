@@ -46,34 +46,47 @@ def images(tmp_path_factory):
     return folder
 
 
-def words(images, output, *more):
+def words(images, folder, *more):
     return [
-        *("--idx-dir", str(images), "--output", str(output), "--seeds", "2", "--epochs", "2"),
+        *(
+            "--idx-dir",
+            str(images),
+            "--output",
+            str(folder / "work"),
+            "--seeds",
+            "2",
+            "--epochs",
+            "2",
+        ),
         *("--densities", "0.05", "--allocations", "layerwise", "--transfer-epochs", "1"),
         *("--score-samples", "64", *more),
     ]
 
 
-def test_images_are_read_as_they_are(reproduce, images):
+def test_images_are_standardized_by_those_to_train_on(reproduce, images):
     data = reproduce.load("fashion_mnist", idx_dir=images, tfds_dir=None, split="test")
     assert data.x_train.shape == (320, 28, 28, 1)
     assert data.y_test.tolist() == [i % 10 for i in range(100)]
-    assert (data.x_train[3, 10] == 1).all()
-    assert data.x_train.max() == 1
-    assert data.x_train[3, 0].max() < 60 / 255 + 1e-6
+    assert data.x_train.mean() == pytest.approx(0, abs=1e-5)
+    assert data.x_train.std() == pytest.approx(1, abs=1e-5)
+    bright = data.x_train.max()
+    assert (data.x_train[3, 10] == bright).all()
+    assert (data.x_test[3, 10] == bright).all()
+    assert data.x_train[3, 0].max() < bright / 3
 
 
 def test_runs_that_are_done_are_not_repeated(reproduce, images, tmp_path, capsys):
+    runs = tmp_path / "work" / "runs"
     methods = ("dense", "ntt-kept", "erk-random")
     first = words(images, tmp_path, "--methods", *methods[:2])
     assert reproduce.main(first) == 0
-    files = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").iterdir()}
+    files = {p: p.stat().st_mtime_ns for p in runs.iterdir()}
     assert len(files) == 4
     assert reproduce.main(words(images, tmp_path, "--methods", *methods)) == 0
     assert "6 runs, 4 done." in capsys.readouterr().out
     for path, time in files.items():
         assert path.stat().st_mtime_ns == time
-    results = [json.loads(p.read_text()) for p in (tmp_path / "runs").iterdir()]
+    results = [json.loads(p.read_text()) for p in runs.iterdir()]
     assert len(results) == 6
     sizes = {784 * 300: 11760, 300 * 100: 1500, 100 * 10: 50}
     for result in results:
@@ -86,9 +99,10 @@ def test_runs_that_are_done_are_not_repeated(reproduce, images, tmp_path, capsys
             assert kept == list(sizes.values())
         if method == "ntt-kept":
             assert result["transfer"]["steps"] == 5
-            assert [row["step"] for row in result["transfer"]["curve"]] == [1]
-    assert not any((tmp_path / "unfinished").iterdir())
-    table = (tmp_path / "RESULTS.md").read_text()
+            assert [row["step"] for row in result["transfer"]["curve"]] == [5]
+    assert not any((tmp_path / "work" / "unfinished").iterdir())
+    table = (tmp_path / "work.md").read_text()
+    assert json.loads((tmp_path / "work.json").read_text()) == reproduce.read(runs)
     dense = [100 * r["accuracy"][1] for r in results if r["settings"]["method"] == "dense"]
     (row,) = [line for line in table.splitlines() if "| dense |" in line]
     assert row.endswith(
@@ -101,9 +115,85 @@ def test_runs_are_listed_and_told_apart(reproduce, images, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "22 runs, 0 done."
     assert len(set(lines[1:])) == 22
-    assert not tmp_path.joinpath("runs").exists()
+    assert not (tmp_path / "work" / "runs").exists()
     reproduce.main(words(images, tmp_path, "--list", "--label-fraction", "0.1"))
     assert not {*lines[1:]} & {*capsys.readouterr().out.splitlines()[1:]}
+
+
+def test_found_networks_serve_other_ways_to_train(reproduce, images, tmp_path):
+    found = tmp_path / "work" / "found"
+    command = words(images, tmp_path, "--methods", "ntt-all", "snip", "--seeds", "1")
+    assert reproduce.main(command) == 0
+    files = {path: path.read_bytes() for path in found.iterdir()}
+    assert len(files) == 3  # of the transfer, which takes long; weights, masks and notes
+    assert reproduce.main([*command, "--label-fraction", "0.2", "--epochs", "3"]) == 0
+    assert {path: path.read_bytes() for path in found.iterdir()} == files
+    results = reproduce.read(tmp_path / "work" / "runs")
+    assert len(results) == 4
+    kept = {tuple(result["kept"].values()) for result in results}
+    assert kept == {(11760, 1500, 50)}
+    whole, few = (
+        next(r for r in results if r["settings"]["method"] == "ntt-all" and len(r["accuracy"]) == n)
+        for n in (2, 3)
+    )
+    assert whole["transfer"] == few["transfer"]
+
+
+def test_patterns_share_the_zeros_out(reproduce, images, tmp_path):
+    more = ["--methods", "dense", "ntt-all", "random", "erk-random", "--patterns", "1:4", "4x1"]
+    assert reproduce.main([*words(images, tmp_path, *more), "--seeds", "1"]) == 0
+    kept = {}
+    for result in reproduce.read(tmp_path / "work" / "runs"):
+        s = result["settings"]
+        kept[s["method"], s["pattern"], s["density"]] = list(result["kept"].values())
+    quarter, blocks = [58_800, 7500, 250], [11_760, 1500, 52]  # 4 x 13 of 1,000 entries
+    assert kept == {
+        ("dense", "none", 1.0): [],
+        ("ntt-all", "1:4", 0.25): quarter,
+        ("random", "1:4", 0.25): quarter,
+        ("ntt-all", "4x1", 0.05): blocks,
+        ("random", "4x1", 0.05): blocks,
+    }
+
+
+def test_parts_are_all_of_the_runs(reproduce, images, tmp_path, capsys):
+    def listed(*more):
+        reproduce.main(words(images, tmp_path, "--list", *more))
+        return capsys.readouterr().out.splitlines()[1:]
+
+    parts = [listed("--part", f"{i}/3") for i in (1, 2, 3)]
+    assert sorted(line for part in parts for line in part) == sorted(listed())
+
+
+def test_tables_are_ranked_and_put_into_a_report(reproduce, tmp_path):
+    settings = {
+        **{"dataset": "fashion_mnist", "network": "lenet", "split": "test", "label_fraction": 1.0},
+        **{"epochs": 2, "transfer_epochs": 0, "allocation": "layerwise", "pattern": "none"},
+        **{"density": 0.03, "learning_rate": 0.0, "ntk_weight": 0.0},
+    }
+    other = {"method": "ntt-all", "transfer_epochs": 5, "learning_rate": 3e-3, "ntk_weight": 1e-3}
+    runs = [
+        {"settings": {**settings, **own}, "accuracy": accuracy, "environment": {"keras": "3"}}
+        for own, accuracy in (
+            ({"method": "random"}, [0.5, 0.6]),
+            ({"method": "random"}, [0.5, 0.8]),
+            (other, [0.4, 0.9]),
+        )
+    ]
+    report = tmp_path / "report.md"
+    report.write_text("# Before\n<!-- tables -->\nold\n<!-- tables -->\nAfter\n")
+    shown = reproduce.insert(reproduce.tables(runs), report)
+    assert "old" not in shown
+    lines = [line for line in shown.splitlines() if line]
+    assert lines[:3] == ["# Before", "<!-- tables -->", "### lenet on fashion_mnist"]
+    assert lines[5:7] == [
+        "| 0.03 | layerwise | ntt-all (Adam 0.003) | 5 | 1 | 40.0 | 90.0 |",
+        "| 0.03 | layerwise | random |  | 2 | 50.0 ± 0.0 | 70.0 ± 14.1 |",
+    ]
+    assert lines[-3:] == ["*keras 3*", "<!-- tables -->", "After"]
+    report.write_text("nothing")
+    with pytest.raises(ValueError, match="needs two lines"):
+        reproduce.insert("", report)
 
 
 # Kernels and biases. Conv-4 without padding: 32 -> 30 -> 28 -> 14 -> 12 -> 10 -> 5.
@@ -116,6 +206,8 @@ SIZES = {
 
 @pytest.mark.parametrize("name", SIZES)
 def test_networks_have_the_published_sizes(reproduce, name):
-    model = reproduce.network(name, (32, 32, 3) if name == "conv-4" else (28, 28, 1))
+    model = sys.modules["_experiment"].network(
+        name, (32, 32, 3) if name == "conv-4" else (28, 28, 1)
+    )
     assert model.output_shape == (None, 10)
     assert model.count_params() == sum(SIZES[name])

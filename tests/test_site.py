@@ -27,6 +27,7 @@ def load(name):
 
 
 load("_tables")
+load("_trust")
 figures = load("_figures")
 pages = load("_pages")
 
@@ -130,56 +131,58 @@ def test_sizes_are_those_of_the_file():
         assert float(row[6]) == pytest.approx(one["int8_weights"]["limit"] / 1000, rel=1e-3)
 
 
-def test_accuracies_are_ranked_by_the_last_epoch(tmp_path):
-    folder = tmp_path / "reproduce" / "runs"
-    folder.mkdir(parents=True)
-    settings = {
-        "dataset": "fashion_mnist",
-        "network": "lenet",
-        "split": "test",
-        "label_fraction": 1.0,
-        "samples": 0,
-        "epochs": 2,
-        "transfer_epochs": 0,
-        "allocation": "layerwise",
-        "density": 0.03,
-    }
-    runs = [("random", [0.5, 0.6]), ("random", [0.5, 0.8]), ("ntt-all", [0.4, 0.9])]
-    for i, (method, accuracy) in enumerate(runs):
-        content = {"settings": {**settings, "method": method}, "accuracy": accuracy}
-        (folder / f"{i}.json").write_text(json.dumps(content))
-    shown = figures.accuracies(tmp_path)
-    assert "### lenet on fashion_mnist" in shown
-    first, second = cells(shown)[2:]
-    assert first == ["3.00%", "layerwise", "ntt-all", "", "1", "40.0", "90.0"]
-    assert second == ["3.00%", "layerwise", "random", "", "2", "50.0 ± 0.0", "70.0 ± 14.1"]
+def test_kills_of_all_files_are_added_up(tmp_path):
+    job = {"kills": 40, "runs_ended": 4, "same_masks": 4, "files_looked_at": 1200}
+    writing = {"kills": 7, "files_looked_at": 30}
+    for name, jobs in (
+        ("soak_kills", {"transfer": job}),
+        ("soak_kills_b", {"transfer": job, "export": writing}),
+    ):
+        content = {"kills": sum(one["kills"] for one in jobs.values()), "faults": [], "jobs": jobs}
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    shown = figures.FIGURES["kills"](tmp_path)
+    assert "87 kills, 0 faults" in shown
+    assert cells(shown)[2:] == [["transfer", "80", "8 of 8", "2,400"], ["export", "7", "", "30"]]
 
 
-def test_soaks_of_any_form(tmp_path):
+def test_findings_of_the_fuzz_are_shown(tmp_path):
     content = {
-        "seconds": 3600.5,
-        "seed": 7,
-        "passed": True,
-        "checks": {"kernel": {"runs": 100, "worst": 1.5e-6}, "masks": {"runs": 5, "worst": None}},
-        "failures": [{"case": "a|b", "error": "x" * 400}, {"case": "c"}],
-        "kills": [1, 2, 3],
-        "deep": {"one": {"inner": {"value": 1}}},
+        **{"seed": 3, "cases": 12_345, "seconds": 600.0, "versions": {"keras": "3"}},
+        **{"by_function": {"a": 1, "b": 2}, "by_exception": {"TypeError": 5, "ValueError": 9000}},
+        "findings": [{"entry": "ntt_loss", "what": "undocumented IndexError"}],
     }
-    (tmp_path / "soak_long_run.json").write_text(json.dumps(content))
-    (tmp_path / "soak_rows.json").write_text(json.dumps([{"n": i} for i in range(250)]))
-    shown = figures.soaks(tmp_path)
-    assert "## Long run" in shown
-    rows = cells(shown.replace("\\|", "/"))
-    assert ["seconds", "3,600"] in rows
-    assert ["seed", "7"] in rows
-    assert ["passed", "yes"] in rows
-    assert ["kernel", "100", "1.50e-06"] in rows
-    assert ["masks", "5", ""] in rows
-    assert ["kills", "1, 2, 3"] in rows
-    assert ["a/b", "x" * 300 + " …"] in rows
-    assert ["c", ""] in rows
-    assert ["value", "1"] in rows
-    assert "And 50 more." in shown
+    (tmp_path / "soak_fuzz.json").write_text(json.dumps(content))
+    shown = figures.FIGURES["fuzz"](tmp_path)
+    assert "Seed 3: 12,345 cases of 2 functions in 10 minutes, 1 findings (keras 3)." in shown
+    assert cells(shown)[2] == ["ValueError", "9,000"]
+    assert "- ntt_loss: undocumented IndexError" in shown
+
+
+def test_overhead_and_scaling(tmp_path):
+    kind = {"median_seconds": 0.012, "added": 0.034, "quartiles": [0.01, 0.05]}
+    content = {"machine": {}, "network": "lenet", "batch": 64, "kinds": {"masks": kind}}
+    (tmp_path / "soak_overhead.json").write_text(json.dumps(content))
+    assert cells(figures.FIGURES["overhead"](tmp_path))[2] == [
+        "masks",
+        "12.00",
+        "+3.4 %",
+        "+1.0 to +5.0",
+    ]
+    workers = {
+        "1": {"steps_a_second": 10.0, "samples_a_second": 640.0, "bytes_reduced": 0},
+        "2": {"steps_a_second": 8.0, "samples_a_second": 1024.0, "bytes_reduced": 2_500_000},
+    }
+    paper = [
+        {"link": "NVLink", "step": 0.01, "replicas": n, "efficiency": e}
+        for n, e in ((2, 1), (8, 0.5))
+    ]
+    network = {"workers": workers, "on_paper": paper}
+    (tmp_path / "scaling.json").write_text(
+        json.dumps({"machine": {}, "networks": {"net": network}})
+    )
+    rows = cells(figures.FIGURES["scaling"](tmp_path))
+    assert rows[3] == ["net", "2", "8.0", "1.60", "2.50"]
+    assert rows[6:] == [["net", "NVLink", "10 ms", "50%"]]
 
 
 # --- pages -----------------------------------------------------------------------------------

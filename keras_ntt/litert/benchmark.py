@@ -102,12 +102,14 @@ def measure(path: str, dense: str, sample: np.ndarray, *, rounds: int = 21) -> B
     """
     ours, theirs = (_inference(file, sample) for file in (path, dense))
     once = _time(theirs, 3)
-    repeats = max(1, int(0.01 / max(once, 1e-7)))  # about 10 ms a turn
+    repeats = max(1, int(0.005 / max(once, 1e-7)))  # about 5 ms, twice a round
     pairs = []
-    for number in range(rounds):
-        order = (ours, theirs) if number % 2 else (theirs, ours)
-        times = {id(call): _time(call, repeats) for call in order}
-        pairs.append((times[id(ours)], times[id(theirs)]))
+    for _ in range(rounds):
+        # Both orders in a round, because the one that follows finds other caches.
+        first, second, third, fourth = (
+            _time(call, repeats) for call in (ours, theirs, theirs, ours)
+        )
+        pairs.append(((first + fourth) / 2, (second + third) / 2))
     ratios = [dense_time / time_ for time_, dense_time in pairs]
     low, middle, high = statistics.quantiles(ratios, n=4)
     return Benchmark(
@@ -133,6 +135,7 @@ def _inference(path: str, sample: np.ndarray) -> Callable[[], None]:
 
 
 def _time(call: Callable[[], None], repeats: int) -> float:
+    call()  # what another file has pushed out of the caches comes back
     begin = time.perf_counter()
     for _ in range(repeats):
         call()
