@@ -158,7 +158,7 @@ class Shares:
     def __post_init__(self) -> None:
         if isinstance(self.allocation, Mapping):
             self._of_layers(0.0)
-        elif self.allocation not in ALLOCATIONS:
+        elif not isinstance(self.allocation, str) or self.allocation not in ALLOCATIONS:
             raise ValueError(
                 f"allocation must be one of {', '.join(map(repr, ALLOCATIONS))}, or map names or "
                 "regular expressions of layers to sparsities. "

@@ -105,6 +105,7 @@ def prune_at_init(
         rounds: Number of rounds: round k of n keeps a fraction ``(1 - sparsity) ** (k / n)``
             and scores anew what is left. None takes the score's own number: 100 for
             ``"synflow"``, ``"synflow_l2"`` and ``"iterative_snip"``, 20 for ``"ntk_sap"``, else 1.
+            At most as many as there are entries to prune, or 1,000.
         randomize: Whether entries are drawn with probabilities proportional to their scores
             instead of taken from the top.
         allow_empty_layers: Whether scores may remove a whole weight. A warning says so, and

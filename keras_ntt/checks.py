@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -215,7 +215,31 @@ def check_structure(x: Any, model: keras.Model, name: str = "inputs") -> None:
         model: The model.
         name: What to call them in the message.
     """
+    check_fits(x, signature_of(model), name)
+
+
+class Signature(NamedTuple):
+    """What a model takes, apart from the model.
+
+    Attributes:
+        model: Its name.
+        inputs: Name, dtype and shape of each input; None if they cannot be told.
+    """
+
+    model: str
+    inputs: list[tuple[str, str, tuple[int | None, ...]]] | None
+
+
+def signature_of(model: keras.Model) -> Signature:
+    """Return what a model takes."""
     functional = _host.functional_of(model)
+    if functional is None:
+        return Signature(model.name, None)
+    return Signature(model.name, [(i.name, i.dtype, tuple(i.shape)) for i in functional.inputs])
+
+
+def check_fits(x: Any, signature: Signature, name: str = "inputs") -> None:
+    """Raise a ValueError if tensors or their specs do not fit, see `check_structure`."""
     leaves = keras.tree.flatten(x)
     if not leaves:
         raise ValueError(f"{name} hold no arrays. Received: {name}={x!r}")
@@ -230,30 +254,30 @@ def check_structure(x: Any, model: keras.Model, name: str = "inputs") -> None:
                 f"{name} must hold numbers. Convert them to the dtype that the model takes. "
                 f"Received: {name} of dtype {leaf.dtype}"
             )
-    if functional is None:
+    if signature.inputs is None:
         return
-    if len(leaves) != len(functional.inputs):
+    if len(leaves) != len(signature.inputs):
         raise ValueError(
-            f"The model {model.name!r} takes {len(functional.inputs)} input(s). "
+            f"The model {signature.model!r} takes {len(signature.inputs)} input(s). "
             f"Received: {name} with {len(leaves)} array(s)"
         )
-    for leaf, symbol in zip(leaves, functional.inputs, strict=True):
+    for leaf, (symbol, wanted_dtype, wanted) in zip(leaves, signature.inputs, strict=True):
         dtype = keras.backend.standardize_dtype(leaf.dtype)
-        if "float" in symbol.dtype and "float" not in dtype:
+        if "float" in wanted_dtype and "float" not in dtype:
             raise ValueError(
-                f"{name} hold whole numbers, but the input {symbol.name!r} is {symbol.dtype} and "
+                f"{name} hold whole numbers, but the input {symbol!r} is {wanted_dtype} and "
                 "the scale matters to the tangent kernel. Scale them as you do for training, "
                 f"for example x.astype('float32') / 255. Received: {name} of dtype {dtype}"
             )
         if leaf.shape is None or getattr(leaf.shape, "rank", 0) is None:
             continue
-        given, wanted = tuple(leaf.shape), tuple(symbol.shape)
+        given = tuple(leaf.shape)
         fits = len(given) == len(wanted) and all(
             g is None or w is None or g == w for g, w in zip(given[1:], wanted[1:], strict=True)
         )
         if not fits:
             raise ValueError(
-                f"{name} do not have the shape that the model {model.name!r} takes, "
+                f"{name} do not have the shape that the model {signature.model!r} takes, "
                 f"{('batch', *wanted[1:])}. Received: {name} of shape {given}"
             )
 

@@ -212,7 +212,8 @@ def _samples(functional: Any, representative_data: Any) -> tuple[np.ndarray, int
     batch = symbol.shape[0]
     if representative_data is not None:
         checks.check_arrays(representative_data, functional, "representative_data")
-        data = np.asarray(representative_data)[:256].astype(symbol.dtype)
+        (data,) = keras.tree.flatten(representative_data)
+        data = np.asarray(data)[:256].astype(symbol.dtype)
         if batch is not None and len(data) % batch:
             if len(data) < batch:
                 raise ValueError(

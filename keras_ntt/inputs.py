@@ -108,10 +108,63 @@ def is_generator(x: Any) -> bool:
     return hasattr(x, "__next__")
 
 
-def in_tuples(batches: Iterator[Any]) -> Iterator[tuple[Any, ...]]:
-    """Yield each batch as a tuple, which Keras wants of a generator."""
+def checked(x: Any, model: keras.Model, name: str) -> Any:
+    """Return inputs that are looked at batch by batch, if they cannot be before.
+
+    Args:
+        x: Inputs that `check` has passed.
+        model: The model that takes them.
+        name: What to call a batch in a message.
+
+    Returns:
+        A generator or a ``PyDataset`` in its place, whose batches raise a ValueError if they do
+        not fit the model; anything else as it is.
+    """
+    if is_generator(x):
+        return _checked(x, checks.signature_of(model), name)
+    if isinstance(x, keras.utils.PyDataset):
+        return Checked(x, checks.signature_of(model), name)
+    return x
+
+
+def _checked(batches: Iterator[Any], signature: checks.Signature, name: str) -> Iterator[Any]:
     for batch in batches:
+        checks.check_fits(without_labels(batch), signature, name)
+        # A tuple, which Keras wants of a generator.
         yield batch if isinstance(batch, tuple) else (batch,)
+
+
+class Checked(keras.utils.PyDataset):
+    """The batches of a ``PyDataset``, each looked at before it is used."""
+
+    def __init__(self, batches: keras.utils.PyDataset, signature: checks.Signature, name: str):
+        super().__init__(
+            workers=batches.workers,
+            use_multiprocessing=batches.use_multiprocessing,
+            max_queue_size=batches.max_queue_size,
+        )
+        self._batches, self._signature, self._name = batches, signature, name
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    @property
+    def num_batches(self) -> int | None:
+        """The number of batches, or None for no end."""
+        return self._batches.num_batches
+
+    def __getitem__(self, index: int) -> Any:
+        batch = self._batches[index]
+        checks.check_fits(without_labels(batch), self._signature, self._name)
+        return batch
+
+    def on_epoch_begin(self) -> None:
+        """Tell the batches that an epoch begins."""
+        getattr(self._batches, "on_epoch_begin", lambda: None)()  # not there in Keras 3.3
+
+    def on_epoch_end(self) -> None:
+        """Tell the batches that an epoch has ended."""
+        self._batches.on_epoch_end()
 
 
 def check(x: Any, model: keras.Model, name: str) -> None:

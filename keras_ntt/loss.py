@@ -80,6 +80,7 @@ def ntt_loss(
         checks.check_differentiable(model, name)
     checks.check_shapes(student, teacher)
     (checks.check_structure if checks.is_symbolic(x) else checks.check_arrays)(x, student, "x")
+    checks.check_structure(x, teacher, "x")
     weighting = Weighting(ntk_weight, l2, wrt, outputs, output_projections)
     check_density(density)
     seed = checks.check_seed(seed)

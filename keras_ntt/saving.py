@@ -29,6 +29,7 @@ def save_model(model: keras.Model, path: Path) -> None:
     Raises:
         TypeError: If `model` is not a Keras 3 model.
         ValueError: If it is not built or `path` does not end in ``.keras``.
+        NotImplementedError: If a layer of your own cannot be saved; Keras says why.
         OSError: If the file cannot be written.
     """
     checks.check_built(model)

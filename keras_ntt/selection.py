@@ -252,11 +252,20 @@ def recipe_of(
 
     Returns:
         The `Recipe`.
+
+    Raises:
+        ValueError: If something does not fit.
     """
     checks.check_choice("count_rule", count_rule, ("nearest", "original"))
     shapes = tuple(tuple(v.shape) for v in variables)
     shares = Shares(tuple(paths_of(model, variables)), shapes, allocation, count_rule)
     number = saliency.rounds if rounds is None else checks.check_count("rounds", rounds)
+    most = max(1000, sum(map(math.prod, shapes)))
+    if number > most:
+        raise ValueError(
+            f"rounds must be at most {most:,}: more than there are entries to prune would change "
+            f"nothing. Received: rounds={number}"
+        )
     return Recipe(saliency, shares, as_pattern(pattern), number, **options)
 
 

@@ -281,6 +281,9 @@ class NeuralTangentTransfer(TransferStep):
             steps = kwargs.get("validation_steps")
             inputs.check_ends(validation_data, steps, "validation_data", "validation_steps")
             inputs.check(inputs.without_labels(validation_data), self.student, "validation_data")
+            validation_data = inputs.checked(
+                validation_data, self.student, "batches of validation_data"
+            )
         if batch_size is not None:
             batch_size = checks.check_count("batch_size", batch_size)
         if self.memory_limit is not None:
@@ -297,8 +300,8 @@ class NeuralTangentTransfer(TransferStep):
             size = checks.check_count("batch_size", 64 if batch_size is None else batch_size)
             x = inputs.batches(x, size, key=self._order, shuffle=shuffle)
             batch_size = None
-        elif inputs.is_generator(x):
-            x = inputs.in_tuples(x)
+        else:
+            x = inputs.checked(x, self.student, "batches of the inputs")
         before = self.step, self.student.get_weights()
         try:
             return super().fit(

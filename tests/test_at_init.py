@@ -294,6 +294,11 @@ def columns(scores, sparsity, *, axis):
     return tf.broadcast_to(tf.expand_dims(best, axis), scores.shape)
 
 
+def test_rounds_without_end_are_refused():
+    with pytest.raises(ValueError, match=r"rounds must be at most.*Received: rounds=2147483648"):
+        prune_at_init(mlp(), sparsity=0.5, saliency="random", rounds=2**31)
+
+
 @pytest.mark.parametrize("rounds", [1, 3])
 def test_a_pattern_of_ones_own(rounds):
     model = mlp((6, 8, 4))

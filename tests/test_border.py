@@ -498,3 +498,46 @@ def test_a_whole_number_of_projections_may_be_a_float():
         keras_ntt.ntt_loss(*pair, x, density=0.5, output_projections=k) for k in (2, 2.0)
     )
     assert float(first.total) == float(second.total)
+
+
+# --- what a later run of the fuzz brought to light -----------------------------------------------
+
+
+def test_a_teacher_that_takes_other_inputs():
+    class Own(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.last = layers.Dense(3)
+
+        def call(self, x):
+            return self.last(x)
+
+    student = Own()
+    student(samples())
+    teacher = keras.Sequential(
+        [keras.Input((4, 4, 1)), layers.Conv2D(2, 3), layers.Flatten(), layers.Dense(3)]
+    )
+    with pytest.raises(ValueError, match=r"x do not have the shape.*\('batch', 4, 4, 1\)"):
+        keras_ntt.ntt_loss(student, teacher, samples(), density=0.5)
+
+
+def test_an_allocation_that_is_a_variable():
+    with pytest.raises(ValueError, match=r"allocation must be one of.*Received"):
+        keras_ntt.NeuralTangentTransfer(
+            small(), pruning_schedule=0.5, allocation=keras.Variable(0.5)
+        )
+
+
+def test_representative_data_by_the_name_of_the_input(tmp_path):
+    pytest.importorskip("ai_edge_litert")
+    report = keras_ntt.export_tflite(
+        small(), tmp_path / "model.tflite", representative_data={"x": samples()}
+    )
+    assert report.size > 0
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_labels_that_are_not_finite(bad):
+    labels = np.full(len(samples()), bad)
+    with pytest.raises(ValueError, match=r"finite numbers as labels.*Received"):
+        saliency_scores(small(), saliency="snip", data=(samples(), labels))

@@ -591,6 +591,36 @@ def test_a_pydataset_that_does_not_fit():
         ready(model).fit(Batches([]), verbose=0)
 
 
+LATER_BATCHES = {
+    "width": (
+        np.ones((4, 5), "float32"),
+        "do not have the shape.*takes, \\('batch', 6\\).*\\(4, 5\\)",
+    ),
+    "rank": (np.ones(4, "float32"), "do not have the shape"),
+    "text": (np.array(["a", "b"]), "must hold numbers"),
+    "whole numbers": (np.ones((4, 6), "int32"), "hold whole numbers"),
+    "nothing": (None, "must be NumPy arrays or tensors.*NoneType"),
+    "number": (3.0, "must be NumPy arrays or tensors.*float"),
+}
+
+
+@pytest.mark.parametrize("validation", [False, True], ids=["inputs", "validation"])
+@pytest.mark.parametrize("make", [Batches, iter], ids=["PyDataset", "generator"])
+@pytest.mark.parametrize("kind", LATER_BATCHES)
+def test_a_later_batch_that_does_not_fit(kind, make, validation):
+    model = small()
+    assert model.input_shape == (None, 6)
+    batch, match = LATER_BATCHES[kind]
+    data = make([np.ones((4, 6), "float32"), batch])
+    if validation:
+        with pytest.raises(ValueError, match=f"batches of validation_data {match}"):
+            ready(model).fit(samples(), validation_data=data, validation_steps=2, verbose=0)
+    else:
+        # Batches are taken ahead, and the model is as it was or as some steps have left it.
+        with pytest.raises(ValueError, match=f"batches of the inputs {match}"):
+            ready(model).fit(data, steps_per_epoch=2, verbose=0)
+
+
 @pytest.mark.parametrize(
     "make",
     [

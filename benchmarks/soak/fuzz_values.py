@@ -214,7 +214,8 @@ class Policy:
 
     def __init__(self, **answers: Any):
         for name, answer in answers.items():
-            setattr(self, name, answer if callable(answer) else lambda _, a=answer: a)
+            own = callable(answer) and not isinstance(answer, type)
+            setattr(self, name, answer if own else lambda _, a=answer: a)
 
 
 def bad_policy(rng: random.Random) -> Any:

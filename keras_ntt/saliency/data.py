@@ -58,6 +58,11 @@ class Batches:
                     f"data must have numbers as labels. Received: labels of dtype {labels.dtype}"
                 )
             n = len(keras.tree.flatten(x)[0])
+            if labels.dtype.kind == "f" and not np.isfinite(labels).all():
+                raise ValueError(
+                    "data must have finite numbers as labels. Received: "
+                    f"{int((~np.isfinite(labels)).sum())} of {labels.size} are NaN or infinite"
+                )
             if labels.ndim == 0 or len(labels) != n:
                 raise ValueError(
                     "data must have one label for each sample. Received: "
