@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import os
 
 import numpy as np
 
 from keras_ntt.litert import flatbuffer as fb
+from keras_ntt.litert.weights import weights_of
 
 
 class Graph:
@@ -126,6 +128,25 @@ def transposed(weight, size=5):
     inputs = [sizes, graph.constant("kernel", weight), 0]
     options = {"padding": 1, "strideH": 1, "strideW": 1}
     graph.finish(graph.operator("TRANSPOSE_CONV", inputs, shape, **options))
+    return model
+
+
+def halved(model):
+    """Return a model whose weights are float16, converted where they are read."""
+    model = copy.deepcopy(model)
+    schema, graph = fb.schema(), model.subgraphs[0]
+    for weight in weights_of(model):
+        half = schema.TensorT()
+        half.name, half.shape = weight.name.encode() + b"/half", graph.tensors[weight.tensor].shape
+        half.type = fb.type_of("float16")
+        half.buffer = fb.add_buffer(model, weight.array.astype("float16"))
+        graph.tensors.append(half)
+        graph.tensors[weight.tensor].buffer = 0
+        operator = schema.OperatorT()
+        operator.opcodeIndex = fb.operator_code(model, "DEQUANTIZE", 3)
+        operator.inputs = np.array([len(graph.tensors) - 1], np.int32)
+        operator.outputs = np.array([weight.tensor], np.int32)
+        graph.operators.insert(0, operator)
     return model
 
 

@@ -17,6 +17,7 @@ from litert_graphs import (
     depthwise,
     empty_model,
     fully_connected,
+    halved,
     input_of,
     run,
     sparse_array,
@@ -94,6 +95,18 @@ def test_unpacked_weights_give_the_same_outputs_exactly(xnnpack, model, int8, ba
     dense = rounded_twin(model) if int8 else model
     x = input_of(model, 1 if "TRANSPOSE" in str(kinds(model)) else batch)
     assert_equal(ours, dense, x, exact=True, xnnpack=xnnpack)
+
+
+@pytest.mark.parametrize("xnnpack", [True, False], ids=["xnnpack", "plain"])
+@hypothesis.given(models(), st.integers(1, 3))
+def test_half_precision_gives_the_same_outputs_exactly(xnnpack, model, batch):
+    model = halved(model)
+    (weight,) = weights_of(model)
+    assert weight.half
+    x = input_of(model, 1 if "TRANSPOSE" in str(kinds(model)) else batch)
+    assert_equal(reencode(model).model, model, x, exact=True, xnnpack=xnnpack)
+    if weight.may_be_unpacked:
+        assert_equal(force(model, storage="densify"), model, x, exact=True, xnnpack=xnnpack)
 
 
 def kinds(model):

@@ -46,7 +46,9 @@ for _part in ("fuzz_entries", "fuzz_scores", "fuzz_files"):
     importlib.import_module(_part)  # they add their entries, in this order
 
 # What calling a function of the user's own with other arguments than it takes raises.
-_MISFIT = re.compile("positional argument|takes no arguments|Missing data for input")
+_MISFIT = re.compile(
+    "positional argument|takes no arguments|Missing data for input|must override `get_config"
+)
 LIMIT = 60.0
 """Seconds of processor time that a case may take; by the clock ten times as long."""
 

@@ -127,6 +127,9 @@ def smallest(weight: Weight, *, int8: bool, densify: bool) -> Choice:
 def _candidates(weight: Weight, int8: bool, densify: bool) -> Iterator[Choice]:
     array, dtype = weight.array, weight.array.dtype.name
     zeros = f"{sparsity(weight):.1%} zeros"
+    if densify and not weight.may_be_unpacked:
+        yield dense(weight, "XNNPACK does not compute this operator from unpacked float16")
+        return
     yield dense(weight, f"sparse is not smaller at {zeros}" if densify else "no DENSIFY here")
     cost = Cost(array)
     if densify:

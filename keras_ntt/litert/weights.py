@@ -47,6 +47,14 @@ class Weight:
         return self.operators == ("FULLY_CONNECTED",) and not self.half
 
     @property
+    def may_be_unpacked(self) -> bool:
+        """Whether all that read it give the right outputs where DENSIFY unpacks it.
+
+        XNNPACK gives NaN for transposed convolutions by float16 once the batch has been resized.
+        """
+        return not (self.half and "TRANSPOSE_CONV" in self.operators)
+
+    @property
     def is_pointwise(self) -> bool:
         """Whether it belongs to 1x1 convolutions only."""
         return self.operators == ("CONV_2D",) and self.array.shape[1:3] == (1, 1)
