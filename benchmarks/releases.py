@@ -29,7 +29,7 @@ from keras import layers
 from processes import HERE, clean_environment
 
 import keras_ntt
-from keras_ntt.litert.checks import interpreter
+from keras_ntt.litert.checks import ExportError, interpreter
 from keras_ntt.tables import table
 
 SPARSITIES = (0.5, 0.9, 0.97, 0.99)
@@ -72,17 +72,17 @@ def networks() -> dict[str, keras.Model]:
     }
 
 
-def write(folder: Path) -> int:
+def write(folder: Path) -> tuple[int, list[str]]:
     """Export the networks, with what the newest release computes beside them.
 
     Args:
         folder: Where to write the files.
 
     Returns:
-        How many they are.
+        How many were written, and what became of those that the exporter refused to write.
     """
     chance = np.random.default_rng(0)
-    count = 0
+    count, refused = 0, []
     for name, network in networks().items():
         for sparsity in SPARSITIES:
             sparse = keras_ntt.prune_at_init(
@@ -92,7 +92,11 @@ def write(folder: Path) -> int:
             samples = chance.normal(size=(64, *model.input_shape[1:])).astype("float32")
             for form, settings in FORMS.items():
                 path = folder / f"{name}-{sparsity}-{form}.tflite"
-                keras_ntt.export_tflite(model, path, representative_data=samples, **settings)
+                try:
+                    keras_ntt.export_tflite(model, path, representative_data=samples, **settings)
+                except ExportError as error:
+                    refused.append(f"{path.stem}: {str(error).split('path=')[0]}")
+                    continue
                 loaded = interpreter(str(path))
                 arrays = {}
                 for batch in (1, 3):
@@ -100,7 +104,7 @@ def write(folder: Path) -> int:
                     arrays[f"outputs_{batch}"] = run(loaded, inputs)
                 np.savez(path.with_suffix(".npz"), **arrays)
                 count += 1
-    return count
+    return count, refused
 
 
 def python_of(release: str) -> Path:
@@ -141,7 +145,7 @@ def main() -> int:
     found: dict[str, Any] = {"written_with": newest, "releases": {}}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        found["files"] = write(folder)
+        found["files"], found["refused"] = write(folder)
         runs = {newest: ask(Path(sys.executable), folder)}
         for release in options.releases:
             runs[release] = ask(python_of(release), folder)
@@ -161,6 +165,7 @@ def main() -> int:
         for release, one in found["releases"].items()
     ]
     print(table(["release", "right", "of", "largest difference"], body, right=(1, 2, 3)))
+    print("\n".join(found["refused"]))
     for release, one in found["releases"].items():
         for row in one["failures"][:5]:
             print(f"{release}: {row}")

@@ -68,6 +68,17 @@ def check_count(name: str, value: Any) -> int:
     return number
 
 
+def check_projections(value: Any) -> int:
+    """Return a number of combinations of outputs, or raise a ValueError."""
+    number = check_count("output_projections", value)
+    if number > 10_000:
+        raise ValueError(
+            "output_projections must be at most 10,000: more cost more than all outputs. "
+            f"Received: output_projections={value!r}"
+        )
+    return number
+
+
 def check_seed(seed: Any) -> int:
     """Return a seed as an integer of at least 0, or raise a ValueError."""
     number = whole(seed)

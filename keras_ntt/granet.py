@@ -56,6 +56,7 @@ class GraNet(keras.callbacks.Callback):
 
     Raises:
         ValueError: If a setting is out of range.
+        tf.errors.InvalidArgumentError: In training, if the model's loss does not take the labels.
     """
 
     def __init__(

@@ -108,42 +108,66 @@ def is_generator(x: Any) -> bool:
     return hasattr(x, "__next__")
 
 
-def checked(x: Any, model: keras.Model, name: str) -> Any:
-    """Return inputs that are looked at batch by batch, if they cannot be before.
+class Watch:
+    """Looks at batches as they come, where they cannot be looked at beforehand.
 
-    Args:
-        x: Inputs that `check` has passed.
-        model: The model that takes them.
-        name: What to call a batch in a message.
-
-    Returns:
-        A generator or a ``PyDataset`` in its place, whose batches raise a ValueError if they do
-        not fit the model; anything else as it is.
+    Attributes:
+        refusal: The error of the first batch that did not fit. TensorFlow turns errors in its
+            threads into others.
     """
-    if is_generator(x):
-        return _checked(x, checks.signature_of(model), name)
-    if isinstance(x, keras.utils.PyDataset):
-        return Checked(x, checks.signature_of(model), name)
-    return x
+
+    def __init__(self, model: keras.Model, name: str):
+        self._signature, self._name = checks.signature_of(model), name
+        self._structure: Any = None
+        self.refusal: ValueError | None = None
+
+    def over(self, x: Any) -> Any:
+        """Return inputs whose batches are looked at.
+
+        Args:
+            x: Inputs that `check` has passed.
+
+        Returns:
+            A generator or a ``PyDataset`` in its place, which raises a ValueError at a batch that
+            does not fit the model; anything else as it is.
+        """
+        if is_generator(x):
+            return self._generate(x)
+        return Watched(x, self) if isinstance(x, keras.utils.PyDataset) else x
+
+    def look(self, batch: Any) -> Any:
+        """Return a batch, or raise a ValueError if it does not fit."""
+        try:
+            checks.check_fits(without_labels(batch), self._signature, self._name)
+            structure = keras.tree.map_structure(lambda _: None, batch)
+            if self._structure is not None and structure != self._structure[0]:
+                raise ValueError(
+                    f"{self._name} must all be of one form: x, (x, y) or (x, y, sample_weight), "
+                    f"with x nested alike. Received: {_form(batch)} after others"
+                )
+            self._structure = (structure,)
+        except ValueError as error:
+            self.refusal = self.refusal or error
+            raise
+        return batch
+
+    def _generate(self, batches: Iterator[Any]) -> Iterator[tuple[Any, ...]]:
+        for batch in batches:
+            self.look(batch)
+            # A tuple, which Keras wants of a generator.
+            yield batch if isinstance(batch, tuple) else (batch,)
 
 
-def _checked(batches: Iterator[Any], signature: checks.Signature, name: str) -> Iterator[Any]:
-    for batch in batches:
-        checks.check_fits(without_labels(batch), signature, name)
-        # A tuple, which Keras wants of a generator.
-        yield batch if isinstance(batch, tuple) else (batch,)
-
-
-class Checked(keras.utils.PyDataset):
+class Watched(keras.utils.PyDataset):
     """The batches of a ``PyDataset``, each looked at before it is used."""
 
-    def __init__(self, batches: keras.utils.PyDataset, signature: checks.Signature, name: str):
+    def __init__(self, batches: keras.utils.PyDataset, watch: Watch):
         super().__init__(
             workers=batches.workers,
             use_multiprocessing=batches.use_multiprocessing,
             max_queue_size=batches.max_queue_size,
         )
-        self._batches, self._signature, self._name = batches, signature, name
+        self._batches, self._watch = batches, watch
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -154,9 +178,7 @@ class Checked(keras.utils.PyDataset):
         return self._batches.num_batches
 
     def __getitem__(self, index: int) -> Any:
-        batch = self._batches[index]
-        checks.check_fits(without_labels(batch), self._signature, self._name)
-        return batch
+        return self._watch.look(self._batches[index])
 
     def on_epoch_begin(self) -> None:
         """Tell the batches that an epoch begins."""
@@ -165,6 +187,10 @@ class Checked(keras.utils.PyDataset):
     def on_epoch_end(self) -> None:
         """Tell the batches that an epoch has ended."""
         self._batches.on_epoch_end()
+
+
+def _form(batch: Any) -> str:
+    return f"a tuple of {len(batch)}" if isinstance(batch, tuple) else f"a {type(batch).__name__}"
 
 
 def check(x: Any, model: keras.Model, name: str) -> None:

@@ -207,7 +207,7 @@ def empirical_ntk(
     c = network.output_size
     directions = None
     if output_projections is not None:
-        c = checks.check_count("output_projections", output_projections)
+        c = checks.check_projections(output_projections)
         directions = random_directions([1, c, network.output_size], [seed, 0], tf.float64)
     differentiate = tangents if implementation == "auto" else _tangents_by_definition
     first = differentiate(network, x1, directions=_for_each(x1, directions))

@@ -55,7 +55,7 @@ class Weighting:
         checks.check_choice("wrt", self.wrt, ("all", "kept"))
         checks.check_choice("outputs", self.outputs, ("full", "trace"))
         if self.output_projections is not None:
-            count = checks.check_count("output_projections", self.output_projections)
+            count = checks.check_projections(self.output_projections)
             object.__setattr__(self, "output_projections", count)  # 2.0 is 2 from here on
             if self.outputs == "trace":
                 raise ValueError(

@@ -31,7 +31,7 @@ def as_pattern(value: Any) -> Pattern | None:
         >>> as_pattern("1:4").sparsity
         0.75
     """
-    if value is None or callable(value):
+    if value is None or (callable(value) and not isinstance(value, type)):
         return value
     if isinstance(value, str) and value == "filters":
         return whole_filters

@@ -275,15 +275,17 @@ class NeuralTangentTransfer(TransferStep):
             )
         epochs = checks.check_count("epochs", epochs)
         checks.check_callbacks(callbacks)
+        watches = [
+            inputs.Watch(self.student, f"batches of {name}")
+            for name in ("the inputs", "validation_data")
+        ]
         inputs.check(x, self.student, "inputs")
         inputs.check_ends(x, kwargs.get("steps_per_epoch"), "inputs", "steps_per_epoch")
         if validation_data is not None:
             steps = kwargs.get("validation_steps")
             inputs.check_ends(validation_data, steps, "validation_data", "validation_steps")
             inputs.check(inputs.without_labels(validation_data), self.student, "validation_data")
-            validation_data = inputs.checked(
-                validation_data, self.student, "batches of validation_data"
-            )
+            validation_data = watches[1].over(validation_data)
         if batch_size is not None:
             batch_size = checks.check_count("batch_size", batch_size)
         if self.memory_limit is not None:
@@ -301,7 +303,7 @@ class NeuralTangentTransfer(TransferStep):
             x = inputs.batches(x, size, key=self._order, shuffle=shuffle)
             batch_size = None
         else:
-            x = inputs.checked(x, self.student, "batches of the inputs")
+            x = watches[0].over(x)
         before = self.step, self.student.get_weights()
         try:
             return super().fit(
@@ -313,13 +315,16 @@ class NeuralTangentTransfer(TransferStep):
                 callbacks=[*keras.tree.flatten(callbacks or []), Course(self._plan)],
                 **kwargs,
             )
-        except Exception:
+        except Exception as error:
             if self.step == before[0]:
                 strip_pruning(self.student)
                 self.student.set_weights(before[1])
             else:
                 with contextlib.suppress(ValueError):  # of weights that overflowed
                     self.finish()
+            for watch in watches:
+                if watch.refusal is not None and watch.refusal is not error:
+                    raise watch.refusal from error
             raise
 
     def estimate_memory(self, batch: Any, *, parts: int = 1) -> int:

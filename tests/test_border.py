@@ -541,3 +541,13 @@ def test_labels_that_are_not_finite(bad):
     labels = np.full(len(samples()), bad)
     with pytest.raises(ValueError, match=r"finite numbers as labels.*Received"):
         saliency_scores(small(), saliency="snip", data=(samples(), labels))
+
+
+def test_a_class_is_no_pattern():
+    with pytest.raises(ValueError, match=r"pattern must be None.*Received: pattern=<class 'int'>"):
+        keras_ntt.prune_at_init(small(), sparsity=0.5, saliency="random", pattern=int)
+
+
+def test_projections_without_end():
+    with pytest.raises(ValueError, match=r"at most 10,000.*Received: output_projections=10001"):
+        keras_ntt.empirical_ntk(small(), samples(), output_projections=10_001)

@@ -601,6 +601,7 @@ LATER_BATCHES = {
     "whole numbers": (np.ones((4, 6), "int32"), "hold whole numbers"),
     "nothing": (None, "must be NumPy arrays or tensors.*NoneType"),
     "number": (3.0, "must be NumPy arrays or tensors.*float"),
+    "labels": ((np.ones((4, 6), "float32"), np.ones(4)), "must all be of one form.*a tuple of 2"),
 }
 
 
@@ -619,6 +620,21 @@ def test_a_later_batch_that_does_not_fit(kind, make, validation):
         # Batches are taken ahead, and the model is as it was or as some steps have left it.
         with pytest.raises(ValueError, match=f"batches of the inputs {match}"):
             ready(model).fit(data, steps_per_epoch=2, verbose=0)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("make", [Batches, iter], ids=["PyDataset", "generator"])
+def test_a_much_later_batch_that_does_not_fit(make, workers):
+    """TensorFlow makes other errors of those in its threads."""
+    fit = np.ones((4, 6), "float32")
+    data = make([fit] * 40 + [fit[:, :5]])
+    if make is Batches:
+        data.workers = workers
+    model = small()
+    transfer = ready(model)
+    with pytest.raises(ValueError, match="batches of the inputs do not have the shape"):
+        transfer.fit(data, steps_per_epoch=41, shuffle=False, verbose=0)
+    assert transfer.step == 40
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,17 @@ def of(*choices: Any, spoil: float = 1.0, bad: Any = None) -> Argument:
     return Argument(lambda rng, world: rng.choice(choices), drawn, spoil)
 
 
+def of_work(value: int) -> Argument:
+    """Return an argument that says how often something is done: spoiled, but not without end."""
+
+    def bad(rng: random.Random, world: World) -> Any:
+        drawn = values.nasty(rng)
+        endless = isinstance(drawn, int | float | np.number) and drawn > 100
+        return "often" if endless else drawn
+
+    return Argument(lambda rng, world: value, bad)
+
+
 def bad_model(rng: random.Random, world: World) -> Any:
     if rng.random() < 0.3:
         return values.nasty(rng)

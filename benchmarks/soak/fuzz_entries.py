@@ -26,6 +26,7 @@ from fuzz_arguments import (
     fraction,
     model,
     of,
+    of_work,
 )
 from fuzz_models import GOOD, mlp
 
@@ -169,7 +170,7 @@ entry(
     x=INPUTS,
     y=of(None, spoil=0.3),
     batch_size=of(4, None),
-    epochs=of(1),
+    epochs=of_work(1),
     validation_data=Argument(lambda rng, world: None, INPUTS.bad),
     callbacks=of(None, spoil=0.2),
 )
@@ -184,7 +185,7 @@ entry(keras_ntt.prune_neural_tangent, weight=0.12, raises=(TypeError, ValueError
     model=model("mlp", spoil=3.0),
     inputs=INPUTS,
     sparsity=fraction(),
-    epochs=of(1),
+    epochs=of_work(1),
     batch_size=of(8),
     teacher=Argument(lambda rng, world: None, bad_model),
     seed=of(0),

@@ -174,7 +174,13 @@ for _name, _more in (
     ("SNIPER", {"sparsities": of({0: 0.5}, spoil=0.0)}),
     ("GraNet", {"sparsity": of(0.5, spoil=0.0), "end_step": of(2, spoil=0.0)}),
 ):
-    entry(functools.partial(_train, getattr(keras_ntt, _name)), f"{_name} in fit", weight=0.15)(
+    entry(
+        functools.partial(_train, getattr(keras_ntt, _name)),
+        f"{_name} in fit",
+        weight=0.15,
+        raises=(TypeError, ValueError, tf.errors.InvalidArgumentError),
+        foreign=frozenset({"data"}),
+    )(
         seen=SEEN,
         data=Argument(
             lambda rng, world: (values.samples(), np.arange(8) % 3),
