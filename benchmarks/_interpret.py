@@ -46,7 +46,8 @@ def main() -> None:
                     )
                     outputs = run(loaded, arrays[f"inputs_{batch}"]).astype("float64")
                     wanted = arrays[f"outputs_{batch}"].astype("float64")
-                    row["difference"] = float(np.abs(outputs - wanted).max() / abs(wanted).max())
+                    largest = np.abs(wanted).max() or 1.0
+                    row["difference"] = float(np.abs(outputs - wanted).max() / largest)
                 except (RuntimeError, ValueError) as error:
                     row["error"] = str(error).strip().splitlines()[-1][:200]
                 found.append(row)

@@ -190,6 +190,10 @@ def test_int8_rounds_by_half_a_step_and_keeps_zeros(array, factor):
     assert (np.abs(back - array) <= steps * 0.5001).all()
     assert not rounded[array == 0].any()
     assert np.abs(rounded.astype(int)).max() <= 127
+    largest = np.abs(array).reshape(len(array), -1).max(1)
+    exact = np.maximum(largest / np.float32(127), np.finfo("float32").tiny)[largest > 0]
+    assert (scales[largest > 0] >= exact).all()
+    assert (scales[largest > 0] <= exact * 1.0079).all()
 
 
 def test_the_entropy_limit_of_a_mask_is_the_number_of_masks():

@@ -230,6 +230,20 @@ def test_the_smallest_form_is_chosen_by_sparsity():
         assert len(fb.write(found.model)) <= min(sizes.values()) * 1.02
 
 
+def test_names_that_the_converter_has_joined_are_shortened():
+    rng = np.random.default_rng(0)
+    first, second = (sparse_array(rng, (8, 8), 0.5) for _ in range(2))
+    model = fully_connected(first, second)
+    names = [b"input", b"a/MatMul", b"a/Bias;a/Relu", b"a/Bias;b", b"c", b"c;d", b"out;side"]
+    for tensor, name in zip(model.subgraphs[0].tensors, names, strict=True):
+        tensor.name = name
+    found = reencode(model).model.subgraphs[0]
+    shown = [fb.name_of(tensor) for tensor in found.tensors]
+    assert shown[:7] == ["input", "a/MatMul", "a/Bias", "a/Bias1", "c", "c1", "out;side"]
+    assert [t.name for t in model.subgraphs[0].tensors] == names
+    assert_equal(reencode(model).model, model, input_of(model))
+
+
 def test_tiny_weights_stay_dense():
     model = fully_connected(sparse_array(np.random.default_rng(0), (4, 5), 0.9))
     assert len(fb.write(reencode(model).model)) <= len(fb.write(fb.read(fb.write(model))))

@@ -65,15 +65,22 @@ def quantize(array: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
         The integers in [-127, 127], and the float32 scales.
 
     >>> quantize(np.array([[1.0, -0.5], [0.0, 0.0]], "float32"), 0)[0].tolist()
-    [[127, -64], [0, 0]]
+    [[126, -63], [0, 0]]
     """
     others = tuple(i for i in range(array.ndim) if i != axis)
     largest = np.abs(array.astype(np.float32)).max(axis=others, keepdims=True)
     scales = np.where(largest > 0, largest / np.float32(127), np.float32(1)).astype(np.float32)
     # The smallest scale whose reciprocal is finite: denormal channels round to zero.
     scales = np.maximum(scales, np.finfo(np.float32).tiny)
+    scales = _shortened(scales)
     rounded = np.clip(np.rint(array / scales), -127, 127).astype(np.int8)
     return rounded, scales.ravel()
+
+
+def _shortened(scales: np.ndarray) -> np.ndarray:
+    """Round scales up to what half as many bytes hold, so that they compress: by 0.8 % at most."""
+    bits = scales.view(np.uint32).astype(np.uint64)
+    return ((bits + 0xFFFF) & 0xFFFF0000).astype(np.uint32).view(np.float32)
 
 
 def dequantize(rounded: np.ndarray, scales: np.ndarray, axis: int) -> np.ndarray:

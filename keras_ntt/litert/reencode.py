@@ -7,7 +7,7 @@ from typing import Any
 
 from keras_ntt.litert import choose, xnnpack
 from keras_ntt.litert.choose import Choice
-from keras_ntt.litert.rewrite import Key, rewrite
+from keras_ntt.litert.rewrite import Key, rewrite, shorten_names
 from keras_ntt.litert.weights import Weight, weights_of
 
 TARGETS = ("size", "latency", "int8", "dense")
@@ -67,13 +67,16 @@ def _small(model: Any, weights: dict[Key, Weight], int8: bool) -> Reencoded:
         return {k: (w, choose.smallest(w, int8=int8, densify=densify)) for k, w in weights.items()}
 
     found = _apply(model, chosen(True))
+    shorten_names(found.model)
     if found.verdict.kind != "wrong":
         return found
     note = (
         "no DENSIFY is written, because XNNPACK would compute wrong outputs on ARM: "
         f"{'; '.join(found.verdict.reasons)}"
     )
-    return _apply(model, chosen(False), (note,))
+    found = _apply(model, chosen(False), (note,))
+    shorten_names(found.model)
+    return found
 
 
 def _fast(model: Any, weights: dict[Key, Weight], int8: bool, cpu: str) -> Reencoded:

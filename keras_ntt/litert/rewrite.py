@@ -114,6 +114,29 @@ def _unpack(
     subgraph.operators = steps + list(subgraph.operators)
 
 
+def shorten_names(model: Any) -> None:
+    """Leave the first of the names that the converter has joined by semicolons, in place.
+
+    Operators that are fused, such as a convolution with its bias and activation, have the names of
+    all of them, which are a good part of a small file. Inputs and outputs keep theirs.
+
+    Args:
+        model: A ``ModelT``.
+    """
+    for graph in model.subgraphs:
+        outside = {int(i) for i in (*graph.inputs, *graph.outputs)}
+        taken = {fb.name_of(tensor) for tensor in graph.tensors}
+        for index, tensor in enumerate(graph.tensors):
+            first, joined, _ = fb.name_of(tensor).partition(";")
+            if not joined or index in outside:
+                continue
+            number = 0
+            while (name := f"{first}{number or ''}") in taken:
+                number += 1
+            taken.add(name)
+            tensor.name = name.encode()
+
+
 def _operator(model: Any, name: str, version: int, source: int, target: int) -> Any:
     generated = fb.schema()
     operator = generated.OperatorT()
