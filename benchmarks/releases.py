@@ -3,9 +3,10 @@
     python benchmarks/releases.py [--releases VERSION ...]
 
 Networks of many kinds of layers are exported for every target and quantization. Each file is run
-by the newest release in this environment first: those outputs are what other releases must give,
-up to 1e-5 of the largest one, for integers one step. Each release gets an environment of its own in
-``benchmarks/.envs``, which downloads some megabytes once. Prints a table and writes JSON.
+by the newest release in this environment first. Its outputs are what other releases must give, up
+to 1e-5 of the largest one, and 5 % where all is computed in int8, by other kernels. Each release
+gets an environment of its own in ``benchmarks/.envs``, which downloads some megabytes once. Prints
+a table and writes JSON.
 """
 
 from __future__ import annotations
@@ -132,7 +133,7 @@ def ask(python: Path, folder: Path, *words: str) -> list[dict[str, Any]]:
 
 def wrong(row: dict[str, Any]) -> bool:
     """Tell whether a file failed."""
-    tolerance = 1 / 100 if row["file"].endswith("-int8") else 1e-5
+    tolerance = 0.05 if row["file"].endswith("-int8") else 1e-5  # some steps of the outputs
     return "error" in row or not row["difference"] <= tolerance
 
 

@@ -13,7 +13,7 @@ from keras_ntt import checks
 
 def without_labels(data: Any) -> Any:
     """Return the inputs of a batch: x of ``(x,)``, ``(x, y)`` or ``(x, y, sample_weight)``."""
-    return data[0] if isinstance(data, tuple) else data
+    return data[0] if isinstance(data, tuple) and data else data
 
 
 def batches(x: Any, batch_size: int, *, key: tf.Variable, shuffle: bool) -> tf.data.Dataset:

@@ -551,3 +551,21 @@ def test_a_class_is_no_pattern():
 def test_projections_without_end():
     with pytest.raises(ValueError, match=r"at most 10,000.*Received: output_projections=10001"):
         keras_ntt.empirical_ntk(small(), samples(), output_projections=10_001)
+
+
+@pytest.mark.parametrize("data", [(), [], (None,)], ids=repr)
+def test_data_that_hold_nothing(data):
+    with pytest.raises(ValueError, match=r"(data must be arrays|There are no data).*Received"):
+        saliency_scores(small(), saliency="logit_snip", data=data)
+
+
+def test_a_batch_of_scores_that_is_nothing():
+    class Nothing(keras.utils.PyDataset):
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, index):
+            return (None,)
+
+    with pytest.raises(ValueError, match=r"data must be NumPy arrays or tensors.*NoneType"):
+        saliency_scores(small(), saliency="logit_snip", data=Nothing())

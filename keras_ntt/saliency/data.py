@@ -77,9 +77,9 @@ class Batches:
         for batch in self._raw():
             x = inputs.without_labels(batch)
             y = batch[1] if isinstance(batch, tuple) and len(batch) > 1 else None
-            x = keras.tree.map_structure(tf.convert_to_tensor, x)
             if not self._is_array:
                 checks.check_arrays(x, self._model, "data")
+            x = keras.tree.map_structure(tf.convert_to_tensor, x)
             yield x, None if y is None else tf.convert_to_tensor(y)
 
     def _raw(self) -> Iterator[Any]:
