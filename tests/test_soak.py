@@ -61,6 +61,16 @@ def test_the_example_of_several_devices():
 
 
 @pytest.mark.soak
+def test_the_example_of_an_edge_cpu(tmp_path):
+    short = ("--samples", 128, "--transfer-epochs", 1, "--epochs", 1)
+    output = run("examples/edge.py", *short, "--output", tmp_path / "lenet5.tflite")
+    assert "measured on this" in output
+    (dense,) = [line for line in output.splitlines() if "500x800" in line and "direct" in line]
+    assert "no dense copy in memory" in dense
+    assert (tmp_path / "lenet5.tflite").stat().st_size < 400_000
+
+
+@pytest.mark.soak
 def test_how_a_transfer_scales(tmp_path):
     output = tmp_path / "scaling.json"
     program = ("benchmarks/scaling.py", "--networks", "lenet-300-100", "--steps", 3)
