@@ -89,6 +89,25 @@ def growth(results: Path) -> str:
     return "\n\n".join([machine(found["machine"]), table(head, body, right=(3, 4)), *pictures])
 
 
+def profile(results: Path) -> str:
+    """Return where the time of a step goes."""
+    found = read(results / "profile.json")
+    if found is None:
+        return missing("benchmarks/profile_step.py")
+    networks = found["networks"]
+    kinds = dict.fromkeys(kind for one in networks.values() for kind in one["kinds"])
+    totals = {name: sum(one["kinds"].values()) for name, one in networks.items()}
+    body = [
+        [kind]
+        + [f"{one['kinds'].get(kind, 0) / totals[name]:.0%}" for name, one in networks.items()]
+        for kind in kinds
+    ]
+    body.append(["milliseconds", *(ms(total / 1000) for total in totals.values())])
+    body.append(["operations", *(f"{one['count']:.0f}" for one in networks.values())])
+    right = range(1, len(networks) + 1)
+    return "\n\n".join([machine(found["machine"]), table(("", *networks), body, right=right)])
+
+
 def outputs(results: Path) -> str:
     """Return what ways to compare kernels of many outputs cost, and how close they come."""
     found = read(results / "outputs.json")
@@ -204,14 +223,33 @@ def predictions(results: Path) -> str:
     return "\n\n".join([said, table(head, body, right=(3,))])
 
 
+def releases(results: Path) -> str:
+    """Return how exported files fare in other releases of LiteRT."""
+    found = read(results / "litert_releases.json")
+    if found is None:
+        return missing("benchmarks/releases.py")
+    body = [
+        [release, str(one["right"]), str(one["runs"]), f"{one['largest_difference']:.1e}"]
+        for release, one in found["releases"].items()
+    ]
+    said = (
+        f"{found['files']} files, with XNNPACK and without, for batches of one and three; "
+        f"{len(found['refused'])} more were refused by the exporter."
+    )
+    head = ("release", "right", "runs", "largest difference")
+    return "\n\n".join([said, table(head, body, right=(1, 2, 3))])
+
+
 FIGURES = {
     "step_times": step_times,
     "growth": growth,
+    "profile": profile,
     "outputs": outputs,
     "import_time": import_time,
     "sizes": sizes,
     "latency": latency,
     "predictions": predictions,
+    "releases": releases,
     "kills": _trust.kills,
     "fuzz": _trust.fuzz,
     "long_run": _trust.long_run,
