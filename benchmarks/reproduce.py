@@ -125,6 +125,9 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     transfers.add_argument("--l2", type=float, help="1e-4 for the MLP, 1e-5 for the others")
     work = parser.add_argument_group("how the work is done")
     work.add_argument("--list", action="store_true", help="list the runs and stop")
+    work.add_argument(
+        "--only-tables", action="store_true", help="run nothing; write the runs that are there"
+    )
     work.add_argument("--threads", type=int, default=0, help="of one operation; 0: all cores")
     work.add_argument(
         "--part", default="1/1", help="2/3: the second third of the runs, for several processes"
@@ -141,6 +144,8 @@ def main(words: list[str] | None = None) -> int:
     if options.list:
         print("\n".join(f"{'left' if r in left else 'done'}  {r.key}" for r in runs))
         return 0
+    if options.only_tables:
+        left = []
     if left:
         if options.threads:
             tf.config.threading.set_intra_op_parallelism_threads(options.threads)

@@ -242,7 +242,7 @@ def _reason(variable: keras.Variable, layer: keras.layers.Layer | None) -> str:
     if isinstance(layer, layers.Embedding):
         return "embeddings: KernelPolicy(embeddings=True) prunes it"
     if "normalization" in type(layer).__module__:
-        return "scales of normalizations are never pruned"
+        return "scales and offsets of normalizations are never pruned"
     if variable.name.startswith("lora_"):
         return "LoRA's weights are small already"
     kind = type(layer).__name__ if layer is not None else "layer"

@@ -17,7 +17,8 @@ def restore_masks(model: keras.Model) -> keras.Model:
     """Take up the masks again from the exact zeros of a loaded model.
 
     Constraints are not saved with a model, so one that was pruned, saved and loaded would lose
-    its zeros in training. All exact zeros of its prunable kernels are masked.
+    its zeros in training. All exact zeros of its prunable kernels are masked. If they are less
+    than a tenth of every kernel, a warning says that the model seems to have lost them.
 
     Args:
         model: A built model. It is changed in place.
@@ -49,6 +50,13 @@ def restore_masks(model: keras.Model) -> keras.Model:
         raise ValueError(
             "The model holds no zeros to restore masks from. Load the weights of the pruned "
             f"model first, or prune it. Received: model={model.name!r}, all kernels dense"
+        )
+    if (most := max(1 - mask.mean() for mask in masks.values())) < _SHARE:
+        warnings.warn(
+            f"No kernel of {model.name!r} holds more than {most:.1%} zeros, which are masked now. "
+            "If it was pruned, it was trained without its masks since, and has lost most zeros: "
+            "load the pruned file again and restore its masks before training.",
+            stacklevel=2,
         )
     return apply_masks(model, masks)
 

@@ -13,6 +13,7 @@ import tensorflow as tf
 from test_errors import ready, refused, samples, small
 
 import keras_ntt
+from conftest import warned
 from keras_ntt import checks, get_masks, prune_low_magnitude, saliency_scores
 from keras_ntt.allocations import erdos_renyi
 from keras_ntt.layer_rules import composite
@@ -569,3 +570,14 @@ def test_a_batch_of_scores_that_is_nothing():
 
     with pytest.raises(ValueError, match=r"data must be NumPy arrays or tensors.*NoneType"):
         saliency_scores(small(), saliency="logit_snip", data=Nothing())
+
+
+def test_masks_that_are_restored_too_late():
+    model = small()
+    weights = [np.ones(w.shape, "float32") for w in model.weights]
+    weights[0][0, 0] = 0
+    model.set_weights(weights)
+    with warned(r"No kernel of .* holds more than 4\.2% zeros"):
+        keras_ntt.restore_masks(model)
+    (mask,) = get_masks(model).values()
+    assert mask.sum() == mask.size - 1

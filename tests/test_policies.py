@@ -91,7 +91,7 @@ def test_the_report_says_why_a_layer_is_skipped():
         "",
         "depthwise",
         "biases are never pruned",
-        "scales of normalizations are never pruned",
+        "scales and offsets of normalizations are never pruned",
         "Own has no get_prunable_weights()",
         "frozen",
     }

@@ -43,8 +43,8 @@ def counted():
 ROWS = [
     ("m/first/kernel", (4, 5), 20, 15, False, ""),
     ("m/first/bias", (5,), 5, 2, False, "biases are never pruned"),
-    ("m/norm/gamma", (5,), 5, 5, False, "scales of normalizations are never pruned"),
-    ("m/norm/beta", (5,), 5, 5, False, "scales of normalizations are never pruned"),
+    ("m/norm/gamma", (5,), 5, 5, False, "scales and offsets of normalizations are never pruned"),
+    ("m/norm/beta", (5,), 5, 5, False, "scales and offsets of normalizations are never pruned"),
     ("m/last/kernel", (5, 2), 10, 4, True, ""),
     ("m/last/bias", (2,), 2, 2, False, "biases are never pruned"),
 ]
@@ -95,7 +95,7 @@ def test_the_report_as_a_table():
     assert [" ".join(line.split()[5:]) for line in body] == [
         "not masked",
         "biases are never pruned",
-        *["scales of normalizations are never pruned"] * 2,
+        *["scales and offsets of normalizations are never pruned"] * 2,
         "masked",
         "biases are never pruned",
     ]

@@ -101,6 +101,9 @@ def test_runs_that_are_done_are_not_repeated(reproduce, images, tmp_path, capsys
             assert result["transfer"]["steps"] == 5
             assert [row["step"] for row in result["transfer"]["curve"]] == [5]
     assert not any((tmp_path / "work" / "unfinished").iterdir())
+    (tmp_path / "work.md").unlink()
+    assert reproduce.main(words(images, tmp_path, "--only-tables")) == 0
+    assert len(list(runs.iterdir())) == 6
     table = (tmp_path / "work.md").read_text()
     assert json.loads((tmp_path / "work.json").read_text()) == reproduce.read(runs)
     dense = [100 * r["accuracy"][1] for r in results if r["settings"]["method"] == "dense"]

@@ -42,9 +42,9 @@ def load_model(path: pathlib.Path) -> Any:
         return keras.models.load_model(path, compile=False)
     except Exception as error:  # bytes of any origin: whatever fails, it cannot be used
         raise ValueError(
-            "This is no model that Keras can read by itself. Models with classes of one's own "
-            "are pruned from Python: keras_ntt.prune_neural_tangent. "
-            f"Received: {path} ({type(error).__name__}: {error})"
+            "This is no model that Keras can read by itself. Take models with classes of your own "
+            f"from Python, where prune_neural_tangent, sparsity_report and export_tflite do the "
+            f"same. Received: {path} ({type(error).__name__}: {str(error)[:300]})"
         ) from error
 
 

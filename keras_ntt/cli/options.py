@@ -10,7 +10,21 @@ import click
 
 PATH = click.Path(path_type=pathlib.Path)
 POSITIVE = click.IntRange(min=1)
-SPARSITY = click.FloatRange(min=0, max=1, max_open=True)
+
+
+class _Sparsity(click.FloatRange):
+    """A fraction of zeros; per cent are told from it."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        number = click.FLOAT.convert(value, param, ctx)
+        if 1 < number < 100:
+            self.fail(
+                f"{value} is no fraction of zeros: {number:g} % is {number / 100:g}.", param, ctx
+            )
+        return super().convert(value, param, ctx)
+
+
+SPARSITY = _Sparsity(min=0, max=1, max_open=True)
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
 
