@@ -31,7 +31,8 @@ def kills(results: Path) -> str:
     total, faults = sum(run["kills"] for run in found), sum(len(run["faults"]) for run in found)
     head = ("what was killed", "kills", "same masks as undisturbed", "files looked at")
     said = (
-        f"{total} kills, {faults} faults: files half-written, masks lost, or runs that did not end."
+        f"{total} kills, {faults} faults. A fault is a half-written file, a lost mask or a run "
+        "that does not end."
     )
     return "\n\n".join([said, table(head, body, right=(1, 2, 3))])
 
