@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_ntt import _host, checks
+from keras_ntt import _host, checks, input_checks
 from keras_ntt.ntk import empirical_ntk
 from keras_ntt.policies import choose_weights
 from keras_ntt.saliency.base import flat, gradient
@@ -50,7 +50,7 @@ def effective_gradient_flow(
         12.0
     """
     checks.check_model(model)
-    checks.check_arrays(x, model, "x")
+    input_checks.check_arrays(x, model, "x")
     order = _check_order(order)
     variables = choose_weights(model).weights
     sources = [_host.raw(v) for v in variables]
@@ -139,7 +139,7 @@ class TrainingDynamics(keras.callbacks.Callback):
     ):
         super().__init__()
         checks.check_differentiable(dense, "dense")
-        checks.check_arrays(x, dense, "x")
+        input_checks.check_arrays(x, dense, "x")
         checks.check_choice("wrt", wrt, ("all", "kept"))
         checks.check_choice("outputs", outputs, ("full", "trace"))
         self._dense, self._x, self._y = dense, x, y

@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_ntt import _host, checks, files
+from keras_ntt import _host, checks, files, input_checks
 from keras_ntt.compaction import remove_dead_units
 from keras_ntt.litert import advice, sizes
 from keras_ntt.litert import benchmark as timing
@@ -197,7 +197,7 @@ def tflite_predict(path: str | os.PathLike, x: np.ndarray) -> np.ndarray:
 
 def _batch_of(x: Any) -> np.ndarray:
     """Return inputs as an array with an axis of the samples, or raise a ValueError."""
-    array = checks.as_array("x", x)
+    array = input_checks.as_array("x", x)
     if array.ndim == 0 or not len(array) or array.dtype.kind not in "biuf":
         raise ValueError(
             "x must hold numbers, [n, ...] for n samples. "
@@ -211,7 +211,7 @@ def _samples(functional: Any, representative_data: Any) -> tuple[np.ndarray, int
     symbol = functional.inputs[0]
     batch = symbol.shape[0]
     if representative_data is not None:
-        checks.check_arrays(representative_data, functional, "representative_data")
+        input_checks.check_arrays(representative_data, functional, "representative_data")
         (data,) = keras.tree.flatten(representative_data)
         data = np.asarray(data)[:256].astype(symbol.dtype)
         if batch is not None and len(data) % batch:

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_ntt import checks
+from keras_ntt import input_checks
 
 
 def without_labels(data: Any) -> Any:
@@ -64,7 +64,7 @@ def batch_spec(x: Any, batch_size: int) -> Any:
         ValueError: If the size of a batch cannot be told beforehand.
     """
     specs: Any = None
-    if checks.is_array(x):
+    if input_checks.is_array(x):
         size = min(batch_size, len(keras.tree.flatten(x)[0]))
         specs = keras.tree.map_structure(lambda a: tf.TensorSpec([size, *a.shape[1:]], a.dtype), x)
     elif isinstance(x, tf.data.Dataset):
@@ -94,7 +94,7 @@ def check_ends(x: Any, steps: Any, name: str, argument: str) -> None:
 
 def check_batch(batch: Any, model: keras.Model) -> None:
     """Raise a ValueError unless a batch, or the specs of one, fits a model and is fully known."""
-    checks.check_structure(batch, model, "batch")
+    input_checks.check_structure(batch, model, "batch")
     shapes = [tf.TensorShape(leaf.shape) for leaf in keras.tree.flatten(batch)]
     if not all(shape.is_fully_defined() and shape.rank and shape[0] for shape in shapes):
         raise ValueError(
@@ -117,7 +117,7 @@ class Watch:
     """
 
     def __init__(self, model: keras.Model, name: str):
-        self._signature, self._name = checks.signature_of(model), name
+        self._signature, self._name = input_checks.signature_of(model), name
         self._structure: Any = None
         self.refusal: ValueError | None = None
 
@@ -138,7 +138,7 @@ class Watch:
     def look(self, batch: Any) -> Any:
         """Return a batch, or raise a ValueError if it does not fit."""
         try:
-            checks.check_fits(without_labels(batch), self._signature, self._name)
+            input_checks.check_fits(without_labels(batch), self._signature, self._name)
             structure = keras.tree.map_structure(lambda _: None, batch)
             if self._structure is not None and structure != self._structure[0]:
                 raise ValueError(
@@ -203,10 +203,10 @@ def check(x: Any, model: keras.Model, name: str) -> None:
     """
     if x is None:
         raise ValueError(f"There are no {name}. Received: None")
-    if checks.is_array(x):
-        checks.check_arrays(x, model, name)
+    if input_checks.is_array(x):
+        input_checks.check_arrays(x, model, name)
     elif isinstance(x, tf.data.Dataset):
-        checks.check_structure(without_labels(x.element_spec), model, name)
+        input_checks.check_structure(without_labels(x.element_spec), model, name)
         if int(x.cardinality()) == 0:
             raise ValueError(f"{name} hold no batches. Received: an empty tf.data.Dataset")
     elif isinstance(x, keras.utils.PyDataset):

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_ntt import _host, checks
+from keras_ntt import _host, checks, input_checks
 from keras_ntt.network import unroll
 from keras_ntt.objective import NTTLoss, Pair, Weighting, objective
 from keras_ntt.policies import choose_weights
@@ -79,8 +79,10 @@ def ntt_loss(
     for model, name in ((student, "student"), (teacher, "teacher")):
         checks.check_differentiable(model, name)
     checks.check_shapes(student, teacher)
-    (checks.check_structure if checks.is_symbolic(x) else checks.check_arrays)(x, student, "x")
-    checks.check_structure(x, teacher, "x")
+    symbolic = input_checks.is_symbolic(x)
+    check = input_checks.check_structure if symbolic else input_checks.check_arrays
+    check(x, student, "x")
+    input_checks.check_structure(x, teacher, "x")
     weighting = Weighting(ntk_weight, l2, wrt, outputs, output_projections)
     check_density(density)
     seed = checks.check_seed(seed)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from keras_ntt import _host, checks
+from keras_ntt import _host, checks, input_checks
 from keras_ntt.factors import Factor, JacobianFactor, Masks, cast, full_precision, gather
 from keras_ntt.layer_rules import Linearization, linearize
 from keras_ntt.layer_rules.stacking import Stacked
@@ -199,7 +199,7 @@ def empirical_ntk(
     checks.check_choice("implementation", implementation, ("auto", "jacobian"))
     for name, x in (("x1", x1), ("x2", x2)):
         if x is not None or name == "x1":
-            checks.check_arrays(x, model, name)
+            input_checks.check_arrays(x, model, name)
     seed, masks = checks.check_seed(seed), None
     if wrt == "kept":
         masks = {key: tf.constant(mask) for key, mask in kept_entries(model).items()}

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_ntt import checks
+from keras_ntt import checks, input_checks
 from keras_ntt.adversarial import Attack
 from keras_ntt.allocations import Allocation
 from keras_ntt.inputs import is_generator
@@ -119,7 +119,7 @@ def prune_neural_tangent(
     transfer.compile(keras.optimizers.Adam(5e-4) if optimizer is None else optimizer)
     transfer.fit(
         inputs,
-        batch_size=batch_size if checks.is_array(inputs) else None,
+        batch_size=batch_size if input_checks.is_array(inputs) else None,
         epochs=epochs,
         steps_per_epoch=steps_per_epoch,
         callbacks=callbacks,

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_ntt import _host, checks, inputs, replicas
+from keras_ntt import _host, checks, input_checks, inputs, replicas
 from keras_ntt.adversarial import Attack, check_attack
 from keras_ntt.allocations import Allocation
 from keras_ntt.first_masks import start_of_transfer
@@ -298,7 +298,7 @@ class NeuralTangentTransfer(TransferStep):
             if parts != self._parts:
                 self._parts = parts
                 self.make_train_function(force=True)
-        if checks.is_array(x):
+        if input_checks.is_array(x):
             size = checks.check_count("batch_size", 64 if batch_size is None else batch_size)
             x = inputs.batches(x, size, key=self._order, shuffle=shuffle)
             batch_size = None
@@ -322,9 +322,9 @@ class NeuralTangentTransfer(TransferStep):
             else:
                 with contextlib.suppress(ValueError):  # of weights that overflowed
                     self.finish()
-            for watch in watches:
-                if watch.refusal is not None and watch.refusal is not error:
-                    raise watch.refusal from error
+            refusals = [watch.refusal for watch in watches if watch.refusal is not None]
+            if refusals and isinstance(error, tf.errors.OpError):  # what TensorFlow made of it
+                raise refusals[0] from error
             raise
 
     def estimate_memory(self, batch: Any, *, parts: int = 1) -> int:

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_ntt import _host, checks, inputs, replicas
+from keras_ntt import _host, input_checks, inputs, replicas
 from keras_ntt.adversarial import Attack, attacked
 from keras_ntt.blocks import loss_and_gradient
 from keras_ntt.latent import LatentWeights, gate
@@ -156,7 +156,7 @@ class TransferStep(keras.Model):
 
     def _inputs_of(self, data: Any) -> Any:
         x = inputs.without_labels(data)
-        checks.check_structure(x, self.student)
+        input_checks.check_structure(x, self.student)
         return x
 
     def _logs(self, loss: NTTLoss, counted: tf.Tensor | float) -> dict[str, Any]:

@@ -446,6 +446,17 @@ def test_data_sets_by_name(folder, capsys, monkeypatch):
 # --- what is refused -------------------------------------------------------------------------
 
 
+def test_a_model_with_a_class_of_its_own_is_named(tmp_path):
+    class Twice(keras.layers.Layer):
+        def call(self, x):
+            return 2 * x
+
+    path = tmp_path / "model.keras"
+    keras.Sequential([keras.Input([4]), keras.layers.Dense(3), Twice()]).save(path)
+    with pytest.raises(ValueError, match=r"\(TypeError: Could not locate class 'Twice'\. Make"):
+        data.load_model(path)
+
+
 @pytest.mark.parametrize(
     ("command", "words"),
     [

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import re
+import threading
+import time
 
 import keras
 import numpy as np
@@ -635,6 +637,28 @@ def test_a_much_later_batch_that_does_not_fit(make, workers):
     with pytest.raises(ValueError, match="batches of the inputs do not have the shape"):
         transfer.fit(data, steps_per_epoch=41, shuffle=False, verbose=0)
     assert transfer.step == 40
+
+
+def test_an_error_of_a_callback_is_not_taken_for_one_of_a_batch_read_ahead():
+    read = threading.Event()
+
+    class Ahead(Batches):
+        def __getitem__(self, index):
+            if index == 2:
+                read.set()
+            return super().__getitem__(index)
+
+    class Stop(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            assert read.wait(60)
+            time.sleep(0.2)  # until it is refused, too
+            raise ZeroDivisionError("mine")
+
+    fit = np.ones((4, 6), "float32")
+    data = Ahead([fit, fit, fit[:, :5]])
+    data.workers = 2
+    with pytest.raises(ZeroDivisionError, match="mine"):
+        ready(small()).fit(data, callbacks=[Stop()], shuffle=False, verbose=0)
 
 
 @pytest.mark.parametrize(

@@ -194,6 +194,7 @@ def test_int8_rounds_by_half_a_step_and_keeps_zeros(array, factor):
     exact = np.maximum(largest / np.float32(127), np.finfo("float32").tiny)[largest > 0]
     assert (scales[largest > 0] >= exact).all()
     assert (scales[largest > 0] <= exact * 1.0079).all()
+    assert not (scales.view(np.uint32) & 0xFFFF).any()  # so that they compress
 
 
 def test_the_entropy_limit_of_a_mask_is_the_number_of_masks():

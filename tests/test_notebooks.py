@@ -22,7 +22,8 @@ HUB = "https://colab.research.google.com/github/keras-ntt/keras_ntt/blob/main/tu
 LINK = re.compile(r"\]\(([^)#]+)\)")
 # What only one machine knows, and what TensorFlow says when it starts.
 PRIVATE = re.compile(
-    r"/tmp/|/home/|/root/|/work/|/usr/|site-packages|\bWARNING\b|[IWE]0000|ms/step|Traceback"
+    # A path from the root of a file system, which an address or a relative path is not.
+    r"(?<![\w.:/<-])/[a-z]\w*/\w|site-packages|\bWARNING\b|[IWE]0000|ms/step|Traceback"
 )
 
 

@@ -43,9 +43,15 @@ def load_model(path: pathlib.Path) -> Any:
     except Exception as error:  # bytes of any origin: whatever fails, it cannot be used
         raise ValueError(
             "This is no model that Keras can read by itself. Take models with classes of your own "
-            f"from Python, where prune_neural_tangent, sparsity_report and export_tflite do the "
-            f"same. Received: {path} ({type(error).__name__}: {str(error)[:300]})"
+            "from Python, where prune_neural_tangent, sparsity_report and export_tflite do the "
+            f"same. Received: {path} ({type(error).__name__}: {_cause(str(error))})"
         ) from error
+
+
+def _cause(message: str) -> str:
+    """Return the part of a message of Keras that is not the configuration it could not read."""
+    cause = message.rpartition("Exception encountered:")[2].partition("Full object config:")[0]
+    return cause.strip()[:300]
 
 
 def read_inputs(source: str, model: Any, divide_by: float | None = None) -> Any:

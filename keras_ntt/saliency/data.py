@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_ntt import checks, inputs
+from keras_ntt import checks, input_checks, inputs
 
 BATCH_SIZE = 256
 """Samples a batch when scores are taken on arrays; the scores do not depend on it."""
@@ -46,13 +46,13 @@ class Batches:
                 "take(number of batches). Received: a tf.data.Dataset that repeats for ever"
             )
         labels = data[1] if isinstance(data, tuple) and len(data) > 1 else None
-        if labels is not None and not checks.is_array(x):
+        if labels is not None and not input_checks.is_array(x):
             raise ValueError(
                 "Labels are given beside arrays; a data set brings its own, as batches (x, y). "
                 f"Received: data of a {type(x).__name__} and labels"
             )
         if labels is not None:
-            labels = checks.as_array("data", labels)
+            labels = input_checks.as_array("data", labels)
             if labels.dtype.kind not in "biuf":
                 raise ValueError(
                     f"data must have numbers as labels. Received: labels of dtype {labels.dtype}"
@@ -68,8 +68,8 @@ class Batches:
                     "data must have one label for each sample. Received: "
                     f"{n} samples and labels of shape {labels.shape}"
                 )
-        self._data = data if not checks.is_array(x) else (x, labels)
-        self._is_array = checks.is_array(x)
+        self._data = data if not input_checks.is_array(x) else (x, labels)
+        self._is_array = input_checks.is_array(x)
         self._model = model
 
     def __iter__(self) -> Iterator[tuple[Any, tf.Tensor | None]]:
@@ -78,7 +78,7 @@ class Batches:
             x = inputs.without_labels(batch)
             y = batch[1] if isinstance(batch, tuple) and len(batch) > 1 else None
             if not self._is_array:
-                checks.check_arrays(x, self._model, "data")
+                input_checks.check_arrays(x, self._model, "data")
             x = keras.tree.map_structure(tf.convert_to_tensor, x)
             yield x, None if y is None else tf.convert_to_tensor(y)
 
