@@ -23,13 +23,14 @@ os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 import keras
 import numpy as np
 import tensorflow as tf
+from growth import SIDE, Case, build
 from processes import HERE
 from table import machine
 
 import keras_ntt
 from keras_ntt.tables import table
 
-OUTPUTS, WIDTH, SIDE, BATCH, SPARSITY = 100, 16, 16, 32, 0.9
+CASE, SPARSITY = Case(outputs=100), 0.9
 WAYS: dict[str, dict[str, Any]] = {
     "all outputs": {},
     "32 combinations": {"output_projections": 32},
@@ -37,22 +38,6 @@ WAYS: dict[str, dict[str, Any]] = {
     "2 combinations": {"output_projections": 2},
     "trace": {"outputs": "trace"},
 }
-
-
-def network() -> keras.Model:
-    """Return three convolutions, the mean over the pixels and a dense layer."""
-    keras.utils.set_random_seed(0)
-    convolutions = [
-        keras.layers.Conv2D(WIDTH, 3, padding="same", activation="relu") for _ in range(3)
-    ]
-    return keras.Sequential(
-        [
-            keras.Input((SIDE, SIDE, 3)),
-            *convolutions,
-            keras.layers.GlobalAveragePooling2D(),
-            keras.layers.Dense(OUTPUTS),
-        ]
-    )
 
 
 def measure(settings: dict[str, Any], x: np.ndarray, unseen: np.ndarray) -> dict[str, Any]:
@@ -66,7 +51,7 @@ def measure(settings: dict[str, Any], x: np.ndarray, unseen: np.ndarray) -> dict
     Returns:
         Median seconds of a step, and the distances of all kernels and of the outputs on `unseen`.
     """
-    student, teacher = network(), network()
+    student, teacher = build(CASE), build(CASE)
     transfer = keras_ntt.NeuralTangentTransfer(
         student, pruning_schedule=SPARSITY, wrt="kept", ntk_weight=10.0, seed=0, **settings
     )
@@ -74,7 +59,7 @@ def measure(settings: dict[str, Any], x: np.ndarray, unseen: np.ndarray) -> dict
     seconds = _Seconds()
     transfer.fit(
         x.reshape(-1, SIDE, SIDE, 3),
-        batch_size=BATCH,
+        batch_size=CASE.batch,
         shuffle=False,
         verbose=0,
         callbacks=[seconds],
@@ -109,7 +94,7 @@ def main() -> None:
     options = parser.parse_args()
     tf.get_logger().setLevel("ERROR")
     chance = np.random.default_rng(0)
-    shape = (BATCH, SIDE, SIDE, 3)
+    shape = (CASE.batch, SIDE, SIDE, 3)
     x = chance.standard_normal((options.steps, *shape)).astype("float32")
     unseen = chance.standard_normal(shape).astype("float32")
     before = {"median_seconds": None, **untransferred(unseen)}
@@ -133,9 +118,9 @@ def main() -> None:
 def untransferred(unseen: np.ndarray) -> dict[str, float]:
     """Return the distances of a network pruned by magnitude, where a transfer begins."""
     sparse = keras_ntt.prune_at_init(
-        network(), sparsity=SPARSITY, saliency="magnitude", allocation="layerwise"
+        build(CASE), sparsity=SPARSITY, saliency="magnitude", allocation="layerwise"
     )
-    loss = keras_ntt.ntt_loss(sparse, network(), unseen, density=1 - SPARSITY, wrt="kept")
+    loss = keras_ntt.ntt_loss(sparse, build(CASE), unseen, density=1 - SPARSITY, wrt="kept")
     return {
         "ntk_distance": float(loss.ntk_distance),
         "output_distance": float(loss.output_distance),

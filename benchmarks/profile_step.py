@@ -19,14 +19,12 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 
-import keras
 import networks
-import numpy as np
 import tensorflow as tf
+from contestants import Ours
 from processes import HERE
 from table import machine
 
-import keras_ntt
 from keras_ntt.tables import table
 
 STEPS = 10
@@ -52,25 +50,13 @@ def profile(name: str) -> dict[str, Any]:
     Returns:
         Milliseconds by kind, the longest operations, and how many operations a step has.
     """
-    network = networks.NETWORKS[name]
-    keras.utils.set_random_seed(0)
-    student = networks.build(network)
-    transfer = keras_ntt.NeuralTangentTransfer(
-        student, pruning_schedule=keras_ntt.NTTSchedule(0.97, 100), seed=0
-    )
-    transfer.compile(keras.optimizers.Adam(5e-4))
-    shape = (network.batch, *student.input_shape[1:])
-    x = tf.constant(np.random.default_rng(0).standard_normal(shape), tf.float32)
-    transfer.begin()
-    transfer._plan.look_ahead(0)
-    step = tf.function(lambda batch: transfer.train_step(batch))
-    for _ in range(4):
-        step(x)
+    ours = Ours(networks.NETWORKS[name])
+    ours.start()
+    ours.run(3)
     with tempfile.TemporaryDirectory() as folder:
         options = tf.profiler.experimental.ProfilerOptions(host_tracer_level=2)
         with tf.profiler.experimental.Profile(folder, options):
-            for _ in range(STEPS):
-                step(x)
+            ours.run(STEPS)
         seconds, counts = read(Path(folder))
     kinds: collections.Counter[str] = collections.Counter()
     for operation, time in seconds.items():

@@ -3,7 +3,7 @@
 LiteRT has sparse kernels for fully-connected layers at batch 1, on every CPU, and for nothing else
 in this network. So only the dense layers are pruned, by Neural Tangent Transfer, without labels.
 
-    pip install "keras-ntt[demo]"
+    pip install '.[demo]'
     python examples/edge.py
 """
 

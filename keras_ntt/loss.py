@@ -48,8 +48,8 @@ def ntt_loss(
         outputs: ``"full"`` compares the kernels of all pairs of outputs. ``"trace"`` compares
             their mean over equal outputs, which is one number for each pair of samples.
         output_projections: Estimate the full distance, without bias, from k random combinations
-            of the outputs of each sample. The cost then does not grow with the square of the
-            number of outputs. None takes all outputs.
+            of the outputs of each sample, at most 10,000. The cost then does not grow with the
+            square of the number of outputs. None takes all outputs.
         seed: Seed of the combinations.
         masks: Masks of the student's weights by variable path. None takes those that the
             student holds or, if it holds none, its exact zeros.

@@ -167,8 +167,8 @@ def empirical_ntk(
             of its kernels.
         outputs: ``"full"`` or ``"trace"``.
         output_projections: Take the kernel of k random combinations of the outputs, with weights
-            -1 and 1, instead of the c outputs: for models with many outputs. None takes the
-            outputs themselves.
+            -1 and 1, instead of the c outputs: for models with many outputs; at most 10,000. None
+            takes the outputs themselves.
         seed: Seed of the combinations.
         implementation: ``"auto"``: structured derivatives (Novak, Sohl-Dickstein & Schoenholz,
             "Fast Finite Width Neural Tangent Kernel", ICML 2022). ``"jacobian"``:

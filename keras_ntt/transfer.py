@@ -73,7 +73,7 @@ class NeuralTangentTransfer(TransferStep):
         wrt: ``"all"`` or ``"kept"``, see `keras_ntt.ntt_loss`.
         outputs: ``"full"`` or ``"trace"``, see `keras_ntt.ntt_loss`.
         output_projections: Number of random combinations of the outputs that stand for all, for
-            models with many outputs; drawn anew at each step.
+            models with many outputs; drawn anew at each step; at most 10,000.
         memory_limit: Bytes that the tensors of a step may take, apart from weights and state of
             the optimizer. Where a batch does not fit, the step is taken in blocks, with the same
             result, and takes longer. None sets no limit.
