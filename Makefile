@@ -15,7 +15,7 @@ TUTORIALS ?= .venv-tutorials
 help:
 	@echo "make demo   prune, train and export a model on real data; writes $(OUT)/"
 	@echo "make test   lint, type-check and test"
-	@echo "make test-large   transfers of MobileNet, EfficientNet and ResNet"
+	@echo "make test-large   transfers of MobileNet, EfficientNet and ResNet; every layer with XLA"
 	@echo "make test-soak    long runs, processes that are killed, workers that are lost"
 	@echo "make test-oldest   the core tests, with the oldest TensorFlow and Keras that are supported"
 	@echo "make test-tfmot    against the real tensorflow-model-optimization, and serving it"
@@ -45,7 +45,7 @@ unit: $(BIN)/.ready
 	$(BIN)/python -m pytest -n auto
 
 test-large: $(BIN)/.ready
-	$(BIN)/python -m pytest -m large tests/test_large.py
+	$(BIN)/python -m pytest -m large tests/test_large.py tests/test_scale.py
 
 test-soak: $(BIN)/.ready
 	$(BIN)/python -m pytest -m soak tests

@@ -2,7 +2,7 @@
 
 The numerical core below this package speaks TensorFlow tensors only. What it needs to know of
 Keras (raw variables, the nodes of a functional graph, values put in place of variables) it asks
-here, so that private names of Keras are touched in one file.
+here, so that private names of Keras, and one of TensorFlow, are touched in one file.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import keras.src.ops
 import numpy as np
 import tensorflow as tf
 from keras.src.models.functional import Functional
+from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
 
 
 def require_tensorflow_backend() -> None:
@@ -183,6 +184,11 @@ def _moments(
     if not keepdims:
         mean, variance = tf.squeeze(mean, axes), tf.squeeze(variance, axes)
     return tf.cast(mean, x.dtype), tf.cast(variance, x.dtype)
+
+
+def is_in_xla() -> bool:
+    """Tell whether the function being traced will be compiled by XLA, which needs known shapes."""
+    return bool(GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()))
 
 
 def own_variables(layer: keras.Layer) -> list[keras.Variable]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from keras_ntt import _host
 from keras_ntt.factors import (
     AffineFactor,
     Factor,
@@ -143,18 +144,35 @@ def _lookup_product(
 ) -> tf.Tensor:
     """Sum the deltas by row of the table, over the rows that both sides read."""
     ids = [tf.reshape(f.indices, [-1]) for f in (first, second)]
-    rows, places = tf.unique(tf.concat(ids, axis=0))
-    sides = tf.split(places, [tf.size(i) for i in ids])
-    used = [tf.scatter_nd(p[:, None], tf.ones_like(p), tf.shape(rows)) > 0 for p in sides]
-    common = tf.logical_and(*used)
-    slots = tf.where(common, tf.cumsum(tf.cast(common, tf.int32)) - 1, -1)
-    rows = tf.boolean_mask(rows, common)
+    rows, *sides = (_sorted_rows if _host.is_in_xla() else _common_rows)(*ids)
     sums = []
-    for factor, side in zip((first, second), sides, strict=True):
-        slots_of_side = tf.reshape(tf.gather(slots, side), tf.shape(factor.indices))
-        sums.append(add_by_row(factor, slots_of_side, tf.size(rows)))
+    for factor, places in zip((first, second), sides, strict=True):
+        slots = tf.reshape(places, tf.shape(factor.indices))
+        sums.append(add_by_row(factor, slots, tf.size(rows)))
     if mask is not None:
         sums[0] *= tf.gather(tf.cast(mask, sums[0].dtype), rows)
     d = first.deltas.shape[-1]
     j1, j2 = (tf.reshape(s, [tf.shape(s)[0], tf.size(rows) * d]) for s in sums)
     return _matrix_product(j1, j2, first.copies, trace)
+
+
+def _common_rows(first: tf.Tensor, second: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Return the rows that both sides read, and their places among them; -1 for other rows."""
+    rows, places = tf.unique(tf.concat([first, second], axis=0))
+    sides = tf.split(places, [tf.size(first), tf.size(second)])
+    used = [tf.scatter_nd(p[:, None], tf.ones_like(p), tf.shape(rows)) > 0 for p in sides]
+    common = tf.logical_and(*used)
+    slots = tf.where(common, tf.cumsum(tf.cast(common, tf.int32)) - 1, -1)
+    return tf.boolean_mask(rows, common), *(tf.gather(slots, side) for side in sides)
+
+
+def _sorted_rows(first: tf.Tensor, second: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """The same in shapes that do not depend on what is read, as XLA needs them.
+
+    A row's place is that of its first reading among all readings of the first side, sorted; the
+    places of its further readings stay empty.
+    """
+    rows = tf.sort(first)
+    places = tf.minimum(tf.searchsorted(rows, second), tf.size(rows) - 1)
+    places = tf.where(tf.gather(rows, places) == second, places, -1)
+    return rows, tf.searchsorted(rows, first), places

@@ -11,6 +11,8 @@ from keras import layers
 import keras_ntt
 from conftest import use_float
 from keras_ntt import NeuralTangentTransfer
+from keras_ntt.factors import LookupFactor, to_jacobian
+from keras_ntt.products import product
 
 
 def pair(make=architectures.lenet):
@@ -237,16 +239,46 @@ def test_mixed_precision(policy):
     assert all(v.dtype == "float32" for v in model.trainable_variables)
 
 
-@pytest.mark.parametrize("name", ["lenet", "MultiHeadAttention"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("lenet", "MultiHeadAttention", "Embedding"),
+        *(pytest.param(name, marks=pytest.mark.large) for name in every_layer.CASES),
+    ],
+)
 def test_compiled_with_xla(name):
     histories = []
     for jit_compile in (False, True):
         make = every_layer.CASES.get(name, architectures.lenet)
         student, _ = pair(make)
         x = every_layer.inputs_for(student, 8)
+        x = keras.tree.map_structure(lambda a: a if a.dtype == "int32" else a.astype("float32"), x)
         transfer = NeuralTangentTransfer(student, pruning_schedule=0.7, seed=0)
         transfer.compile(keras.optimizers.SGD(1e-3), jit_compile=jit_compile)
-        histories.append(
-            transfer.fit(x.astype("float32"), batch_size=8, epochs=3, verbose=0).history
-        )
+        histories.append(transfer.fit(x, batch_size=8, epochs=3, verbose=0).history)
     np.testing.assert_allclose(histories[1]["loss"], histories[0]["loss"], rtol=1e-4)
+
+
+@pytest.mark.parametrize("trace", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_rows_of_a_table_that_both_sides_read_compiled_with_xla(float64, trace, masked):
+    """Rows read twice, by one side alone, and by none; also more readings than rows."""
+    rng = np.random.default_rng(0)
+    table = keras.Variable(rng.standard_normal((9, 3)), dtype="float64")
+    first = np.array([[4, 4, 1, 8], [2, 4, 0, 8]])
+    second = np.array([[4, 7, 7, 0], [5, 5, 3, 6], [8, 4, 0, 0]])
+    factors = [
+        LookupFactor(
+            tf.constant(i, "int32"), tf.constant(rng.standard_normal((2 * len(i), 4, 3))), 2, table
+        )
+        for i in (first, second)
+    ]
+    masks = {id(table): tf.constant(rng.integers(0, 2, (9, 3)))} if masked else None
+
+    def of(factors):
+        return product(*factors, masks=masks, trace=trace)
+
+    found = array(tf.function(lambda: of(factors), jit_compile=True)())
+    expected = array(of([to_jacobian(factor) for factor in factors]))
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    np.testing.assert_allclose(array(of(factors)), expected, rtol=1e-12)

@@ -5,7 +5,6 @@ Only this package imports click, and `keras_ntt` does not import this package.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 
@@ -61,9 +60,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0 for success, 1 for an error that was reported, 2 for wrong usage,
         130 after Ctrl-C.
     """
-    # TensorFlow's own notices would bury what is printed here. Only this program's
-    # environment is changed, and only where the user has not chosen.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     words = None if arguments is None else list(arguments)
     try:
         code = program.main(words, prog_name="keras-ntt", standalone_mode=False)
