@@ -81,7 +81,7 @@ class SparsityReport:
                 f"{row.size:,}",
                 f"{row.nonzeros:,}",
                 f"{row.sparsity:.2%}",
-                row.note or ("masked" if row.masked else "not masked"),
+                row.note or _state(row),
             )
             for row in self.rows
         ]
@@ -95,6 +95,13 @@ class SparsityReport:
             "",
         )
         return table(head, body, right=(2, 3, 4), total=total)
+
+
+def _state(row: WeightRow) -> str:
+    """Return whether training keeps the zeros of a weight that pruning may touch."""
+    if row.masked:
+        return "masked"
+    return "zeros without a mask" if row.nonzeros < row.size else "not masked"
 
 
 def sparsity_report(model: keras.Model) -> SparsityReport:
@@ -120,7 +127,7 @@ def sparsity_report(model: keras.Model) -> SparsityReport:
         >>> print(sparsity_report(model))
         weight            shape  size  non-zeros  sparsity
         ---------------------------------------------------------------------------
-        net/dense/kernel  2x2       4          2    50.00%  not masked
+        net/dense/kernel  2x2       4          2    50.00%  zeros without a mask
         net/dense/bias    2         2          2     0.00%  biases are never pruned
         ---------------------------------------------------------------------------
         prunable weights            4          2    50.00%

@@ -93,7 +93,7 @@ def test_the_report_as_a_table():
         ["m/last/bias", "2", "2", "2", "0.00%"],
     ]
     assert [" ".join(line.split()[5:]) for line in body] == [
-        "not masked",
+        "zeros without a mask",
         "biases are never pruned",
         *["scales and offsets of normalizations are never pruned"] * 2,
         "masked",
