@@ -218,8 +218,9 @@ def train(run: Run, model: keras.Model, data: Data) -> list[float]:
     model.evaluate(x[:1], y[:1], verbose=0)  # which makes the variables of the metrics
 
     # XLA makes steps of this MLP shorter, and those of convolutions longer.
-    @tf.function(jit_compile=run.network == "lenet-300-100", reduce_retracing=False)
-    def steps(batches: tf.Tensor) -> None:
+    # The data are arguments: what a function captures is never freed.
+    @tf.function(jit_compile=run.network == "lenet-300-100")
+    def steps(x: tf.Tensor, y: tf.Tensor, batches: tf.Tensor) -> None:
         for batch in batches:
             model.train_step((tf.gather(x, batch), tf.gather(y, batch)))
 
@@ -228,9 +229,9 @@ def train(run: Run, model: keras.Model, data: Data) -> list[float]:
     for _ in range(run.epochs):
         shuffled = order.permutation(len(some)).astype("int32")
         whole = len(some) // BATCH * BATCH
-        steps(tf.constant(shuffled[:whole].reshape(-1, BATCH)))
+        steps(x, y, tf.constant(shuffled[:whole].reshape(-1, BATCH)))
         if whole < len(some):
-            steps(tf.constant(shuffled[None, whole:]))
+            steps(x, y, tf.constant(shuffled[None, whole:]))
         tested = model.evaluate(
             data.x_test, data.y_test, batch_size=1000, verbose=0, return_dict=True
         )

@@ -230,7 +230,7 @@ def test_the_smallest_form_is_chosen_by_sparsity():
         assert len(fb.write(found.model)) <= min(sizes.values()) * 1.02
 
 
-def test_names_that_the_converter_has_joined_are_shortened():
+def test_names_are_shortened():
     rng = np.random.default_rng(0)
     first, second = (sparse_array(rng, (8, 8), 0.5) for _ in range(2))
     model = fully_connected(first, second)
@@ -239,7 +239,7 @@ def test_names_that_the_converter_has_joined_are_shortened():
         tensor.name = name
     found = reencode(model).model.subgraphs[0]
     shown = [fb.name_of(tensor) for tensor in found.tensors]
-    assert shown[:7] == ["input", "a/MatMul", "a/Bias", "a/Bias1", "c", "c1", "out;side"]
+    assert shown[:7] == ["input", "MatMul", "Bias", "Bias1", "c", "c1", "out;side"]
     assert [t.name for t in model.subgraphs[0].tensors] == names
     assert_equal(reencode(model).model, model, input_of(model))
 

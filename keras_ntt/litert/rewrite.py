@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 from collections.abc import Mapping
 from typing import Any
@@ -115,26 +116,31 @@ def _unpack(
 
 
 def shorten_names(model: Any) -> None:
-    """Leave the first of the names that the converter has joined by semicolons, in place.
+    """Leave what tells tensors apart of the names that the converter has given them, in place.
 
-    Operators that are fused, such as a convolution with its bias and activation, have the names of
-    all of them, which are a good part of a small file. Inputs and outputs keep theirs.
+    Names begin with that of the model, and operators that are fused, such as a convolution with its
+    bias and activation, have the names of all of them, joined by semicolons: a good part of a small
+    file. Inputs and outputs keep theirs.
 
     Args:
         model: A ``ModelT``.
     """
     for graph in model.subgraphs:
         outside = {int(i) for i in (*graph.inputs, *graph.outputs)}
-        taken = {fb.name_of(tensor) for tensor in graph.tensors}
-        for index, tensor in enumerate(graph.tensors):
-            first, joined, _ = fb.name_of(tensor).partition(";")
-            if not joined or index in outside:
+        names = [fb.name_of(tensor).partition(";")[0] for tensor in graph.tensors]
+        scopes = collections.Counter(n.partition("/")[0] for n in names if "/" in n)
+        scope = next((f"{scope}/" for scope, _ in scopes.most_common(1)), "")
+        taken = {fb.name_of(graph.tensors[i]) for i in outside}
+        for index, (tensor, name) in enumerate(zip(graph.tensors, names, strict=True)):
+            if index in outside or not name:
                 continue
-            number = 0
-            while (name := f"{first}{number or ''}") in taken:
+            short = name.removeprefix(scope)
+            number, unique = 0, short
+            while unique in taken:
                 number += 1
-            taken.add(name)
-            tensor.name = name.encode()
+                unique = f"{short}{number}"
+            taken.add(unique)
+            tensor.name = unique.encode()
 
 
 def _operator(model: Any, name: str, version: int, source: int, target: int) -> Any:
