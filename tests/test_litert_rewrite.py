@@ -7,6 +7,7 @@ import itertools
 import pathlib
 
 import hypothesis
+import keras
 import numpy as np
 import pytest
 from hypothesis import strategies as st
@@ -27,6 +28,7 @@ from litert_graphs import (
 from keras_ntt import inspect_tflite
 from keras_ntt.litert import choose, encoding
 from keras_ntt.litert import flatbuffer as fb
+from keras_ntt.litert.convert import convert
 from keras_ntt.litert.inspect import stored_weights
 from keras_ntt.litert.reencode import reencode
 from keras_ntt.litert.rewrite import rewrite
@@ -242,6 +244,18 @@ def test_names_are_shortened():
     assert shown[:7] == ["input", "MatMul", "Bias", "Bias1", "c", "c1", "out;side"]
     assert [t.name for t in model.subgraphs[0].tensors] == names
     assert_equal(reencode(model).model, model, input_of(model))
+
+
+def test_what_no_interpreter_reads_is_left_out():
+    keras.utils.set_random_seed(0)
+    (content,) = convert(keras.Sequential([keras.Input((8,)), keras.layers.Dense(8)]), [None])
+    model = fb.read(content)
+    assert any(entry.name == b"CONVERSION_METADATA" for entry in model.metadata)
+    found = reencode(model).model
+    assert [entry.name for entry in found.metadata] == [b"min_runtime_version"]
+    assert not any(tensor.quantization for tensor in found.subgraphs[0].tensors)
+    assert len(fb.write(found)) < len(content) - 100
+    assert_equal(found, model, np.ones((1, 8), "float32"))
 
 
 def test_tiny_weights_stay_dense():

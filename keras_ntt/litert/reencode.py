@@ -7,7 +7,7 @@ from typing import Any
 
 from keras_ntt.litert import choose, xnnpack
 from keras_ntt.litert.choose import Choice
-from keras_ntt.litert.rewrite import Key, rewrite, shorten_names
+from keras_ntt.litert.rewrite import Key, rewrite, trimmed
 from keras_ntt.litert.weights import Weight, weights_of
 
 TARGETS = ("size", "latency", "int8", "dense")
@@ -48,6 +48,8 @@ def reencode(
     Returns:
         The new model and the reasons.
     """
+    if target == "size":
+        model = trimmed(model)
     weights = {(w.subgraph, w.tensor): w for w in weights_of(model)}
     if target == "size":
         return _small(model, weights, int8)
@@ -67,16 +69,13 @@ def _small(model: Any, weights: dict[Key, Weight], int8: bool) -> Reencoded:
         return {k: (w, choose.smallest(w, int8=int8, densify=densify)) for k, w in weights.items()}
 
     found = _apply(model, chosen(True))
-    shorten_names(found.model)
     if found.verdict.kind != "wrong":
         return found
     note = (
         "no DENSIFY is written, because XNNPACK would compute wrong outputs on ARM: "
         f"{'; '.join(found.verdict.reasons)}"
     )
-    found = _apply(model, chosen(False), (note,))
-    shorten_names(found.model)
-    return found
+    return _apply(model, chosen(False), (note,))
 
 
 def _fast(model: Any, weights: dict[Key, Weight], int8: bool, cpu: str) -> Reencoded:

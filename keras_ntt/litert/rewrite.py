@@ -115,15 +115,35 @@ def _unpack(
     subgraph.operators = steps + list(subgraph.operators)
 
 
-def shorten_names(model: Any) -> None:
-    """Leave what tells tensors apart of the names that the converter has given them, in place.
+def trimmed(model: Any) -> Any:
+    """Return a model without what no interpreter reads.
+
+    Args:
+        model: A ``ModelT``. It is left as it is.
+
+    Returns:
+        The new ``ModelT``, which shares the bytes of the constants.
+    """
+    model = _copy(model)
+    _shorten_names(model)
+    for graph in model.subgraphs:
+        for tensor in graph.tensors:
+            q = tensor.quantization
+            if q is not None and all(v is None for v in (q.scale, q.min, q.max, q.details)):
+                tensor.quantization = None  # which the converter gives every tensor
+    for entry in list(model.metadata):
+        if entry.name == b"CONVERSION_METADATA":  # of the file as it was converted
+            model.metadata.remove(entry)
+    fb.drop_unused(model)
+    return model
+
+
+def _shorten_names(model: Any) -> None:
+    """Leave what tells tensors apart of the names that the converter has given them.
 
     Names begin with that of the model, and operators that are fused, such as a convolution with its
     bias and activation, have the names of all of them, joined by semicolons: a good part of a small
     file. Inputs and outputs keep theirs.
-
-    Args:
-        model: A ``ModelT``.
     """
     for graph in model.subgraphs:
         outside = {int(i) for i in (*graph.inputs, *graph.outputs)}
