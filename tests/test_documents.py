@@ -49,3 +49,11 @@ def test_the_tour_names_files_that_are_there():
     names = [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
     assert len(names) > 30
     assert [n for n in names if not (ROOT / "keras_ntt" / n).exists()] == []
+
+
+def test_results_name_only_figures_of_their_tables():
+    text = (ROOT / "benchmarks" / "RESULTS.md").read_text()
+    said, tables = text.partition("## What they say")[2].split("## Tables")
+    figures = set(re.findall(r"\d+\.\d", said.partition("## Commands")[0]))
+    assert figures
+    assert figures <= set(re.findall(r"\d+\.\d", tables)), "not in the tables"
