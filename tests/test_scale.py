@@ -249,6 +249,7 @@ def test_mixed_precision(policy):
 def test_compiled_with_xla(name):
     histories = []
     for jit_compile in (False, True):
+        keras.utils.set_random_seed(0)
         make = every_layer.CASES.get(name, architectures.lenet)
         student, _ = pair(make)
         x = every_layer.inputs_for(student, 8)
