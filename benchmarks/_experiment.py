@@ -204,7 +204,7 @@ def train(run: Run, model: keras.Model, data: Data) -> list[float]:
     """Train on labels; return the test accuracy after each epoch.
 
     An epoch is a compiled loop over Keras's own training step on batches in a new order. `fit`
-    does the same in twice the time: networks this small wait for the input pipeline.
+    takes half as long again: networks this small wait for the input pipeline.
     """
     keras.utils.set_random_seed(run.seed)
     some = chance(run, data)[: labelled(run, data)]
@@ -218,7 +218,7 @@ def train(run: Run, model: keras.Model, data: Data) -> list[float]:
     model.evaluate(x[:1], y[:1], verbose=0)  # which makes the variables of the metrics
 
     # XLA makes steps of this MLP shorter, and those of convolutions longer.
-    # The data are arguments: what a function captures is never freed.
+    # The data are arguments, because those that a function captures were not freed with it.
     @tf.function(jit_compile=run.network == "lenet-300-100")
     def steps(x: tf.Tensor, y: tf.Tensor, batches: tf.Tensor) -> None:
         for batch in batches:

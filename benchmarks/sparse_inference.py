@@ -6,10 +6,14 @@ graph and the same sparse layout are used as on ARM. For each network it prints 
 the ratio of the times of the dense file and of the file with DENSIFY, and the difference of their
 outputs.
 
-    python benchmarks/sparse_inference.py [--cases NAME ...] [--sparsity S] [--output FILE]
+    python benchmarks/sparse_inference.py [--arm64] [--cases NAME ...] [--output FILE]
 
 It needs Linux on an x86 CPU that lets CPUID trap, and a C compiler; where one is missing it says
 so and ends with code 77. Times are those of 128-bit kernels, not of an ARM core.
+
+With ``--arm64`` it runs the unmodified library for ARM64 instead, under QEMU, and also compares its
+outputs with those of this host. It then needs Debian on x86 and, once, a network. Times are of
+emulated instructions: they show which kernels run, not how fast they are on a device.
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 HERE = Path(__file__).resolve().parent
 UNSUPPORTED = 77
+EMULATED = "arm64"
 SPEEDUP = 1.2  # from which the sparse kernels must have run
 SAME = 1e-4  # relative; the sparse kernels add up in another order
 
@@ -40,6 +45,7 @@ def main() -> int:
     parser.add_argument("--cases", nargs="+", default=None, metavar="NAME")
     parser.add_argument("--size", type=int, default=96, help="input size (default 96)")
     parser.add_argument("--sparsity", type=float, default=0.9, help="of 1x1 (default 0.9)")
+    parser.add_argument("--arm64", action="store_true", help="the library for ARM64, emulated")
     parser.add_argument("--check", action="store_true", help="end with 1 if a prediction fails")
     parser.add_argument("--output", type=Path, help="where to write JSON")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
@@ -48,17 +54,28 @@ def main() -> int:
         print(json.dumps(_compare(*options.child)))
         return 0
     with tempfile.TemporaryDirectory() as folder:
-        library = build_library(Path(folder))
-        if library is None:
+        child = host(options, Path(folder))
+        if child is None:
             return UNSUPPORTED
         names = _names(options.cases)
-        rows = [_case(name, options, library, Path(folder)) for name in names]
+        rows = [_case(name, options, child, Path(folder)) for name in names]
     if options.output is not None:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(rows, indent=2))
     failed = [row["case"] for row in rows if not row["safe"]]
     print(f"{len(rows) - len(failed)} of {len(rows)} as predicted or safer")
     return 1 if options.check and failed else 0
+
+
+def host(options: Any, folder: Path) -> list[str] | None:
+    """Return the command that compares two files where XNNPACK has its sparse kernels."""
+    if options.arm64:
+        import _arm64
+
+        python = _arm64.command(HERE / ".envs" / "arm64")
+        return python and [*python, __file__, "--child", EMULATED]
+    library = build_library(folder)
+    return library and [sys.executable, __file__, "--child", str(library)]
 
 
 def build_library(folder: Path) -> Path | None:
@@ -84,7 +101,9 @@ def _names(wanted: list[str] | None) -> list[str]:
     return wanted or known
 
 
-def _case(name: str, options: Any, library: Path, folder: Path) -> dict[str, Any]:
+def _case(name: str, options: Any, child: list[str], folder: Path) -> dict[str, Any]:
+    import numpy as np
+
     from keras_ntt.litert import choose, xnnpack
     from keras_ntt.litert import flatbuffer as fb
     from keras_ntt.litert.convert import convert
@@ -102,7 +121,7 @@ def _case(name: str, options: Any, library: Path, folder: Path) -> dict[str, Any
     dense_file, sparse_file = folder / "dense.tflite", folder / "sparse.tflite"
     dense_file.write_bytes(content)
     sparse_file.write_bytes(fb.write(sparse))
-    command = [sys.executable, __file__, "--child", library, dense_file, sparse_file]
+    command = [*child, dense_file, sparse_file]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     predicted = xnnpack.predict(sparse).kind
     found: dict[str, float] = {}
@@ -110,6 +129,11 @@ def _case(name: str, options: Any, library: Path, folder: Path) -> dict[str, Any
         found = json.loads(result.stdout.strip().split("\n")[-1])
         actual = _actual(found)
         text = f"x {found['speedup']:5.2f}  difference {found['difference']:.1e}"
+        if options.arm64:
+            here = outputs_of(dense_file)
+            there = np.load(f"{dense_file}.npy")
+            found["from_this_host"] = float(np.abs(here - there).max() / np.abs(here).max())
+            text += f"  from this host {found['from_this_host']:.1e}"
     else:
         actual, text = "wrong", result.stderr.strip().split("\n")[-1]
     # To be warned of a file that is fine costs bytes; the reverse costs right answers.
@@ -126,35 +150,51 @@ def _actual(found: dict[str, float]) -> str:
 
 
 def _compare(library: str, dense: str, sparse: str) -> dict[str, float]:
-    """Run both files in this process, without AVX, in turns."""
-    if ctypes.CDLL(library).hide_avx() != 0:
+    """Run both files in this process, without AVX or on ARM64, in turns."""
+    if library != EMULATED and ctypes.CDLL(library).hide_avx() != 0:
         sys.exit("CPUID does not trap")
     import numpy as np
-    from ai_edge_litert.interpreter import Interpreter
 
-    calls, outputs = [], []
-    for path in (dense, sparse):
-        loaded = Interpreter(model_path=path, num_threads=1)
-        loaded.allocate_tensors()
-        (given,) = loaded.get_input_details()
-        x = np.random.default_rng(0).normal(size=given["shape"]).astype("float32")
-        loaded.set_tensor(given["index"], x)
-        loaded.invoke()
-        outputs.append(loaded.get_tensor(loaded.get_output_details()[0]["index"]).copy())
-        calls.append(loaded.invoke)
+    turns, repeats = (4, 2) if library == EMULATED else (16, 20)
+    loaded = [_loaded(path) for path in (dense, sparse)]
+    calls = [interpreter.invoke for interpreter in loaded]
+    outputs = [_output(interpreter) for interpreter in loaded]
+    np.save(f"{dense}.npy", outputs[0])
     times: list[list[float]] = [[], []]
-    for turn in range(16):
+    for turn in range(turns):
         for which in (0, 1) if turn % 2 else (1, 0):
             begin = time.perf_counter()
-            for _ in range(20):
+            for _ in range(repeats):
                 calls[which]()
-            times[which].append((time.perf_counter() - begin) / 20)
+            times[which].append((time.perf_counter() - begin) / repeats)
     scale = float(np.abs(outputs[0]).max())
     return {
         "dense_seconds": statistics.median(times[0]),
         "speedup": statistics.median(d / s for d, s in zip(*times, strict=True)),
         "difference": float(np.abs(outputs[0] - outputs[1]).max()) / scale,
     }
+
+
+def outputs_of(path: Path) -> Any:
+    """Return what a file computes on this host, from the inputs that both sides take."""
+    return _output(_loaded(str(path)))
+
+
+def _loaded(path: str) -> Any:
+    import numpy as np
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_path=path, num_threads=1)
+    interpreter.allocate_tensors()
+    (given,) = interpreter.get_input_details()
+    x = np.random.default_rng(0).normal(size=given["shape"]).astype("float32")
+    interpreter.set_tensor(given["index"], x)
+    return interpreter
+
+
+def _output(interpreter: Any) -> Any:
+    interpreter.invoke()
+    return interpreter.get_tensor(interpreter.get_output_details()[0]["index"]).copy()
 
 
 # --- the networks ----------------------------------------------------------------------------

@@ -201,9 +201,9 @@ def latency(results: Path) -> str:
     return "\n\n".join(parts)
 
 
-def predictions(results: Path) -> str:
+def predictions(results: Path, file: str = "sparse_inference.json") -> str:
     """Return how often the prediction of sparse inference was right."""
-    rows = read(results / "sparse_inference.json")
+    rows = read(results / file)
     if rows is None:
         return missing("benchmarks/sparse_inference.py")
     right = sum(row["predicted"] == row["found"] for row in rows)
@@ -221,6 +221,15 @@ def predictions(results: Path) -> str:
     head = ("network", "predicted", "found", "times as fast", "")
     said = f"{right} of {len(rows)} as predicted, {safe} of {len(rows)} as predicted or safer."
     return "\n\n".join([said, table(head, body, right=(3,))])
+
+
+def predictions_on_arm64(results: Path) -> str:
+    """Return the same for the library for ARM64, and how far its outputs are from those here."""
+    file = "sparse_inference_arm64.json"
+    rows = read(results / file) or []
+    far = max((row["from_this_host"] for row in rows if "from_this_host" in row), default=0.0)
+    said = f"\n\nDense files differ from this host by at most {far:.1e} of the largest output."
+    return predictions(results, file) + (said if rows else "")
 
 
 def releases(results: Path) -> str:
@@ -249,6 +258,7 @@ FIGURES = {
     "sizes": sizes,
     "latency": latency,
     "predictions": predictions,
+    "predictions_on_arm64": predictions_on_arm64,
     "releases": releases,
     "kills": _trust.kills,
     "fuzz": _trust.fuzz,
