@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from _experiment import NETWORKS
+
 SHOWN_EPOCHS = (1, 2, 5, 10, 20, 50, 100)
 PUBLISHED = {"learning_rate": 5e-4, "ntk_weight": 1e-3}
 SAME = ("dataset", "network", "split", "label_fraction", "epochs")
@@ -84,10 +86,11 @@ def _table(members: list[dict[str, Any]], epochs: int) -> str:
 
 
 def _method(settings: dict[str, Any]) -> str:
-    names = {"learning_rate": "Adam", "ntk_weight": "kernel weight"}
+    published = {**PUBLISHED, "l2": NETWORKS[settings["network"]]["l2"]}
+    names = {"learning_rate": "Adam", "ntk_weight": "kernel weight", "l2": "L2"}
     other = [
         f"{names[key]} {settings[key]:g}"
-        for key, value in PUBLISHED.items()
+        for key, value in published.items()
         if settings["transfer_epochs"] and settings[key] != value
     ]
     return settings["method"] + (f" ({', '.join(other)})" if other else "")

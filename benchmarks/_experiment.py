@@ -33,6 +33,12 @@ LABELLED = ("snip", "grasp")
 METHODS = ("dense", *TRANSFERS, *SCORES, "erk-random")
 STEPS_AT_ONCE = 50
 BATCH = 64
+# The weight decay of the published demos, and how many epochs a transfer takes by default.
+NETWORKS = {
+    "lenet-300-100": {"l2": 1e-4, "transfer_epochs": 5},
+    "lenet-5-caffe": {"l2": 1e-5, "transfer_epochs": 1},
+    "conv-4": {"l2": 1e-5, "transfer_epochs": 1},
+}
 
 
 @dataclasses.dataclass(frozen=True)

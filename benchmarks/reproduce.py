@@ -27,15 +27,9 @@ import keras
 import tensorflow as tf
 from _accuracies import insert, read, tables
 from _datasets import TFDS_NAMES, load
-from _experiment import METHODS, SCORES, TRANSFERS, Run, do, write
+from _experiment import METHODS, NETWORKS, SCORES, TRANSFERS, Run, do, write
 
 HERE = Path(__file__).resolve().parent
-# The weight decay of the published demos, and how many epochs a transfer takes by default.
-NETWORKS = {
-    "lenet-300-100": {"l2": 1e-4, "transfer_epochs": 5},
-    "lenet-5-caffe": {"l2": 1e-5, "transfer_epochs": 1},
-    "conv-4": {"l2": 1e-5, "transfer_epochs": 1},
-}
 
 
 def plan(options: argparse.Namespace) -> Iterator[Run]:

@@ -170,17 +170,19 @@ def test_parts_are_all_of_the_runs(reproduce, images, tmp_path, capsys):
 
 def test_tables_are_ranked_and_put_into_a_report(reproduce, tmp_path):
     settings = {
-        **{"dataset": "fashion_mnist", "network": "lenet", "split": "test", "label_fraction": 1.0},
+        **{"dataset": "fashion_mnist", "network": "conv-4", "split": "test", "label_fraction": 1.0},
         **{"epochs": 2, "transfer_epochs": 0, "allocation": "layerwise", "pattern": "none"},
         **{"density": 0.03, "learning_rate": 0.0, "ntk_weight": 0.0},
     }
     other = {"method": "ntt-all", "transfer_epochs": 5, "learning_rate": 3e-3, "ntk_weight": 1e-3}
+    decay = {**other, "learning_rate": 5e-4, "l2": 1e-6}
     runs = [
         {"settings": {**settings, **own}, "accuracy": accuracy, "environment": {"keras": "3"}}
         for own, accuracy in (
             ({"method": "random"}, [0.5, 0.6]),
             ({"method": "random"}, [0.5, 0.8]),
-            (other, [0.4, 0.9]),
+            ({**other, "l2": 1e-5}, [0.4, 0.9]),
+            (decay, [0.3, 0.8]),
         )
     ]
     report = tmp_path / "report.md"
@@ -188,9 +190,10 @@ def test_tables_are_ranked_and_put_into_a_report(reproduce, tmp_path):
     shown = reproduce.insert(reproduce.tables(runs), report)
     assert "old" not in shown
     lines = [line for line in shown.splitlines() if line]
-    assert lines[:3] == ["# Before", "<!-- tables -->", "### lenet on fashion_mnist"]
-    assert lines[5:7] == [
+    assert lines[:3] == ["# Before", "<!-- tables -->", "### conv-4 on fashion_mnist"]
+    assert lines[5:8] == [
         "| 0.03 | layerwise | ntt-all (Adam 0.003) | 5 | 1 | 40.0 | 90.0 |",
+        "| 0.03 | layerwise | ntt-all (L2 1e-06) | 5 | 1 | 30.0 | 80.0 |",
         "| 0.03 | layerwise | random |  | 2 | 50.0 ± 0.0 | 70.0 ± 14.1 |",
     ]
     assert lines[-3:] == ["*keras 3*", "<!-- tables -->", "After"]
