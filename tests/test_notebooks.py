@@ -23,7 +23,7 @@ LINK = re.compile(r"\]\(([^)#]+)\)")
 # What only one machine knows, and what TensorFlow says when it starts.
 PRIVATE = re.compile(
     # A path from the root of a file system, which an address or a relative path is not.
-    r"(?<![\w.:/<-])/[a-z]\w*/\w|site-packages|\bWARNING\b|[IWE]0000|ms/step|Traceback"
+    r"/(tmp|home|root|usr)/|(?<![\w.:/<-])/[a-z]\w*/\w|site-packages|\bWARNING\b|[IWE]0000|ms/step|Traceback"
 )
 
 
