@@ -36,8 +36,9 @@ class AffineFactor:
         deltas: Derivative of the outputs by z, stacked: ``[n * c, p, g * o]``.
         copies: The number c of outputs.
         groups: The number g of groups.
-        kernel: The kernel variable; None if it is frozen.
-        bias: The bias variable ``[g * o]``; None if there is none or it is frozen.
+        kernel: The kernel variable.
+        bias: The bias variable ``[g * o]``; None if there is none, it is frozen or in a factor of
+            its own.
         axes: The kernel's axes in the order of ``[k, g, o]``; None if they are in that order.
     """
 
@@ -45,14 +46,14 @@ class AffineFactor:
     deltas: tf.Tensor
     copies: int
     groups: int
-    kernel: keras.Variable | None
+    kernel: keras.Variable
     bias: keras.Variable | None
     axes: tuple[int, ...] | None = None
 
     @property
     def variables(self) -> tuple[keras.Variable, ...]:
         """The variables that are differentiated by."""
-        return tuple(v for v in (self.kernel, self.bias) if v is not None)
+        return (self.kernel,) if self.bias is None else (self.kernel, self.bias)
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,7 +178,7 @@ def to_jacobian(factor: Factor) -> JacobianFactor:
     _, k, o = sizes_of(factor)
     blocks = tf.reshape(affine_jacobian(factor), [-1, factor.groups * o, k])
     columns = tf.transpose(blocks, [0, 2, 1])  # kernel [k, g * o], then the bias [g * o]
-    if factor.axes is not None and factor.kernel is not None:
+    if factor.axes is not None:
         shape = [factor.kernel.shape[axis] for axis in factor.axes]
         back = [1 + factor.axes.index(axis) for axis in range(len(shape))]
         kernel = columns if factor.bias is None else columns[:, :-1]
@@ -218,10 +219,10 @@ def affine_jacobian(factor: AffineFactor) -> tf.Tensor:
     c, g = factor.copies, factor.groups
     positions, k, o = sizes_of(factor)
     if g == 1:
-        deltas = tf.reshape(factor.deltas, [-1, c, positions, o])
+        deltas = tf.reshape(tf.transpose(factor.deltas, [0, 2, 1]), [-1, c, o, positions])
         return tf.reshape(_sum_over_positions(factor.inputs, deltas), [-1, o * k])
     deltas = tf.reshape(factor.deltas, [-1, c, positions, g, o])
-    deltas = tf.reshape(tf.transpose(deltas, [0, 3, 1, 2, 4]), [-1, c, positions, o])
+    deltas = tf.reshape(tf.transpose(deltas, [0, 3, 1, 4, 2]), [-1, c, o, positions])
     inputs = tf.reshape(factor.inputs, [-1, positions, g, k])
     inputs = tf.reshape(tf.transpose(inputs, [0, 2, 1, 3]), [-1, positions, k])
     jacobian = tf.reshape(_sum_over_positions(inputs, deltas), [-1, g, c, o, k])
@@ -230,21 +231,21 @@ def affine_jacobian(factor: AffineFactor) -> tf.Tensor:
 
 @tf.custom_gradient
 def _sum_over_positions(inputs: tf.Tensor, deltas: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-    """Return ``sum_p deltas[n, c, p, o] * inputs[n, p, k]`` as ``[n, c, o, k]``.
+    """Return ``sum_p deltas[n, c, o, p] * inputs[n, p, k]`` as ``[n, c, o, k]``.
 
-    The gradient is written out because TensorFlow's own repeats the inputs once an output.
+    The gradient is written out because TensorFlow's own repeats the inputs once an output. In this
+    order of axes none of its products needs a transpose.
     """
-    positions, k = inputs.shape[1], inputs.shape[2]
-    c, o = deltas.shape[1], deltas.shape[3]
-    positions = tf.shape(inputs)[1] if positions is None else positions
-    product = tf.matmul(deltas, inputs[:, None], transpose_a=True)
+    k = inputs.shape[2]
+    _, c, o, _ = deltas.shape
+    positions = tf.shape(inputs)[1] if inputs.shape[1] is None else inputs.shape[1]
+    product = tf.matmul(deltas, inputs[:, None])
 
     def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         upstream = tf.reshape(upstream, [-1, c * o, k])
-        by_deltas = tf.matmul(inputs, upstream, transpose_b=True)
-        by_deltas = tf.transpose(tf.reshape(by_deltas, [-1, positions, c, o]), [0, 2, 1, 3])
-        flat = tf.reshape(tf.transpose(deltas, [0, 2, 1, 3]), [-1, positions, c * o])
-        return tf.matmul(flat, upstream), by_deltas
+        flat = tf.reshape(deltas, [-1, c * o, positions])
+        by_deltas = tf.reshape(tf.matmul(upstream, inputs, transpose_b=True), tf.shape(deltas))
+        return tf.matmul(flat, upstream, transpose_a=True), by_deltas
 
     return product, gradient
 

@@ -100,11 +100,16 @@ class Affine(Linearization):
         if kernel is None and bias is None:
             return []
         deltas = self.deltas_by_position(delta)
-        if kernel is None:
-            inputs = tf.ones_like(deltas[::copies, :, : self.groups])
-        else:
+        found: list[Factor] = []
+        # One more input for the bias costs nothing at one position. At many it would make rows of
+        # an odd length, which the large products that follow are slower on.
+        if bias is not None and (kernel is None or deltas.shape[1] != 1):
+            found.append(JacobianFactor(tf.reduce_sum(full_precision(deltas), 1), copies, (bias,)))
+            bias = None
+        if kernel is not None:
             inputs = self.by_position(ones=bias is not None)
-        return [AffineFactor(inputs, deltas, copies, self.groups, kernel, bias, self.axes)]
+            found.append(AffineFactor(inputs, deltas, copies, self.groups, kernel, bias, self.axes))
+        return found
 
     def _few_weights(self, stacked: Stacked) -> bool:
         """Tell whether `_winners_jacobian` applies and is smaller than the whole cotangent."""
