@@ -19,10 +19,11 @@ from _datasets import Data
 
 import keras_ntt
 
-TRANSFERS = {"ntt-all": "all", "ntt-kept": "kept"}
+TRANSFERS = {"ntt-all": "all", "ntt-kept": "kept", "ntt-balanced": "all"}
 SCORES = {
     "magnitude": "magnitude",
     "random": "random",
+    "balanced": "balanced",
     "snip": "snip",
     "logit-snip": "logit_snip",
     "grasp": "grasp",
@@ -124,11 +125,15 @@ class Curve(keras.callbacks.Callback):
 
 def transfer(run: Run, model: keras.Model, x: np.ndarray, scratch: Path) -> dict[str, Any]:
     """Run the transfer on a model, in place; return its loss curve and the time it took."""
+    balanced = run.method == "ntt-balanced"  # whose first masks are held
     ntt = keras_ntt.NeuralTangentTransfer(
         model,
-        pruning_schedule=keras_ntt.NTTSchedule(1 - run.density),
+        pruning_schedule=keras_ntt.NTTSchedule(1 - run.density, None if balanced else 100),
         allocation=run.allocation,
         pattern=pattern(run),
+        filters=prunable(run, model),
+        saliency="balanced" if balanced else "magnitude",
+        saliency_data=x[: run.score_samples] if balanced else None,
         ntk_weight=run.ntk_weight,
         l2=run.l2,
         wrt=TRANSFERS[run.method],
@@ -151,6 +156,11 @@ def pattern(run: Run) -> Any:
     return run.pattern
 
 
+def prunable(run: Run, model: keras.Model) -> Any:
+    """Return which layers are pruned: all, but whole filters not in the one of the classes."""
+    return None if run.pattern != "filters" else lambda layer: layer is not model.layers[-1]
+
+
 def find(run: Run, data: Data, scratch: Path) -> tuple[keras.Model, dict[str, Any]]:
     """Return the network that a method finds, and what was measured meanwhile."""
     keras.utils.set_random_seed(run.seed)
@@ -168,6 +178,7 @@ def find(run: Run, data: Data, scratch: Path) -> tuple[keras.Model, dict[str, An
         saliency=SCORES.get(run.method, "random"),
         allocation=run.allocation,
         pattern=pattern(run),
+        filters=prunable(run, model),
         data=(data.x_train[some], data.y_train[some]) if run.score_samples else None,
         seed=run.seed,
         verbose=0,

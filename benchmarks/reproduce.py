@@ -43,6 +43,8 @@ def plan(options: argparse.Namespace) -> Iterator[Run]:
             continue  # that is erk-random
         if method == "erk-random" and pattern != "none":
             continue  # the pattern shares the zeros out
+        if method in ("balanced", "ntt-balanced") and (allocation == "global" or pattern != "none"):
+            continue  # their masks are drawn for given shares
         dense = method == "dense"
         run = Run(
             dataset=options.dataset,
@@ -55,7 +57,7 @@ def plan(options: argparse.Namespace) -> Iterator[Run]:
             split=options.split,
             label_fraction=options.label_fraction,
             epochs=options.epochs,
-            score_samples=options.score_samples if method in SCORES else 0,
+            score_samples=options.score_samples if method in {*SCORES, "ntt-balanced"} else 0,
             **(settings(name, options) if method in TRANSFERS else {}),
         )
         if run not in seen:

@@ -33,7 +33,7 @@ _ELEMENTWISE = """
 
 
 @dataclass
-class _Chain:
+class Chain:
     """A layer, the layers that pass its channels on, and the layer that reads them.
 
     Attributes:
@@ -78,13 +78,12 @@ def remove_dead_units(model: keras.Model) -> tuple[keras.Model, tuple[tuple[str,
         ValueError: If it is neither Sequential nor functional.
     """
     checks.check_model(model)
-    functional = _host.functional_of(model)
-    if functional is None:
+    if _host.functional_of(model) is None:
         raise ValueError(
             "Dead units can be removed from Sequential and functional models only, whose layers "
             f"say what reads what. Received: model={model.name!r} of type {type(model).__name__}"
         )
-    weights, chains = _Weights(), list(_chains(functional))
+    weights, chains = _Weights(), list(chains_of(model))
     removed: dict[str, int] = {}
     changed = True
     while changed:
@@ -99,8 +98,18 @@ def remove_dead_units(model: keras.Model) -> tuple[keras.Model, tuple[tuple[str,
     return _rebuilt(model, weights), tuple(removed.items())
 
 
-def _chains(functional: Any) -> Iterator[_Chain]:
-    """Yield the chains of layers that are called once and read by one other."""
+def chains_of(model: keras.Model) -> Iterator[Chain]:
+    """Yield the chains of layers that are called once and read by one other.
+
+    Args:
+        model: A model; one that is neither Sequential nor functional has none.
+
+    Yields:
+        The chains.
+    """
+    functional = _host.functional_of(model)
+    if functional is None:
+        return
     readers: dict[int, list[Any]] = {}
     calls: dict[int, int] = {}
     nodes = _host.nodes_in_order(functional)
@@ -124,7 +133,7 @@ def _chains(functional: Any) -> Iterator[_Chain]:
             if calls[id(layer)] != 1:
                 break
             if _has_units(layer):
-                yield _Chain(start.operation, between, layer)
+                yield Chain(start.operation, between, layer)
                 break
             flat = any(type(earlier) is layers.Flatten for earlier in between)
             if not _passes(layer) or (flat and layer.weights):
@@ -159,7 +168,7 @@ def _passes(layer: Any) -> bool:
     return type(layer) in (*_POOLING, *_PADDING, *_ACTIVATIONS)
 
 
-def _shrink(chain: _Chain, weights: _Weights) -> int:
+def _shrink(chain: Chain, weights: _Weights) -> int:
     """Remove the dead units of a chain's first layer.
 
     Returns:

@@ -27,15 +27,17 @@ AT_ONCE = {
     "magnitude": ("magnitude", "layerwise"),
     "random": ("random", "layerwise"),
     "ERK": ("random", "erk"),
+    "balanced": ("balanced", "erk"),
 }
 EARLY = 5
-METHODS = ("dense", "NTT", "magnitude", "random", "ERK")
+METHODS = ("dense", "NTT", "magnitude", "random", "ERK", "balanced")
 ABOUT = {
     "dense": "dense",
     "NTT": "Neural Tangent Transfer, no labels",
     "magnitude": "magnitude at initialization",
     "random": "uniform random",
     "ERK": "random, Erdős-Rényi densities",
+    "balanced": "balanced random, the same densities",
 }
 
 
@@ -107,7 +109,7 @@ def sparse_version(
     Args:
         method: One of `METHODS`.
         model: The dense network; it is left as it is.
-        x: Unlabelled images, used by NTT alone.
+        x: Unlabelled images, used by NTT and balanced masks alone.
         seed: Seed of the random choices.
         settings: How long the transfer is.
 
@@ -118,18 +120,21 @@ def sparse_version(
         return keras_ntt.prune_neural_tangent(
             model,
             _epochs_in_one(x, seed, settings),
-            sparsity=SPARSITY,
+            sparsity=keras_ntt.NTTSchedule(SPARSITY, frequency=None),  # holds the first masks
+            saliency="balanced",
+            saliency_data=x,
             allocation="erk",
             epochs=1,
-            optimizer=keras.optimizers.Adam(3e-3),
-            ntk_weight=1e-2,
-            l2=3e-6,
+            optimizer=keras.optimizers.Adam(1e-3),
+            ntk_weight=1.0,
+            l2=0.0,
+            seed=seed,
             verbose=1 if sys.stdout.isatty() else 2,
         )
     if method in AT_ONCE:
         saliency, allocation = AT_ONCE[method]
         return keras_ntt.prune_at_init(
-            model, sparsity=SPARSITY, saliency=saliency, allocation=allocation, seed=seed
+            model, sparsity=SPARSITY, saliency=saliency, allocation=allocation, data=x, seed=seed
         )
     copy = keras.models.clone_model(model)
     copy.set_weights(model.get_weights())
@@ -178,7 +183,7 @@ def run(output: pathlib.Path, settings: Settings, say: Callable[[str], None]) ->
     say(
         f"{len(data.x_train)} images to train on, {len(data.x_test)} to test on; "
         f"MLP 64-300-100-10, {SPARSITY:.0%} of the weights pruned, in each "
-        "kernel alike but for NTT and ERK, which share them out by Erdős-Rényi densities."
+        "kernel alike but for NTT, ERK and balanced, which share them out by Erdős-Rényi densities."
     )
     curves: dict[str, list[list[float]]] = {method: [] for method in METHODS}
     models: dict[str, keras.Model] = {}

@@ -50,7 +50,7 @@ class NTTSchedule(PruningSchedule):
 
     Args:
         sparsity: Fraction of zeros, in [0, 1).
-        frequency: Steps from one refresh to the next.
+        frequency: Steps from one refresh to the next; None holds the first masks.
         end_step: The last step of the run; None leaves it to the trainer to find out. Of data
             of unknown length, such as a generator, it knows the length after one epoch only.
 
@@ -63,9 +63,9 @@ class NTTSchedule(PruningSchedule):
         [0, 5, 10, 15, 20]
     """
 
-    def __init__(self, sparsity: float, frequency: int = 100, end_step: int | None = None):
+    def __init__(self, sparsity: float, frequency: int | None = 100, end_step: int | None = None):
         self.sparsity = check_sparsity(sparsity)
-        self.frequency = checks.check_count("frequency", frequency)
+        self.frequency = None if frequency is None else checks.check_count("frequency", frequency)
         self.end_step = None if end_step is None else checks.whole(end_step)
         if end_step is not None and (self.end_step is None or self.end_step < 0):
             raise ValueError(
@@ -74,6 +74,8 @@ class NTTSchedule(PruningSchedule):
 
     def __call__(self, step: int) -> tuple[bool, float]:
         """Return whether the masks are refreshed after `step`, and the sparsity."""
+        if self.frequency is None:
+            return step == 0, self.sparsity
         due = step % self.frequency == 0
         early = self.end_step is None or step + self.frequency < self.end_step
         return step == 0 or (due and early), self.sparsity

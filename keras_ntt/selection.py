@@ -119,6 +119,8 @@ def find_masks(
     shares = recipe.shares
     kept = [np.ones(shape, bool) for shape in shares.shapes]
     final = None if shares.by_score else shares.counts(sparsity)
+    if final is not None:
+        subject = replace(subject, counts=tuple(final))
     least = [0 if recipe.allow_empty_layers else 1] * len(kept)
     if final is None and sum(least) > shares.total(sparsity):
         raise ValueError(

@@ -62,14 +62,14 @@ class NTTSchedule(tfmot.sparsity.keras.PruningSchedule):
 
     Args:
         sparsity: Fraction of zeros, in [0, 1).
-        frequency: Steps from one refresh of the masks to the next.
+        frequency: Steps from one refresh of the masks to the next; None holds the first masks.
         end_step: The last step of the run, in whose last interval the masks rest; None for none.
 
     Raises:
         ValueError: If an argument is out of range.
     """
 
-    def __init__(self, sparsity: float, frequency: int = 100, end_step: int | None = None):
+    def __init__(self, sparsity: float, frequency: int | None = 100, end_step: int | None = None):
         self._native = schedules.NTTSchedule(sparsity, frequency, end_step)
 
     def __call__(self, step: Any) -> tuple[tf.Tensor, tf.Tensor]:
@@ -77,11 +77,14 @@ class NTTSchedule(tfmot.sparsity.keras.PruningSchedule):
 
         tfmot's first step is 1, so that is where the masks are chosen first.
         """
-        step = tf.cast(step, tf.int64)
-        due = tf.equal(step % self._native.frequency, 0)
-        if self._native.end_step is not None:
-            due &= step + self._native.frequency < self._native.end_step
-        return due | (step <= 1), tf.constant(self._native.sparsity, tf.float32)
+        native, step = self._native, tf.cast(step, tf.int64)
+        first, sparsity = step <= 1, tf.constant(native.sparsity, tf.float32)
+        if native.frequency is None:
+            return first, sparsity
+        due = tf.equal(step % native.frequency, 0)
+        if native.end_step is not None:
+            due &= step + native.frequency < native.end_step
+        return first | due, sparsity
 
     def get_config(self) -> dict[str, Any]:
         """Return the class name and the arguments, as tfmot's wrappers save them."""

@@ -86,10 +86,13 @@ def _polynomial(schedule: PolynomialDecay, step: tf.Tensor) -> tuple[tf.Tensor, 
 
 
 def _regular(schedule: NTTSchedule, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    first, sparsity = tf.equal(step, 0), tf.constant(schedule.sparsity, tf.float32)
+    if schedule.frequency is None:
+        return first, sparsity
     due = tf.equal(step % schedule.frequency, 0)
     if schedule.end_step is not None:
         due &= step + schedule.frequency < schedule.end_step
-    return due | tf.equal(step, 0), tf.constant(schedule.sparsity, tf.float32)
+    return first | due, sparsity
 
 
 def _of_tfmot(schedule: Any, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

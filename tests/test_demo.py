@@ -49,7 +49,7 @@ def test_demo_reports_what_it_measured(short_run):
     assert f"{nonzeros:,}" in row
     kernels = [w for w in model.get_weights() if w.ndim == 2]
     assert [np.count_nonzero(w) for w in kernels] == [627, 689, 190]
-    for method in ("magnitude", "random", "ERK"):
+    for method in ("magnitude", "random", "ERK", "balanced"):
         assert results["methods"][method]["nonzeros"] == nonzeros
 
 

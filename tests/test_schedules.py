@@ -91,6 +91,7 @@ SCHEDULES = [
     PolynomialDecay(0.1, 0.7, 2, 20, 2, 5),
     NTTSchedule(0.3, 7, 40),
     NTTSchedule(0.3, 7),
+    NTTSchedule(0.3, None),
 ]
 
 
@@ -111,7 +112,7 @@ sparsities = st.floats(0, 0.99)
 def schedules(draw):
     begin, frequency = draw(steps), draw(st.integers(1, 12))
     end = max(begin, 1) + draw(st.integers(1, 40))
-    kind = draw(st.sampled_from(["constant", "endless", "polynomial", "regular", "open"]))
+    kind = draw(st.sampled_from(["constant", "endless", "polynomial", "regular", "open", "held"]))
     if kind == "constant":
         return ConstantSparsity(draw(sparsities), begin, end, frequency)
     if kind == "endless":
@@ -119,6 +120,8 @@ def schedules(draw):
     if kind == "polynomial":
         power = draw(st.sampled_from([1, 2, 3, 0.5]))
         return PolynomialDecay(draw(sparsities), draw(sparsities), begin, end, power, frequency)
+    if kind == "held":
+        return NTTSchedule(draw(sparsities), None, draw(st.sampled_from([None, end])))
     return NTTSchedule(draw(sparsities), frequency, end if kind == "regular" else None)
 
 
@@ -191,6 +194,11 @@ def test_no_warning_where_pruning_happens(schedule, first, last):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warn_if_idle(schedule, first, last)
+
+
+def test_without_a_frequency_the_first_masks_are_held():
+    assert fired(NTTSchedule(0.5, frequency=None), 400) == [0]
+    assert fired(NTTSchedule(0.5, frequency=None).ending_at(300), 400) == [0]
 
 
 def test_numpy_numbers_are_numbers():

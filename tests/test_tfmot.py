@@ -110,6 +110,8 @@ def test_our_schedule_serves_real_wrappers(tmp_path):
     assert isinstance(schedule, sparsity.PruningSchedule)
     fired = [step for step in range(1, 15) if bool(schedule(tf.constant(step))[0])]
     assert fired == [1, 4]  # 8 + 4 is the end
+    held = bridge.NTTSchedule(0.75, frequency=None)
+    assert [step for step in range(1, 300) if bool(held(tf.constant(step))[0])] == [1]
     model = sparsity.prune_low_magnitude(legacy_mlp(), schedule)
     legacy_fit(model, *samples((6,), 3))
     model.save(tmp_path / "m.h5")

@@ -15,6 +15,7 @@ SCORES: dict[str, tuple[str, str | None]] = {
     "magnitude": ("magnitude", None),
     "random": ("random", None),
     "erk": ("random", "erk"),
+    "balanced": ("balanced", "erk"),
     "snip": ("snip", None),
     "logit_snip": ("logit_snip", None),
     "grasp": ("grasp", None),
@@ -23,7 +24,7 @@ SCORES: dict[str, tuple[str, str | None]] = {
     "ntk_trace": ("ntk_trace", None),
 }
 METHODS = ("dense", "ntt", *SCORES)
-DEFAULT = ("dense", "ntt", "magnitude", "random", "erk", "snip", "synflow")
+DEFAULT = ("dense", "ntt", "magnitude", "random", "erk", "balanced", "snip", "synflow")
 ALLOCATIONS = ("layerwise", "global", "er", "erk", "plsr")
 
 
@@ -50,7 +51,7 @@ ALLOCATIONS = ("layerwise", "global", "er", "erk", "plsr")
     type=click.Choice(ALLOCATIONS),
     default="layerwise",
     show_default=True,
-    help="How the sparsity is shared out among the layers, but by erk.",
+    help="How the sparsity is shared out among the layers, but by erk and balanced.",
 )
 @click.option(
     "--seeds", type=options.POSITIVE, default=1, show_default=True, help="Number of runs."

@@ -10,7 +10,10 @@ import click
 from keras_ntt.cli import options, printing
 
 # Those of keras_ntt.saliency.SALIENCIES that need no labels, and of these that need inputs.
-SCORES = ("magnitude", "random", "logit_snip", "synflow", "synflow_l2", "ntk_sap", "ntk_trace")
+SCORES = (
+    *("magnitude", "random", "balanced", "logit_snip"),
+    *("synflow", "synflow_l2", "ntk_sap", "ntk_trace"),
+)
 ON_INPUTS = ("ntt", "logit_snip", "ntk_trace")
 ALLOCATIONS = ("layerwise", "global", "er", "erk", "plsr")
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from keras_ntt.saliency.balanced import Balanced
 from keras_ntt.saliency.base import Function, NetworkSaliency, OfWeights, Subject
 from keras_ntt.saliency.data import Batches
 from keras_ntt.saliency.grasp import GraSP
@@ -20,6 +21,7 @@ __all__ = [
     "NTKSAP",
     "SALIENCIES",
     "SNIP",
+    "Balanced",
     "Batches",
     "GraSP",
     "LogitSNIP",
@@ -61,6 +63,7 @@ def magnitude(weights: Sequence[tf.Tensor]) -> list[tf.Tensor]:
 _BY_NAME: dict[str, Callable[[], NetworkSaliency]] = {
     "magnitude": lambda: OfWeights(magnitude),
     "random": Random,
+    "balanced": Balanced,
     "snip": SNIP,
     "iterative_snip": lambda: SNIP(rounds=100),
     "logit_snip": LogitSNIP,

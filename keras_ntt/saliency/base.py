@@ -31,6 +31,7 @@ class Subject:
         data: Samples, or None.
         seed: Seed of every random choice.
         round: Number of the round of pruning, from 0.
+        counts: How many entries of each will be kept in the end; None if that is up to the scores.
     """
 
     model: keras.Model
@@ -40,6 +41,7 @@ class Subject:
     data: Batches | None = None
     seed: int = 0
     round: int = 0
+    counts: tuple[int, ...] | None = None
 
     @property
     def values(self) -> list[tf.Tensor]:
@@ -126,8 +128,8 @@ class NetworkSaliency(ABC):
         if self.needs_labels and not _has_labels(data):
             raise ValueError(
                 f"{self.name} needs labels: pass {argument}=(x, y). Scores that need none are "
-                "logit_snip, ntk_sap, ntk_trace, synflow, synflow_l2, magnitude and random. "
-                f"Received: {argument} without labels"
+                "logit_snip, ntk_sap, ntk_trace, synflow, synflow_l2, magnitude, random and "
+                f"balanced. Received: {argument} without labels"
             )
 
 

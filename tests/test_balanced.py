@@ -1,0 +1,239 @@
+"""Balanced random masks: degrees by definition, units left out, shares by deviation."""
+
+from __future__ import annotations
+
+import itertools
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from architectures import OwnCode, sequential
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from keras import layers
+
+import keras_ntt
+from keras_ntt.allocations import erdos_renyi
+from keras_ntt.saliency import Balanced
+from keras_ntt.saliency.balanced import degrees
+
+
+def masks_of(model, sparsity, *, saliency="balanced", allocation="erk", data=None, seed=0):
+    pruned = keras_ntt.prune_at_init(
+        model, sparsity=sparsity, saliency=saliency, allocation=allocation, data=data, seed=seed
+    )
+    return list(keras_ntt.get_masks(pruned).values())
+
+
+def mlp():
+    return sequential((40,), layers.Dense(60, "relu"), layers.Dense(30, "relu"), layers.Dense(5))
+
+
+def spread(numbers):
+    return int(max(numbers) - min(numbers))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.floats(0, 10), min_size=1, max_size=12),
+    st.integers(1, 9),
+    st.floats(0, 1),
+    st.integers(0, 2**16),
+)
+def test_degrees_have_the_sum_and_keep_the_limit(share, most, fraction, seed):
+    total = int(fraction * most * len(share))
+    found = degrees(np.array(share), total, most, np.random.default_rng(seed))
+    assert found.sum() == total
+    assert found.min() >= 0
+    assert found.max() <= most
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 6), st.integers(1, 8), st.integers(0, 60), st.integers(0, 2**16))
+def test_degrees_are_even_alone_and_by_group(groups, size, total, seed):
+    group = np.arange(groups * size) % groups
+    found = degrees(np.ones(groups * size), total, 100, np.random.default_rng(seed), group)
+    assert spread(found) <= 1
+    assert spread(np.bincount(group, found)) <= 1
+
+
+def test_degrees_are_in_proportion_on_average():
+    share = np.array([0.5, 1.0, 2.5])
+    rng = np.random.default_rng(0)
+    mean = np.mean([degrees(share, 6, 10, rng) for _ in range(4000)], axis=0)
+    np.testing.assert_allclose(mean, share * 1.5, atol=0.03)
+
+
+@pytest.mark.parametrize("sparsity", [0.3, 0.8, 0.95])
+def test_every_output_and_input_keeps_as_many_entries(sparsity):
+    masks = masks_of(mlp(), sparsity, saliency=Balanced(min_fan_out=0))
+    shapes = [m.shape for m in masks]
+    wanted = [d * m.size for d, m in zip(erdos_renyi(shapes, 1 - sparsity), masks, strict=True)]
+    for mask, count in zip(masks, wanted, strict=True):
+        assert abs(mask.sum() - count) < 1
+        assert spread(mask.sum(0)) <= 1
+        assert spread(mask.sum(1)) <= 2
+    assert sum(m.sum() for m in masks) == round((1 - sparsity) * sum(m.size for m in masks))
+
+
+def test_units_that_few_could_read_are_left_out():
+    model = mlp()
+    first, second, third = masks_of(model, 0.96, saliency=Balanced(min_fan_out=4))
+    for writes, reads in ((first, second), (second, third)):
+        connected = writes.any(0)
+        np.testing.assert_array_equal(connected, reads.any(1))
+        assert connected.sum() == reads.sum() // 4 < connected.size
+        assert spread(writes.sum(0)[connected]) <= 1
+        assert spread(reads.sum(1)[connected]) <= 1
+    assert third.any(0).all()
+    pruned = keras_ntt.prune_at_init(
+        model, sparsity=0.96, saliency=Balanced(min_fan_out=4), allocation="erk"
+    )
+    smaller, _ = keras_ntt.remove_dead_units(keras_ntt.strip_pruning(pruned))
+    assert [w.shape for w in smaller.weights if w.shape[-1:] != w.shape] == [
+        (40, second.any(1).sum()),
+        (second.any(1).sum(), third.any(1).sum()),
+        (third.any(1).sum(), 5),
+    ]
+
+
+def test_a_uniform_draw_leaves_units_half_connected_that_this_one_does_not():
+    def half_connected(masks):
+        return sum((a.any(0) != b.any(1)).sum() for a, b in itertools.pairwise(masks))
+
+    assert half_connected(masks_of(mlp(), 0.96, saliency="random")) > 10
+    assert half_connected(masks_of(mlp(), 0.96)) == 0
+
+
+def test_units_of_convolutions_that_a_dense_layer_reads_through_flatten():
+    model = sequential(
+        (8, 8, 2),
+        layers.Conv2D(12, 3, activation="relu"),
+        layers.MaxPooling2D(),
+        layers.Conv2D(16, 3, activation="relu"),
+        layers.Flatten(),
+        layers.Dense(4),
+    )
+    one, two, three = masks_of(model, 0.95, saliency=Balanced(min_fan_out=9))
+    assert 0 < one.any((0, 1, 2)).sum() < 12
+    np.testing.assert_array_equal(one.any((0, 1, 2)), two.any((0, 1, 3)))
+    by_unit = three.reshape(-1, 16, 4).any((0, 2))
+    assert 0 < by_unit.sum() < 16
+    np.testing.assert_array_equal(two.any((0, 1, 2)), by_unit)
+    channels = two.sum((0, 1, 3))
+    assert spread(channels[channels > 0]) <= 2
+
+
+def test_units_stay_where_a_weight_needs_the_room():
+    model = mlp()
+    shares = {model.layers[0].name: 0.5, model.layers[1].name: 0.99, model.layers[2].name: 0.0}
+    first, second, third = masks_of(model, 0.5, allocation=shares)
+    assert [m.sum() for m in (first, second, third)] == [1200, 18, 150]
+    assert first.any(0).sum() == 30  # of 60; 18 entries alone would be read from 3
+    assert second.any(0).sum() == 18  # as many as there are entries
+    assert third.all()
+
+
+def test_inputs_are_connected_by_their_deviation():
+    rng = np.random.default_rng(0)
+    deviation = np.repeat([0.0, 1.0, 3.0], [10, 20, 10])
+    x = (5 + rng.normal(size=(4000, 40)) * deviation).astype("float32")
+    first, second, _ = masks_of(mlp(), 0.9, saliency=Balanced(min_fan_out=0), data=x)
+    rows = first.sum(1)
+    assert rows[:10].sum() == 0
+    assert spread(rows[10:30]) <= 2
+    assert rows[30:].mean() / rows[10:30].mean() == pytest.approx(3, rel=0.1)
+    assert spread(first.sum(0)) <= 1
+    assert spread(second.sum(1)) <= 1
+
+
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+def test_channels_of_images_are_connected_by_their_deviation(data_format):
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(50, 6, 6, 3)) * [0.0, 1.0, 2.0]).astype("float32")
+    shape = (6, 6, 3)
+    if data_format == "channels_first":
+        x, shape = np.moveaxis(x, -1, 1), (3, 6, 6)
+    model = sequential(
+        shape,
+        layers.Rescaling(0.5),
+        layers.Conv2D(16, 3, data_format=data_format),
+        *(layers.Flatten(), layers.Dense(3)),
+    )
+    kernel, _ = masks_of(model, 0.8, data=x)
+    zero, one, two = kernel.sum((0, 1, 3))
+    assert zero == 0
+    assert two / one == pytest.approx(2, rel=0.1)
+
+
+def test_batches_make_no_difference():
+    x = np.random.default_rng(0).normal(size=(30, 40)).astype("float32") * np.arange(40)
+    batches = tf.data.Dataset.from_tensor_slices(x).batch(7)
+    for a, b in zip(masks_of(mlp(), 0.9, data=x), masks_of(mlp(), 0.9, data=batches), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_values_make_no_difference_and_the_seed_does():
+    model = mlp()
+    first = masks_of(model, 0.9)
+    model.set_weights([w * 0 + 1 for w in model.get_weights()])
+    for a, b, c in zip(first, masks_of(model, 0.9), masks_of(model, 0.9, seed=1), strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert (a != c).any()
+
+
+def test_depthwise_filters_keep_as_many_taps():
+    model = sequential(
+        (8, 8, 6), layers.DepthwiseConv2D(3, depth_multiplier=2), layers.Flatten(), layers.Dense(2)
+    )
+    pruned = keras_ntt.prune_at_init(
+        model,
+        sparsity=0.5,
+        saliency="balanced",
+        allocation="layerwise",
+        pruning_policy=keras_ntt.KernelPolicy(depthwise=True),
+    )
+    depthwise = next(iter(keras_ntt.get_masks(pruned).values()))
+    assert depthwise.shape == (3, 3, 6, 2)
+    assert set(depthwise.sum((0, 1)).ravel()) == {4, 5}
+
+
+def test_with_one_threshold_the_outputs_are_balanced():
+    for mask in masks_of(mlp(), 0.8, allocation="global"):
+        assert spread(mask.sum(0)) <= 1
+        assert 0.1 < mask.mean() < 0.3
+
+
+def test_models_with_code_of_their_own_keep_all_units():
+    model = OwnCode()
+    x = np.random.default_rng(0).normal(size=(9, 6)).astype("float32")
+    model(x)
+    for mask in masks_of(model, 0.7, data=x):
+        assert spread(mask.sum(0)) <= 1
+
+
+def test_a_transfer_that_holds_them():
+    x = np.random.default_rng(0).normal(size=(64, 40)).astype("float32")
+    model = mlp()
+    wanted = masks_of(model, 0.9, data=x)
+    before = model.get_weights()
+    ntt = keras_ntt.NeuralTangentTransfer(
+        model,
+        pruning_schedule=keras_ntt.NTTSchedule(0.9, frequency=None),
+        allocation="erk",
+        saliency="balanced",
+        saliency_data=x,
+        seed=0,
+    )
+    ntt.compile(keras.optimizers.Adam(1e-3))
+    ntt.fit(x, batch_size=16, epochs=2, verbose=0)
+    for mask, found in zip(wanted, keras_ntt.get_masks(model).values(), strict=True):
+        np.testing.assert_array_equal(mask, found)
+    assert any((a != b).any() for a, b in zip(before, model.get_weights(), strict=True))
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, "six", None])
+def test_a_fan_out_that_is_none(value):
+    with pytest.raises(ValueError, match=r"min_fan_out must be a whole number.*Received: min_fan"):
+        Balanced(min_fan_out=value)
