@@ -161,6 +161,7 @@ def train(model: keras.Model, data: Digits, seed: int, settings: Settings) -> li
         batch_size=settings.batch_size,
         epochs=settings.epochs,
         validation_data=(data.x_test, data.y_test),
+        validation_batch_size=len(data.x_test),
         verbose=0,
     )
     return [float(a) for a in history.history["val_accuracy"]]
