@@ -148,6 +148,12 @@ def test_inputs_are_connected_by_their_deviation():
     assert spread(second.sum(1)) <= 1
 
 
+def test_constant_inputs_say_nothing():
+    x = np.full((100_000, 40), 1 / 3, "float32") * np.arange(1, 41, dtype="float32")
+    first, _, _ = masks_of(mlp(), 0.9, data=x)
+    assert spread(first.sum(1)) <= 1
+
+
 @pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
 def test_channels_of_images_are_connected_by_their_deviation(data_format):
     rng = np.random.default_rng(0)

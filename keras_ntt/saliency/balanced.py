@@ -205,6 +205,7 @@ def _share_by_deviation(subject: Subject, plan: dict[int, _Weight]) -> None:
             moments[id(variable)] = sums
     for key, (n, first, second) in moments.items():
         deviation = np.sqrt(np.maximum(second / n - np.square(first / n), 0))
+        deviation[deviation < 1e-6 * np.sqrt(second / n)] = 0  # constant, but for rounding
         if deviation.any():
             weight = plan[key]
             weight.share = np.tile(deviation, weight.rows // len(deviation))
