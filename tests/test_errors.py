@@ -320,7 +320,7 @@ def test_a_density_that_is_none(density):
         ntt_loss(*pair, samples(), density=density)
 
 
-@pytest.mark.parametrize("frequency", [0, -1, 1.5, True, float("nan"), "often", None], ids=repr)
+@pytest.mark.parametrize("frequency", [0, -1, 1.5, True, float("nan"), "often", [1]], ids=repr)
 def test_a_frequency_that_is_none(frequency):
     with refused(ValueError, "frequency must be a positive integer.*Received: frequency="):
         NTTSchedule(0.5, frequency=frequency)

@@ -52,7 +52,7 @@ entry(keras_ntt.PolynomialDecay, weight=8)(
     frequency=of(1, 100),
 )
 entry(keras_ntt.NTTSchedule, weight=8)(
-    sparsity=fraction(), frequency=of(1, 100), end_step=of(None, 9, 1000)
+    sparsity=fraction(), frequency=of(1, 100, None), end_step=of(None, 9, 1000)
 )
 
 
@@ -212,6 +212,7 @@ entry(saliency.magnitude, "saliency.magnitude")(
     weights=of([tf.ones((2, 3))], bad=lambda rng: rng.choice(values.NUMBERS))
 )
 entry(saliency.Random, "saliency.Random", weight=0.1)()
+entry(saliency.Balanced, "saliency.Balanced")(min_fan_out=of(0, 6))
 entry(saliency.check_scores, "saliency.check_scores")(
     scores=of([tf.ones((2, 3))]), weights=of([tf.ones((2, 3))], spoil=0.0)
 )
