@@ -105,6 +105,28 @@ def input_structure(functional: Any) -> Any:
     return functional._inputs_struct
 
 
+def names_of_inputs(functional: Any) -> list[str] | None:
+    """Return the names by which a graph takes a dict of inputs; None if it has a dict of its own.
+
+    Keras takes a dict by the names of the inputs where the model was made with a list of them.
+    """
+    if isinstance(input_structure(functional), dict):
+        return None
+    return [tensor.name for tensor in functional.inputs]
+
+
+def flat_inputs(x: Any, names: list[str] | None) -> list[Any]:
+    """Return inputs as a flat list in the model's own order.
+
+    Args:
+        x: Inputs, nested as a model takes them.
+        names: What `names_of_inputs` says of the model.
+    """
+    if isinstance(x, dict) and names and set(names) <= set(x):
+        return [x[name] for name in names]
+    return keras.tree.flatten(x)
+
+
 def nodes_in_order(functional: Any) -> list[Any]:
     """Return the nodes of a functional graph, each after the nodes that it reads."""
     by_depth = functional._nodes_by_depth

@@ -37,10 +37,12 @@ class Signature(NamedTuple):
     Attributes:
         model: Its name.
         inputs: Name, dtype and shape of each input; None if they cannot be told.
+        names: The names by which it takes a dict, see `_host.names_of_inputs`.
     """
 
     model: str
     inputs: list[tuple[str, str, tuple[int | None, ...]]] | None
+    names: list[str] | None = None
 
 
 def signature_of(model: keras.Model) -> Signature:
@@ -48,12 +50,13 @@ def signature_of(model: keras.Model) -> Signature:
     functional = _host.functional_of(model)
     if functional is None:
         return Signature(model.name, None)
-    return Signature(model.name, [(i.name, i.dtype, tuple(i.shape)) for i in functional.inputs])
+    inputs = [(i.name, i.dtype, tuple(i.shape)) for i in functional.inputs]
+    return Signature(model.name, inputs, _host.names_of_inputs(functional))
 
 
 def check_fits(x: Any, signature: Signature, name: str = "inputs") -> None:
     """Raise a ValueError if tensors or their specs do not fit, see `check_structure`."""
-    leaves = keras.tree.flatten(x)
+    leaves = _host.flat_inputs(x, signature.names)
     if not leaves:
         raise ValueError(f"{name} hold no arrays. Received: {name}={x!r}")
     for leaf in leaves:

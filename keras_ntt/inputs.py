@@ -29,6 +29,8 @@ def batches(x: Any, batch_size: int, *, key: tf.Variable, shuffle: bool) -> tf.d
     Returns:
         The data set, of ``ceil(n / batch_size)`` batches.
     """
+    if isinstance(x, list):
+        x = (tuple(x),)  # of a list tf.data would make inputs and labels
     arrays = keras.tree.map_structure(tf.convert_to_tensor, x)
     n = int(keras.tree.flatten(arrays)[0].shape[0])
 

@@ -135,7 +135,9 @@ class Network:
 
     def prepare(self, x: Any) -> list[tf.Tensor]:
         """Return the model's inputs as a flat list of tensors of the right dtypes."""
-        tensors = [tf.convert_to_tensor(t) for t in keras.tree.flatten(x)]
+        functional = _host.functional_of(self.model)
+        names = None if functional is None else _host.names_of_inputs(functional)
+        tensors = [tf.convert_to_tensor(t) for t in _host.flat_inputs(x, names)]
         if len(tensors) != len(self.inputs):
             raise ValueError(
                 f"The model {self.model.name!r} has {len(self.inputs)} input(s), so it needs as "

@@ -235,7 +235,9 @@ def _tangents_by_definition(
     """Differentiate output by output and sample by sample; the oracle for `tangents`."""
     variables = network.model.trainable_variables
     sources = [_host.raw(v) for v in variables]
-    inputs = keras.tree.pack_sequence_as(x, network.prepare(x))
+    functional = _host.functional_of(network.model)
+    structure = x if functional is None else _host.input_structure(functional)
+    inputs = keras.tree.pack_sequence_as(structure, network.prepare(x))
     with tf.GradientTape(persistent=True) as tape:
         outputs = flat_outputs(keras.tree.flatten(network.model(inputs, training=False)))
         ends = outputs

@@ -174,3 +174,27 @@ def test_weights_tied_between_layers():
     x = architectures.inputs_for(model, 3)
     oracle = keras_ntt.empirical_ntk(model, x, implementation="jacobian")
     assert relative_error(keras_ntt.empirical_ntk(model, x), oracle) < 1e-12
+
+
+@pytest.mark.parametrize("implementation", ["auto", "jacobian"])
+@pytest.mark.parametrize("sizes", [(3, 3), (2, 3)])
+def test_a_dict_of_inputs_is_taken_by_name(implementation, sizes):
+    """As Keras does it, not in the order of its keys."""
+    z, a = (keras.Input((n,), name=name) for n, name in zip(sizes, "za", strict=True))
+    model = keras.Model([z, a], layers.Dense(2)(layers.concatenate([layers.Dense(4)(z), a])))
+    rng = np.random.default_rng(0)
+    x = [rng.normal(size=(5, n)).astype("float32") for n in sizes]
+    by_name = {"a": x[1], "z": x[0]}
+    np.testing.assert_array_equal(model(x), model(by_name))
+    wanted = keras_ntt.empirical_ntk(model, x, implementation=implementation)
+    found = keras_ntt.empirical_ntk(model, by_name, implementation=implementation)
+    np.testing.assert_array_equal(found, wanted)
+    transfers = []
+    for inputs in (x, by_name):
+        keras.utils.set_random_seed(0)
+        sparse = keras_ntt.prune_neural_tangent(
+            model, inputs, sparsity=0.5, epochs=2, batch_size=5, seed=0, verbose=0
+        )
+        transfers.append(sparse.get_weights())
+    for one, other in zip(*transfers, strict=True):
+        np.testing.assert_array_equal(one, other)

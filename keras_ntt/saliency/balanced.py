@@ -20,7 +20,7 @@ class Balanced(NetworkSaliency):
     """Draw masks at random that spread a weight's entries evenly over its inputs and outputs.
 
     At low densities many units of a random mask have connections on one side only, and those are
-    wasted. Here
+    wasted. Here, as far as the numbers of entries allow it,
 
     - every output of a weight keeps as many entries as any other, up to one, and so does every
       input, up to a few;
@@ -28,7 +28,7 @@ class Balanced(NetworkSaliency):
       `min_fan_out` entries; the others lose all their weights, so that
       `keras_ntt.remove_dead_units` can remove them;
     - with data, the inputs of the model get connections in proportion to their standard deviation:
-      few or none where nothing varies. The data need no labels.
+      few or none where nothing varies. The data need no labels. Bring inputs to like scales first.
 
     Which weights are drawn does not depend on their values. Take it with an allocation that
     depends on shapes (``"erk"``, ``"layerwise"``, a mapping): where the scores decide how many
@@ -54,7 +54,7 @@ class Balanced(NetworkSaliency):
         self.min_fan_out = int(min_fan_out)
 
     def __call__(self, subject: Subject) -> list[tf.Tensor]:
-        """Return random numbers in [0, 1); those of the entries drawn are the larger half."""
+        """Return random numbers, which are positive for the entries that are drawn."""
         layer_of = {
             id(v): layer
             for layer in subject.model._flatten_layers()
@@ -87,6 +87,7 @@ class Balanced(NetworkSaliency):
             # Both weights must have room for their entries.
             kept = max(kept, -(-writes.count // max(int(writes.rows_in.sum()), 1)))
             turns = reads.rows // units
+            reads.group = np.arange(reads.rows) % units
             kept = max(kept, -(-reads.count // (turns * reads.columns)))
             if kept < units:
                 rng = np.random.default_rng([subject.seed, 6, number])
@@ -131,8 +132,8 @@ class _Weight:
         return 1 - (rank + rng.random((1, self.columns))) / self.rows
 
     def drawn(self, rng: np.random.Generator) -> np.ndarray:
-        """Return random numbers, from 0.5 on for the entries that are drawn."""
-        numbers = rng.random((self.rows, self.columns)) / 2
+        """Return random numbers in (-1, 1], which are positive for the entries that are drawn."""
+        numbers = -rng.random((self.rows, self.columns))
         rows, columns = np.flatnonzero(self.rows_in), np.flatnonzero(self.columns_in)
         by_column = degrees(np.ones(len(columns)), self.count, len(rows), rng)
         left = degrees(self.share[rows], self.count, len(columns), rng, self.group[rows])
@@ -141,7 +142,7 @@ class _Weight:
             keys = np.log(np.maximum(left, 1e-9)) + rng.gumbel(size=len(rows))
             keys[left >= len(columns) - turn] = np.inf
             picked = np.argsort(-keys)[: by_column[place]]
-            numbers[rows[picked], columns[place]] += 0.5
+            numbers[rows[picked], columns[place]] += 1
             left[picked] -= 1
         return numbers
 
@@ -206,7 +207,7 @@ def _share_by_deviation(subject: Subject, plan: dict[int, _Weight]) -> None:
     for key, (n, first, second) in moments.items():
         deviation = np.sqrt(np.maximum(second / n - np.square(first / n), 0))
         deviation[deviation < 1e-6 * np.sqrt(second / n)] = 0  # constant, but for rounding
-        if deviation.any():
+        if deviation.any() and np.isfinite(deviation).all():
             weight = plan[key]
             weight.share = np.tile(deviation, weight.rows // len(deviation))
 
