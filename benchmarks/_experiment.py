@@ -133,7 +133,7 @@ def transfer(run: Run, model: keras.Model, x: np.ndarray, scratch: Path) -> dict
         pattern=pattern(run),
         filters=prunable(run, model),
         saliency="balanced" if balanced else "magnitude",
-        saliency_data=x[: run.score_samples] if balanced else None,
+        saliency_data=x[: run.score_samples] if balanced and run.score_samples else None,
         ntk_weight=run.ntk_weight,
         l2=run.l2,
         wrt=TRANSFERS[run.method],

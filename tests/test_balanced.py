@@ -127,6 +127,34 @@ def test_units_of_convolutions_that_a_dense_layer_reads_through_flatten():
     assert spread(channels[channels > 0]) <= 2
 
 
+@pytest.mark.parametrize("share", [0.6, 0.95])
+def test_depthwise_filters_of_units_that_are_left_out_keep_no_entries(share):
+    model = sequential(
+        (8, 8, 6),
+        layers.Conv2D(20, 1, activation="relu"),
+        layers.BatchNormalization(),
+        layers.DepthwiseConv2D(3, activation="relu"),
+        layers.Conv2D(30, 1),
+        layers.Flatten(),
+        layers.Dense(3),
+    )
+    shares = {model.layers[2].name: share, ".*": 0.9}
+    pruned = keras_ntt.prune_at_init(
+        model,
+        sparsity=0.9,
+        saliency="balanced",
+        allocation=shares,
+        pruning_policy=keras_ntt.KernelPolicy(depthwise=True),
+    )
+    one, depthwise, two, _ = keras_ntt.get_masks(pruned).values()
+    connected = one.any((0, 1, 2))
+    assert depthwise.sum() == round((1 - share) * 180)
+    assert connected.sum() == max(60 // 6, -(-depthwise.sum() // 9)) < 20
+    np.testing.assert_array_equal(connected, two.any((0, 1, 3)))
+    assert not depthwise[..., ~connected, :].any()
+    assert spread(depthwise.sum((0, 1, 3))[connected]) <= 1
+
+
 def test_units_stay_where_a_weight_needs_the_room():
     model = mlp()
     shares = {model.layers[0].name: 0.5, model.layers[1].name: 0.99, model.layers[2].name: 0.0}

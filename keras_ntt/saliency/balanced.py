@@ -29,6 +29,8 @@ class Balanced(NetworkSaliency):
       `keras_ntt.remove_dead_units` can remove them;
     - with data, the inputs of the model get connections in proportion to their standard deviation:
       few or none where nothing varies. The data need no labels. Bring inputs to like scales first.
+      A weight that reads them through a layer with weights, or in a subclassed model, has no such
+      proportions.
 
     Which weights are drawn does not depend on their values. Take it with an allocation that
     depends on shapes (``"erk"``, ``"layerwise"``, a mapping): where the scores decide how many
@@ -42,7 +44,7 @@ class Balanced(NetworkSaliency):
     Args:
         min_fan_out: The least number of entries that read a connected unit, on average; 0
             connects all units. Units are left out where a Dense, Conv1D or Conv2D layer is read
-            by one other such layer.
+            by one other such layer of the same Sequential or functional model.
     """
 
     def __init__(self, *, min_fan_out: int = 6):
@@ -84,16 +86,21 @@ class Balanced(NetworkSaliency):
                 continue
             units = writes.columns
             kept = max(1, reads.count // self.min_fan_out)
-            # Both weights must have room for their entries.
+            # The weights must have room for their entries.
             kept = max(kept, -(-writes.count // max(int(writes.rows_in.sum()), 1)))
             turns = reads.rows // units
             reads.group = np.arange(reads.rows) % units
             kept = max(kept, -(-reads.count // (turns * reads.columns)))
+            between = (plan.get(id(v)) for layer in chain.between for v in layer.weights)
+            depthwise = [weight for weight in between if weight and weight.columns == units]
+            for weight in depthwise:
+                kept = max(kept, -(-weight.count // weight.rows))
             if kept < units:
                 rng = np.random.default_rng([subject.seed, 6, number])
                 connected = np.zeros(units, bool)
                 connected[rng.permutation(units)[:kept]] = True
-                writes.columns_in &= connected
+                for weight in (writes, *depthwise):
+                    weight.columns_in &= connected
                 reads.rows_in &= np.tile(connected, turns)
 
 
