@@ -9,6 +9,7 @@ import tensorflow as tf
 from keras import layers
 
 import keras_ntt
+from conftest import use_float
 from keras_ntt import layer_rules
 from keras_ntt.layer_rules import composite, table
 from keras_ntt.network import unroll
@@ -151,6 +152,39 @@ def test_kernels_of_recurrent_cells_are_structured(cell):
     assert set(found) <= {"kernel", "recurrent_kernel"}
     assert "kernel" in found
     assert not any("/kernel" in path for path in rest)
+
+
+TIES = {
+    "1D": ((11, 1), layers.Conv1D, layers.MaxPooling1D, 3),
+    "2D": ((7, 9, 1), layers.Conv2D, layers.MaxPooling2D, (2, 3)),
+    "3D": ((5, 5, 5, 1), layers.Conv3D, layers.MaxPooling3D, 2),
+}
+
+
+@pytest.mark.parametrize("case", TIES)
+def test_winners_of_windows_in_which_entries_are_equal(case):
+    shape, conv, pooling, window = TIES[case]
+    if case == "3D":  # which TensorFlow has in short floats only
+        use_float("float32")
+    stack = [conv(3, 2, activation="relu"), pooling(window), layers.Flatten(), layers.Dense(4)]
+    model = architectures.randomize(keras.Sequential([keras.Input(shape), *stack]))
+    x = np.random.default_rng(0).integers(0, 2, (20, *shape)).astype("float64")
+    x[:2] = 0
+    x[1, 2:] = 1
+    found = keras_ntt.empirical_ntk(model, x[:8], x)
+    expected = keras_ntt.empirical_ntk(model, x[:8], x, implementation="jacobian")
+    assert error(found, expected) < (1e-5 if case == "3D" else 1e-11)
+
+
+def test_weights_that_are_not_numbers_reach_the_derivatives_through_windows():
+    model = keras.Sequential(
+        [keras.Input((6, 6, 1)), layers.Conv2D(3, 3, activation="gelu"), layers.MaxPooling2D(),
+         layers.Flatten(), layers.Dense(8)]
+    )  # fmt: skip
+    values = {id(v): (v, tf.fill(v.shape, tf.constant(np.nan, v.dtype))) for v in model.weights}
+    found = keras_ntt.ntk.tangents(unroll(model), np.ones((2, 6, 6, 1)), values).factors
+    (factor,) = (f for f in found if f.variables[0] is model.layers[0].kernel)
+    assert np.isnan(factor.matrix).all()
 
 
 def test_a_rule_of_the_user():

@@ -122,26 +122,27 @@ class Affine(Linearization):
     def _winners_jacobian(self, stacked: Stacked) -> JacobianFactor:
         """Return the derivative by the weights where each window has one cotangent.
 
-        The inputs of a window are summed first, with the factors of its entries. They then
-        differ by output channel, but not by output of the network.
+        Of each window only the inputs of the winning entry are read. They then differ by output
+        channel, but not by output of the network.
         """
         copies, channels, window = stacked.copies, stacked.rows.shape[-1], stacked.window
         assert stacked.factor is not None
         assert window is not None
-        patches = self.by_position(ones=self.trained[1] is not None)
-        spatial = stacked.factor.shape[1:-1]
-        patches = tf.reshape(patches, [-1, *spatial, patches.shape[-1]])
-        inputs = tf.matmul(
-            stacking.windows_of(full_precision(stacked.factor), window),
-            stacking.windows_of(full_precision(patches), window),
-            transpose_a=True,
-        )  # [n, windows, o, k]
-        rows = tf.reshape(full_precision(stacked.rows), [-1, copies, inputs.shape[1], channels])
-        jacobian = tf.matmul(
-            tf.transpose(rows, [0, 3, 1, 2]), tf.transpose(inputs, [0, 2, 1, 3])
-        )  # [n, o, c, k]
-        matrix = tf.transpose(jacobian, [0, 2, 3, 1])
-        matrix = tf.reshape(matrix, [-1, patches.shape[-1] * channels])
+        patches = full_precision(self.by_position(ones=self.trained[1] is not None))
+        spatial, k = stacked.factor.shape[1:-1], patches.shape[-1]
+        factor = stacking.windows_of(full_precision(stacked.factor), window)
+        rows = tf.reshape(full_precision(stacked.rows), [-1, copies, factor.shape[1], channels])
+        if len(window) < 3:
+            rows *= tf.reduce_sum(factor, axis=2)[:, None]
+            places = tf.transpose(stacking.places_of_winners(factor, window, spatial), [0, 2, 1])
+            n, count = tf.shape(patches)[0], patches.shape[1]
+            places += tf.reshape(tf.range(n) * count, [-1, 1, 1])
+            inputs = tf.gather(tf.reshape(patches, [-1, k]), places)
+        else:  # all entries that are equal win
+            patches = stacking.windows_of(tf.reshape(patches, [-1, *spatial, k]), window)
+            inputs = tf.transpose(tf.matmul(factor, patches, transpose_a=True), [0, 2, 1, 3])
+        jacobian = tf.matmul(tf.transpose(rows, [0, 3, 1, 2]), inputs)  # [n, o, c, k]
+        matrix = tf.reshape(tf.transpose(jacobian, [0, 2, 3, 1]), [-1, k * channels])
         return JacobianFactor(matrix, copies, tuple(v for v in self.trained if v is not None))
 
     @abstractmethod

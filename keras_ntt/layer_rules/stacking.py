@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import tensorflow as tf
 
 
@@ -94,6 +95,13 @@ class Stacked:
             factor = factor * self.factor
         return Stacked(self.rows, self.copies, factor, self.window)
 
+    def where_positive(self, x: tf.Tensor) -> Stacked:
+        """Return the cotangent where ``x``, ``[n, ...]``, is positive, and 0 elsewhere."""
+        if self.factor is None:
+            return self.scaled(tf.cast(x > 0, x.dtype))
+        factor = tf.raw_ops.ReluGrad(gradients=tf.cast(self.factor, x.dtype), features=x)
+        return Stacked(self.rows, self.copies, factor, self.window)
+
     def with_rows(self, rows: tf.Tensor) -> Stacked:
         """Return other rows for as many outputs."""
         return Stacked(rows, self.copies)
@@ -123,6 +131,30 @@ def windows_of(x: tf.Tensor, window: Sequence[int]) -> tf.Tensor:
     return tf.reshape(
         tf.transpose(x, order), [-1, math.prod(counts), math.prod(window), x.shape[-1]]
     )
+
+
+def places_of_winners(
+    factor: tf.Tensor, window: Sequence[int], spatial: Sequence[int]
+) -> tf.Tensor:
+    """Return which position won each window.
+
+    Args:
+        factor: ``[n, windows, entries of a window, channels]``, of which at most one entry of a
+            window is not zero.
+        window: Sizes of the windows, along each spatial axis.
+        spatial: Numbers of positions along each spatial axis.
+
+    Returns:
+        Numbers of positions in row-major order, ``[n, windows, channels]``; where no entry won,
+        that of the first.
+    """
+    numbers = np.arange(math.prod(spatial), dtype="int32").reshape(1, *spatial, 1)
+    numbers = windows_of(tf.constant(numbers), window)[..., 0]  # [1, windows, entries]
+    offsets = (numbers - numbers[..., :1])[:, :1, :, None]
+    won = tf.cast(factor != 0, tf.float32) * tf.cast(offsets, tf.float32)
+    # More than one entry is not zero only where they are NaN.
+    found = tf.minimum(tf.cast(tf.reduce_sum(won, axis=2), tf.int32), offsets[:, :, -1])
+    return found + numbers[..., :1]
 
 
 def _spread(x: tf.Tensor, window: Sequence[int], shape: Sequence[int]) -> tf.Tensor:

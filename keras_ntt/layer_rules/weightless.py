@@ -117,13 +117,11 @@ class Elementwise(Linearization):
         if self._function is activations.linear:
             return [cotangent], []
         if self._function is activations.relu:
-            slope = tf.cast(self.outputs[0] > 0, self._tensor.dtype)
-        else:
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch(self._tensor)
-                values = self._function(self._tensor)
-            slope = tape.gradient(values, self._tensor)
-        return [cotangent.scaled(slope)], []
+            return [cotangent.where_positive(self.outputs[0])], []
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(self._tensor)
+            values = self._function(self._tensor)
+        return [cotangent.scaled(tape.gradient(values, self._tensor))], []
 
 
 class MaxPooled(Linearization):
