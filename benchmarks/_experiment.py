@@ -39,6 +39,7 @@ NETWORKS = {
     "lenet-300-100": {"l2": 1e-4, "transfer_epochs": 5},
     "lenet-5-caffe": {"l2": 1e-5, "transfer_epochs": 1},
     "conv-4": {"l2": 1e-5, "transfer_epochs": 1},
+    "separable": {"l2": 1e-5, "transfer_epochs": 1},
 }
 
 
@@ -88,8 +89,19 @@ def network(name: str, shape: tuple[int, ...]) -> keras.Model:
     def dense(units: int, activation: str | None = "relu") -> keras.layers.Layer:
         return keras.layers.Dense(units, activation, **settings)
 
-    def conv(filters: int, size: int) -> keras.layers.Layer:
-        return keras.layers.Conv2D(filters, size, activation="relu", **settings)
+    def conv(filters: int, size: int, strides: int = 1) -> keras.layers.Layer:
+        return keras.layers.Conv2D(filters, size, strides, activation="relu", **settings)
+
+    def depthwise(strides: int = 1) -> keras.layers.Layer:
+        return keras.layers.DepthwiseConv2D(
+            3,
+            strides,
+            "same",
+            activation="relu",
+            depthwise_initializer="he_normal",
+            bias_initializer=settings["bias_initializer"],
+            depthwise_regularizer=settings["kernel_regularizer"],
+        )
 
     pool, flatten = keras.layers.MaxPooling2D, keras.layers.Flatten
     layers = {
@@ -98,6 +110,11 @@ def network(name: str, shape: tuple[int, ...]) -> keras.Model:
         "conv-4": lambda: [
             *(conv(64, 3), conv(64, 3), pool(), conv(128, 3), conv(128, 3), pool()),
             *(flatten(), dense(512)),
+        ],
+        "separable": lambda: [
+            *(keras.layers.ZeroPadding2D(1), conv(32, 3, 2), depthwise(2), conv(64, 1)),
+            *(depthwise(), conv(128, 1), depthwise(), conv(128, 1)),
+            keras.layers.GlobalAveragePooling2D(),
         ],
     }[name]()
     return keras.Sequential([keras.Input(shape), *layers, dense(10, None)])
@@ -157,7 +174,13 @@ def pattern(run: Run) -> Any:
 
 
 def prunable(run: Run, model: keras.Model) -> Any:
-    """Return which layers are pruned: all, but whole filters not in the one of the classes."""
+    """Return which layers are pruned.
+
+    All, but whole filters not in the layer of the classes, and of the separable network those
+    that XNNPACK runs sparse.
+    """
+    if run.network == "separable":
+        return keras_ntt.PruneForLatencyOnXNNPack().allow_pruning
     return None if run.pattern != "filters" else lambda layer: layer is not model.layers[-1]
 
 
@@ -270,6 +293,14 @@ def do(run: Run, data: Data, output: Path) -> dict[str, Any]:
     }
     write(output / "runs" / f"{run.key}.json", result)
     return result
+
+
+def unpack(known: Path, output: Path) -> None:
+    """Write the files of runs that a file of results has and the folder has not."""
+    for result in json.loads(known.read_text()):
+        path = output / "runs" / f"{Run(**result['settings']).key}.json"
+        if not path.exists():
+            write(path, result)
 
 
 def environment() -> dict[str, str]:

@@ -28,11 +28,20 @@ os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # everyone on the CPU
 
 from contestants import JacobianStep, Ours, TrainingStep
 from networks import NETWORKS, Network
-from processes import JACOBIAN, MEMORY_LIMIT, OURS, OURS_XLA, TRAINING, peak_memory
+from processes import (
+    JACOBIAN,
+    MEMORY_LIMIT,
+    OURS,
+    OURS_XLA,
+    TRAINING,
+    WITHOUT_ONEDNN,
+    peak_memory,
+)
 
 MAKERS: dict[str, Callable[[Network], Any]] = {
     OURS: Ours,
     OURS_XLA: lambda network: Ours(network, jit_compile=True),
+    WITHOUT_ONEDNN: Ours,
     JACOBIAN: JacobianStep,
     TRAINING: TrainingStep,
 }

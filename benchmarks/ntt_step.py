@@ -1,8 +1,8 @@
 """Time one step of Neural Tangent Transfer, next to other ways to take it and to a floor.
 
 A step is: the teacher's kernel, the student's kernel, the gradient of the objective and Adam's
-update, for one batch in float32 on the CPU. It is timed here with and without XLA, with
-neural-tangents 0.6.5 (in an environment of its own, which this program makes), and as
+update, for one batch in float32 on the CPU. It is timed here with and without XLA and oneDNN,
+with neural-tangents 0.6.5 (in an environment of its own, which this program makes), and as
 TensorFlow's Jacobians say it; and beside an ordinary training step. All take turns in the same
 rounds, each in a process of its own, and only one computes at a time. The floor is the time that
 the step's products would take at the speed of one large matrix product.
@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # of the contestants too
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # everyone on the CPU
 
 import numpy as np
@@ -40,6 +41,7 @@ from processes import (
     OURS,
     OURS_XLA,
     TRAINING,
+    WITHOUT_ONEDNN,
     Infeasible,
     Process,
     worker,
@@ -173,7 +175,7 @@ def measure(name: str, rounds: int, python: Path | None, limit: float) -> dict[s
             ours.ask("save", output=str(arrays))
         race.enter(OURS, ours, 600)
         in_graph = ours.ask("flops")
-        for key in (OURS_XLA, JACOBIAN):
+        for key in (OURS_XLA, WITHOUT_ONEDNN, JACOBIAN):
             race.try_to_enter(key, stack.enter_context(worker(name, key)))
         if network.no_peer:
             race.not_timed["neural-tangents"] = network.no_peer

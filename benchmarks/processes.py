@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-OURS, OURS_XLA = "keras_ntt", "keras_ntt, XLA"
+OURS, OURS_XLA, WITHOUT_ONEDNN = "keras_ntt", "keras_ntt, XLA", "keras_ntt, oneDNN off"
 JACOBIAN, TRAINING = "TensorFlow, Jacobian", "training step"
 MEMORY_LIMIT = 8 * 2**30
 
@@ -113,7 +113,10 @@ class Process:
 
 def worker(network: str, contestant: str) -> Process:
     """Start a contestant in TensorFlow."""
-    return Process([sys.executable, str(HERE / "_worker.py"), network, contestant])
+    environment = dict(os.environ)
+    if contestant == WITHOUT_ONEDNN:
+        environment["TF_ENABLE_ONEDNN_OPTS"] = "0"
+    return Process([sys.executable, str(HERE / "_worker.py"), network, contestant], environment)
 
 
 def peak_memory() -> int:

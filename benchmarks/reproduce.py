@@ -7,7 +7,8 @@ Every run, one network of one method, density, allocation and seed, is a file in
 from its last whole epoch, and networks that a transfer has found are kept in ``OUTPUT/found`` for
 other ways to train them. So stop it at any time and call it again with the same settings. All
 finished runs are written to ``OUTPUT.json``, their tables to ``OUTPUT.md`` or into a report.
-README.md in this folder has the protocol.
+To add to the runs of such a file, give it as ``--known``. README.md in this folder has the
+protocol.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 import keras
 import tensorflow as tf
 from _accuracies import insert, read, tables
 from _datasets import TFDS_NAMES, load
-from _experiment import METHODS, NETWORKS, SCORES, TRANSFERS, Run, do, write
+from _experiment import METHODS, NETWORKS, SCORES, TRANSFERS, Run, do, unpack, write
 
 HERE = Path(__file__).resolve().parent
 
@@ -97,6 +99,7 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--tfds-dir", type=Path, help="folder of tensorflow-datasets")
     parser.add_argument("--output", type=Path, default=HERE / "results" / "reproduce")
     parser.add_argument("--report", type=Path, help="a Markdown file to write the tables into")
+    parser.add_argument("--known", type=Path, help="an OUTPUT.json whose runs are not repeated")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=["lenet-300-100"])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--densities", nargs="+", type=float, default=[0.1, 0.05, 0.03, 0.01])
@@ -135,6 +138,8 @@ def main(words: list[str] | None = None) -> int:
     options = arguments(words)
     part, parts = map(int, options.part.split("/"))
     runs = list(plan(options))[part - 1 :: parts]
+    if options.known:
+        unpack(options.known, options.output)
     left = [r for r in runs if not (options.output / "runs" / f"{r.key}.json").exists()]
     print(f"{len(runs)} runs, {len(runs) - len(left)} done.", flush=True)
     if options.list:

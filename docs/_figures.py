@@ -18,9 +18,14 @@ OURS = "keras_ntt"
 # --- steps -----------------------------------------------------------------------------------
 
 
-def step_times(results: Path) -> str:
+def step_times_without_vnni(results: Path) -> str:
+    """Return the same for a processor without instructions for neural networks."""
+    return step_times(results, "ntt_step_without_vnni.json")
+
+
+def step_times(results: Path, file: str = "ntt_step.json") -> str:
     """Return how long a step takes, beside other ways to take it."""
-    found = read(results / "ntt_step.json")
+    found = read(results / file)
     if found is None:
         return missing("benchmarks/ntt_step.py")
     parts = [machine(found["machine"])]
@@ -251,6 +256,7 @@ def releases(results: Path) -> str:
 
 FIGURES = {
     "step_times": step_times,
+    "step_times_without_vnni": step_times_without_vnni,
     "growth": growth,
     "profile": profile,
     "outputs": outputs,

@@ -217,3 +217,26 @@ def test_networks_have_the_published_sizes(reproduce, name):
     )
     assert model.output_shape == (None, 10)
     assert model.count_params() == sum(SIZES[name])
+
+
+def test_known_results_are_not_repeated(reproduce, images, tmp_path, capsys):
+    first = words(images, tmp_path / "first", "--methods", "dense", "erk-random")
+    assert reproduce.main(first) == 0
+    known = tmp_path / "first" / "work.json"
+    again = words(images, tmp_path / "again", "--methods", "dense", "random", "--known", str(known))
+    capsys.readouterr()
+    assert reproduce.main(again) == 0
+    assert "4 runs, 2 done." in capsys.readouterr().out
+    results = json.loads((tmp_path / "again" / "work.json").read_text())
+    assert sorted(r["settings"]["method"] for r in results) == sorted(
+        ["dense", "erk-random", "random"] * 2
+    )
+    for result in json.loads(known.read_text()):
+        assert result in results
+
+
+def test_only_1x1_convolutions_of_the_separable_network_are_pruned(reproduce, images, tmp_path):
+    command = words(images, tmp_path, "--networks", "separable", "--seeds", "1", "--epochs", "1")
+    assert reproduce.main([*command, "--methods", "ntt-all", "random"]) == 0
+    for result in reproduce.read(tmp_path / "work" / "runs"):
+        assert list(result["kept"].values()) == [102, 410, 819]  # of 2048, 8192 and 16384

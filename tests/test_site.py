@@ -102,6 +102,11 @@ def test_step_times(tmp_path):
     assert "TensorFlow, Jacobian: not timed, took over 40 s." in shown
     assert "This network failed: a | reason" in shown
     assert "Measured on A CPU, 2 cores, Keras 3.15.1." in shown
+    (tmp_path / "ntt_step_without_vnni.json").write_text(
+        json.dumps(content).replace("A CPU", "An older CPU")
+    )
+    older = figures.step_times_without_vnni(tmp_path)
+    assert older == shown.replace("A CPU", "An older CPU")
 
 
 def test_growth(tmp_path):
