@@ -25,7 +25,7 @@ from keras_ntt.cli import options, printing
 @click.option(
     "--transfer-epochs",
     type=options.POSITIVE,
-    default=30,
+    default=20,
     show_default=True,
     help="Passes over the unlabelled images.",
 )
