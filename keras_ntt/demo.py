@@ -182,6 +182,7 @@ def train(model: keras.Model, data: Digits, seed: int, settings: Settings) -> li
         samples.batch(settings.batch_size).repeat(),
         steps_per_epoch=math.ceil(n / settings.batch_size),
         epochs=settings.epochs,
+        shuffle=False,  # by `fit`: the samples come shuffled
         callbacks=[test],
         verbose=0,
     )
