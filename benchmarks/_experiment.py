@@ -79,9 +79,12 @@ class Run:
 
 
 def network(name: str, shape: tuple[int, ...]) -> keras.Model:
-    """Return a network with Glorot-normal kernels, biases of standard deviation 0.01."""
+    """Return a network with Glorot-normal kernels, biases of standard deviation 0.01.
+
+    The separable network has He-normal ones; its many layers would let the signal vanish.
+    """
     settings = {
-        "kernel_initializer": "glorot_normal",
+        "kernel_initializer": "he_normal" if name == "separable" else "glorot_normal",
         "bias_initializer": keras.initializers.RandomNormal(stddev=0.01),
         "kernel_regularizer": keras.regularizers.L2(1e-8),
     }
@@ -98,7 +101,8 @@ def network(name: str, shape: tuple[int, ...]) -> keras.Model:
             strides,
             "same",
             activation="relu",
-            depthwise_initializer="he_normal",
+            # Not "he_normal": Keras counts all channels in the fan-in of a depthwise kernel.
+            depthwise_initializer=keras.initializers.RandomNormal(stddev=(2 / 9) ** 0.5),
             bias_initializer=settings["bias_initializer"],
             depthwise_regularizer=settings["kernel_regularizer"],
         )
