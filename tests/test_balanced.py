@@ -247,6 +247,28 @@ def test_depthwise_filters_keep_as_many_taps():
     assert set(depthwise.sum((0, 1)).ravel()) == {4, 5}
 
 
+def heads():
+    x = keras.Input((7, 12))
+    return keras.Model(x, layers.MultiHeadAttention(3, 5)(x, x))
+
+
+def upsampling():
+    return sequential((4, 4, 6), layers.Conv2DTranspose(9, 3))
+
+
+@pytest.mark.parametrize(
+    ("model", "outputs"),
+    [(heads, [(1, 2), (1, 2), (1, 2), (2,)]), (upsampling, [(2,)])],
+)
+@pytest.mark.parametrize("allocation", ["erk", "global"])
+def test_outputs_of_other_kernels_keep_as_many_entries(model, outputs, allocation):
+    masks = masks_of(model(), 0.7, allocation=allocation)
+    assert len(masks) == len(outputs)
+    for mask, axes in zip(masks, outputs, strict=True):
+        inputs = tuple(axis for axis in range(mask.ndim) if axis not in axes)
+        assert spread(mask.sum(inputs).ravel()) <= 1
+
+
 def test_with_one_threshold_the_outputs_are_balanced():
     for mask in masks_of(mlp(), 0.8, allocation="global"):
         assert spread(mask.sum(0)) <= 1

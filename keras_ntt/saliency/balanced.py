@@ -15,6 +15,9 @@ from keras_ntt.compaction import chains_of
 from keras_ntt.network import unroll
 from keras_ntt.saliency.base import NetworkSaliency, Subject
 
+_DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
+_TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
+
 
 class Balanced(NetworkSaliency):
     """Draw masks at random that spread a weight's entries evenly over its inputs and outputs.
@@ -73,7 +76,7 @@ class Balanced(NetworkSaliency):
         for i, weight in enumerate(plan.values()):
             rng = np.random.default_rng([subject.seed, 5, i])
             drawn = weight.ranked(rng) if subject.counts is None else weight.drawn(rng)
-            scores.append(tf.constant(drawn.reshape(weight.shape)))
+            scores.append(tf.constant(weight.folded(drawn)))
         return scores
 
     def _leave_units_out(self, subject: Subject, plan: dict[int, _Weight]) -> None:
@@ -109,7 +112,8 @@ class _Weight:
 
     Attributes:
         shape: Shape of the weight.
-        rows: Number of inputs: all axes but the last, or those of a filter if it is depthwise.
+        axes: Its axes in the order of the matrix: those of its inputs, then those of its outputs.
+        rows: Number of inputs.
         columns: Number of outputs.
         group: Number of the input channel of each row.
         share: Of all entries, how many each row gets in proportion.
@@ -120,16 +124,24 @@ class _Weight:
 
     def __init__(self, variable: keras.Variable, layer: Any):
         self.shape = tuple(variable.shape)
-        depthwise = isinstance(layer, layers.DepthwiseConv1D | layers.DepthwiseConv2D)
-        last = math.prod(self.shape[-2:]) if depthwise else self.shape[-1]
-        self.columns = last if len(self.shape) > 1 else 1
+        outputs = _output_axes(layer, len(self.shape))
+        inputs = [axis for axis in range(len(self.shape)) if axis not in outputs]
+        self.axes = (*inputs, *outputs)
+        self.columns = math.prod(self.shape[axis] for axis in outputs)
         self.rows = math.prod(self.shape) // max(self.columns, 1)
-        channels = 1 if depthwise or len(self.shape) < 2 else self.shape[-2]
+        channels = self.rows if isinstance(layer, layers.EinsumDense) else 1
+        if inputs and not isinstance(layer, (*_DEPTHWISE, layers.EinsumDense)):
+            channels = self.shape[inputs[-1]]
         self.group = np.arange(self.rows) % channels
         self.share = np.ones(self.rows)
         self.rows_in = np.ones(self.rows, bool)
         self.columns_in = np.ones(self.columns, bool)
         self.count = 0
+
+    def folded(self, matrix: np.ndarray) -> np.ndarray:
+        """Return the entries of a matrix of inputs and outputs in the shape of the weight."""
+        ordered = matrix.reshape([self.shape[axis] for axis in self.axes])
+        return ordered.transpose(np.argsort(self.axes))
 
     def ranked(self, rng: np.random.Generator) -> np.ndarray:
         """Return scores of which the largest of any number are spread evenly over the outputs."""
@@ -152,6 +164,20 @@ class _Weight:
             numbers[rows[picked], columns[place]] += 1
             left[picked] -= 1
         return numbers
+
+
+def _output_axes(layer: Any, rank: int) -> list[int]:
+    """Return the axes of a layer's kernel that count its outputs: the last, for most layers."""
+    if isinstance(layer, _DEPTHWISE):
+        return [rank - 2, rank - 1]
+    if isinstance(layer, _TRANSPOSED):
+        return [rank - 2]
+    if isinstance(layer, layers.EinsumDense):
+        operands, _, y = layer.equation.replace(" ", "").partition("->")
+        kernel = operands.partition(",")[2]
+        if len(kernel) == rank:
+            return [axis for axis, label in enumerate(kernel) if label in y]
+    return [rank - 1] if rank > 1 else []
 
 
 def degrees(
