@@ -8,6 +8,7 @@ here, so that private names of Keras, and one of TensorFlow, are touched in one 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -138,6 +139,12 @@ def nodes_in_order(functional: Any) -> list[Any]:
     ]
 
 
+def loops_of(operation: Any) -> list[keras.Layer]:
+    """Return the recurrent layers of an operation that run in a loop of the graph."""
+    layers = operation._flatten_layers() if isinstance(operation, keras.Layer) else []
+    return [layer for layer in layers if isinstance(layer, keras.layers.RNN) and not layer.unroll]
+
+
 @contextlib.contextmanager
 def unrolled(operation: Any, tensors: Sequence[tf.Tensor]) -> Iterator[None]:
     """Run recurrent layers step by step instead of in a loop of the graph.
@@ -145,17 +152,38 @@ def unrolled(operation: Any, tensors: Sequence[tf.Tensor]) -> Iterator[None]:
     The derivative of a derivative through ``tf.while_loop`` fails in TensorFlow ("`dtype`
     variant is not compatible"). Sequences of open length are left to the loop.
     """
-    layers = operation._flatten_layers() if isinstance(operation, keras.Layer) else []
-    recurrent = [layer for layer in layers if getattr(layer, "unroll", True) is False]
+    recurrent = loops_of(operation)
     if any(t.shape.rank is None or None in t.shape[1:2] for t in tensors):
         recurrent = []
-    for layer in recurrent:
-        layer.unroll = True
+    with contextlib.ExitStack() as stack:
+        for layer in recurrent:
+            stack.enter_context(_step_by_step(layer))
+        yield
+
+
+@contextlib.contextmanager
+def _step_by_step(layer: keras.Layer) -> Iterator[None]:
+    """Unroll a recurrent layer.
+
+    One that goes backwards is given reversed sequences instead: Keras, up to 3.15 at least, blanks
+    the wrong outputs of an unrolled one where its sequences are masked.
+    """
+
+    def forwards(sequences: Any, initial_state: Any, mask: Any, training: bool = False) -> Any:
+        reverse = functools.partial(keras.tree.map_structure, lambda t: tf.reverse(t, [1]))
+        mask = None if mask is None else reverse(mask)
+        return loop(reverse(sequences), initial_state, mask, training)
+
+    loop, backwards = layer.inner_loop, layer.go_backwards
+    layer.unroll = True
+    if backwards:
+        layer.go_backwards = False
+        vars(layer)["inner_loop"] = forwards
     try:
         yield
     finally:
-        for layer in recurrent:
-            layer.unroll = False
+        layer.unroll, layer.go_backwards = False, backwards
+        vars(layer).pop("inner_loop", None)
 
 
 @contextlib.contextmanager

@@ -154,6 +154,42 @@ def test_kernels_of_recurrent_cells_are_structured(cell):
     assert not any("/kernel" in path for path in rest)
 
 
+def two_ways(cell):
+    return lambda x: layers.Bidirectional(cell(2, return_sequences=True))(x)
+
+
+def attention(x):
+    y = layers.MultiHeadAttention(2, 3)(x, x)
+    return layers.LSTM(2, return_sequences=True)(layers.Add()([x, y]))
+
+
+MASKED = {
+    "SimpleRNN": two_ways(layers.SimpleRNN),
+    "LSTM": two_ways(layers.LSTM),
+    "GRU": two_ways(layers.GRU),
+    "attention": attention,
+}
+
+
+@pytest.mark.parametrize("implementation", ["auto", "jacobian"])
+@pytest.mark.parametrize("case", MASKED)
+def test_masked_sequences(case, implementation):
+    """The kernel by derivatives of the model as Keras runs it, loops and all."""
+    tokens = keras.Input((4,), dtype="int32")
+    y = MASKED[case](layers.Embedding(5, 2, mask_zero=True)(tokens))
+    y = layers.Dense(2)(layers.GlobalAveragePooling1D()(y))
+    model = architectures.randomize(keras.Model(tokens, y))
+    x = np.array([[1, 2, 0, 0], [0, 3, 0, 4], [1, 1, 1, 1]])
+    with tf.GradientTape(persistent=True) as tape:
+        y = model(x)
+    variables = [v.value for v in model.trainable_variables]
+    jacobians = tape.jacobian(y, variables, experimental_use_pfor=False)
+    flat = [tf.reshape(tf.convert_to_tensor(j), (3, 2, -1)) for j in jacobians]
+    expected = sum(tf.einsum("aop,bqp->aboq", j, j) for j in flat)
+    found = keras_ntt.empirical_ntk(model, x, implementation=implementation)
+    assert error(found, expected) < 1e-12
+
+
 TIES = {
     "1D": ((11, 1), layers.Conv1D, layers.MaxPooling1D, 3),
     "2D": ((7, 9, 1), layers.Conv2D, layers.MaxPooling2D, (2, 3)),

@@ -28,7 +28,7 @@ from keras_ntt.layer_rules.affine import positions
 from keras_ntt.layer_rules.base import Cotangents, Linearization, find_rule
 from keras_ntt.layer_rules.stacking import Stacked
 from keras_ntt.layer_rules.unknown import by_sample
-from keras_ntt.layer_rules.weightless import copies_of, is_floating
+from keras_ntt.layer_rules.weightless import copies_of, is_floating, masks_of, repeated
 from keras_ntt.network import Call, call_with
 
 
@@ -70,6 +70,7 @@ class Composite(Linearization):
     def __init__(self, call: Call, tensors: Sequence[tf.Tensor]):
         self._call = call
         self._tensors = list(tensors)
+        self._masks = masks_of(tensors)
         self.outputs = call.run(*tensors)
 
     def backward(
@@ -78,15 +79,11 @@ class Composite(Linearization):
         division = divide(self._call, self._tensors)
         factors: list[Factor] = []
         if division.rest:
-            factors.append(by_sample(self._call, self._tensors, cotangents, division.rest))
+            factors.append(
+                by_sample(self._call, self._tensors, self._masks, cotangents, division.rest)
+            )
         copies = copies_of(cotangents)
-        rows = []
-        for tensor in self._tensors:
-            row = stacking.repeat(tensor, copies)
-            mask = _host.get_mask(tensor)
-            if mask is not None:
-                _host.set_mask(row, stacking.repeat(mask, copies))
-            rows.append(row)
+        rows = repeated(self._tensors, self._masks, copies)
         sources = {
             i: row for i, row in enumerate(rows) if wanted[i] and is_floating(self._tensors[i])
         }

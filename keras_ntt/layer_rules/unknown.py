@@ -17,7 +17,7 @@ from keras_ntt.factors import Factor, JacobianFactor
 from keras_ntt.layer_rules import stacking
 from keras_ntt.layer_rules.base import Cotangents, Linearization
 from keras_ntt.layer_rules.stacking import Stacked
-from keras_ntt.layer_rules.weightless import General, copies_of
+from keras_ntt.layer_rules.weightless import General, copies_of, masks_of
 from keras_ntt.network import Call
 
 
@@ -32,6 +32,7 @@ class Unknown(Linearization):
     def __init__(self, call: Call, tensors: Sequence[tf.Tensor]):
         self._call = call
         self._tensors = list(tensors)
+        self._masks = masks_of(tensors)
         self._general = General(call, tensors)
         self.outputs = self._general.outputs
 
@@ -41,12 +42,15 @@ class Unknown(Linearization):
         back: list[Stacked | None] = [None] * len(self._tensors)
         if any(wanted):
             back, _ = self._general.backward(cotangents, wanted)
-        return back, [by_sample(self._call, self._tensors, cotangents, self._call.weights)]
+        return back, [
+            by_sample(self._call, self._tensors, self._masks, cotangents, self._call.weights)
+        ]
 
 
 def by_sample(
     call: Call,
     tensors: Sequence[tf.Tensor],
+    masks: Sequence[tf.Tensor | None],
     cotangents: Cotangents,
     variables: Sequence[keras.Variable],
 ) -> Factor:
@@ -55,6 +59,7 @@ def by_sample(
     Args:
         call: The call.
         tensors: Its inputs.
+        masks: Their timestep masks.
         cotangents: As for `Linearization.backward`.
         variables: The weights to differentiate by.
 
@@ -64,7 +69,6 @@ def by_sample(
     copies = copies_of(cotangents)
     used = [(i, ct.tensor) for i, ct in enumerate(cotangents) if ct is not None]
     rows = [stacking.repeat(t, copies) for t in tensors]
-    masks = [_host.get_mask(t) for t in tensors]
     mask_rows = [stacking.repeat(m, copies) for m in masks if m is not None]
     fixed = {id(v): (v, _host.value_of(v)) for v in call.operation.variables}
     values = [fixed[id(v)][1] for v in variables]

@@ -40,28 +40,45 @@ class General(Linearization):
     def __init__(self, call: Call, tensors: Sequence[tf.Tensor]):
         self._call = call
         self._tensors = list(tensors)
+        self._masks = masks_of(tensors)
         self.outputs = call.run(*tensors)
 
     def backward(self, cotangents: Cotangents, wanted: Sequence[bool]) -> Gradients:
         copies = copies_of(cotangents)
-        repeated = [self._repeated(tensor, copies) for tensor in self._tensors]
-        return _by_tape(self._call, repeated, cotangents, wanted), []
+        return _by_tape(self._call, self._repeated(copies), cotangents, wanted), []
 
-    def _repeated(self, tensor: tf.Tensor, copies: int) -> tf.Tensor:
-        """Return rows of which the gradient is taken, with the tensor's mask."""
-        mask = _host.get_mask(tensor)
-        rows = stacking.repeat(tensor, copies)
-        if mask is not None:
-            _host.set_mask(rows, stacking.repeat(mask, copies))
-        return rows
+    def _repeated(self, copies: int) -> list[tf.Tensor]:
+        """Return rows of which the gradient is taken."""
+        return repeated(self._tensors, self._masks, copies)
 
 
 class Linear(General):
     """A linear operation: its gradient does not depend on the values of the inputs."""
 
-    def _repeated(self, tensor: tf.Tensor, copies: int) -> tf.Tensor:
+    def _repeated(self, copies: int) -> list[tf.Tensor]:
         # In a graph the operation on the zeros is dead code: only their shape is used.
-        return stacking.zeros(tensor, copies)
+        return [stacking.zeros(tensor, copies) for tensor in self._tensors]
+
+
+def masks_of(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor | None]:
+    """Return the timestep masks of a call's inputs, to be asked for before the call.
+
+    Keras's attention takes the masks off its inputs while it runs.
+    """
+    return [_host.get_mask(tensor) for tensor in tensors]
+
+
+def repeated(
+    tensors: Sequence[tf.Tensor], masks: Sequence[tf.Tensor | None], copies: int
+) -> list[tf.Tensor]:
+    """Return a call's inputs with a row for each sample and output, and with their masks."""
+    found = []
+    for tensor, mask in zip(tensors, masks, strict=True):
+        rows = stacking.repeat(tensor, copies)
+        if mask is not None:
+            _host.set_mask(rows, stacking.repeat(mask, copies))
+        found.append(rows)
+    return found
 
 
 def copies_of(cotangents: Cotangents) -> int:
