@@ -139,6 +139,11 @@ def nodes_in_order(functional: Any) -> list[Any]:
     ]
 
 
+def is_comparison(operation: Any) -> bool:
+    """Tell whether an operation compares numbers, as ``Embedding(mask_zero=True)`` does."""
+    return isinstance(operation, keras.src.ops.numpy.Equal | keras.src.ops.numpy.NotEqual)
+
+
 def loops_of(operation: Any) -> list[keras.Layer]:
     """Return the recurrent layers of an operation that run in a loop of the graph."""
     layers = operation._flatten_layers() if isinstance(operation, keras.Layer) else []

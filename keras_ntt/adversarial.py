@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_ntt import _host, checks
+from keras_ntt import _host, checks, input_kinds
 from keras_ntt.objective import Pair
 
 Attack = Callable[[Any, Callable[[Any], tf.Tensor], tf.Tensor], Any]
@@ -120,14 +120,14 @@ def attacked(attack: Attack, pair: Pair, x: Any) -> Any:
         Inputs of the same structure.
 
     Raises:
-        ValueError: If the inputs are integers.
+        ValueError: If inputs are integers, or something is looked up by them.
     """
-    for leaf in keras.tree.flatten(x):
-        if not leaf.dtype.is_floating:
-            raise ValueError(
-                "adversarial inputs are moved by small steps, which integers cannot be. Embed "
-                f"them first, or leave adversarial out. Received: inputs of dtype {leaf.dtype.name}"
-            )
+    if any(input_kinds.are_indices(x, pair.teacher.model)):
+        raise ValueError(
+            "adversarial inputs are moved by small steps, which indices and integers cannot be. "
+            "Embed them first, or leave adversarial out. "
+            f"Received: model={pair.teacher.model.name!r}"
+        )
     target = [tf.stop_gradient(out) for out in _outputs(pair.teacher, pair.teacher_values, x)]
 
     def distance(moved: Any) -> tf.Tensor:

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_ntt import _host
+from keras_ntt import _host, input_kinds
 
 
 def is_numeric(dtype: Any) -> bool:
@@ -31,17 +31,33 @@ def check_structure(x: Any, model: keras.Model, name: str = "inputs") -> None:
     check_fits(x, signature_of(model), name)
 
 
+class Taken(NamedTuple):
+    """An input of a model.
+
+    Attributes:
+        name: Its name.
+        shape: Its shape, with the axis of the samples.
+        dtype: What it is cast to.
+        scaled: Whether numbers must come at the scale that the model is trained at.
+    """
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str
+    scaled: bool
+
+
 class Signature(NamedTuple):
     """What a model takes, apart from the model.
 
     Attributes:
         model: Its name.
-        inputs: Name, dtype and shape of each input; None if they cannot be told.
+        inputs: Its inputs; None if they cannot be told.
         names: The names by which it takes a dict, see `_host.names_of_inputs`.
     """
 
     model: str
-    inputs: list[tuple[str, str, tuple[int | None, ...]]] | None
+    inputs: list[Taken] | None
     names: list[str] | None = None
 
 
@@ -50,7 +66,11 @@ def signature_of(model: keras.Model) -> Signature:
     functional = _host.functional_of(model)
     if functional is None:
         return Signature(model.name, None)
-    inputs = [(i.name, i.dtype, tuple(i.shape)) for i in functional.inputs]
+    free = input_kinds.of_any_scale(functional)
+    inputs = [
+        Taken(i.name, tuple(i.shape), i.dtype, "float" in i.dtype and not any_scale)
+        for i, any_scale in zip(functional.inputs, free, strict=True)
+    ]
     return Signature(model.name, inputs, _host.names_of_inputs(functional))
 
 
@@ -77,24 +97,25 @@ def check_fits(x: Any, signature: Signature, name: str = "inputs") -> None:
             f"The model {signature.model!r} takes {len(signature.inputs)} input(s). "
             f"Received: {name} with {len(leaves)} array(s)"
         )
-    for leaf, (symbol, wanted_dtype, wanted) in zip(leaves, signature.inputs, strict=True):
+    for leaf, wanted in zip(leaves, signature.inputs, strict=True):
         dtype = keras.backend.standardize_dtype(leaf.dtype)
-        if "float" in wanted_dtype and "float" not in dtype:
+        if wanted.scaled and "float" not in dtype:
             raise ValueError(
-                f"{name} hold whole numbers, but the input {symbol!r} is {wanted_dtype} and "
+                f"{name} hold whole numbers, but the input {wanted.name!r} is {wanted.dtype} and "
                 "the scale matters to the tangent kernel. Scale them as you do for training, "
                 f"for example x.astype('float32') / 255. Received: {name} of dtype {dtype}"
             )
         if leaf.shape is None or getattr(leaf.shape, "rank", 0) is None:
             continue
         given = tuple(leaf.shape)
-        fits = len(given) == len(wanted) and all(
-            g is None or w is None or g == w for g, w in zip(given[1:], wanted[1:], strict=True)
+        fits = len(given) == len(wanted.shape) and all(
+            g is None or w is None or g == w
+            for g, w in zip(given[1:], wanted.shape[1:], strict=True)
         )
         if not fits:
             raise ValueError(
                 f"{name} do not have the shape that the model {signature.model!r} takes, "
-                f"{('batch', *wanted[1:])}. Received: {name} of shape {given}"
+                f"{('batch', *wanted.shape[1:])}. Received: {name} of shape {given}"
             )
 
 

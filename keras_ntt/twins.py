@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_ntt import _host
+from keras_ntt import _host, input_kinds
 from keras_ntt.sparse_model import keys_of
 
 # What tf_keras calls otherwise than Keras 3.
@@ -53,7 +53,8 @@ def to_keras3(model: Any) -> keras.Model:
     twin = _made_again(model, {})
     copy_weights(model, twin)
     rng = np.random.default_rng(0)
-    inputs = [_some_input(rng, t) for t in model.inputs]
+    looked_up = input_kinds.are_indices(twin.inputs, twin)
+    inputs = [_some_input(rng, t, i) for t, i in zip(model.inputs, looked_up, strict=True)]
     # Functional models take one array as itself.
     x = inputs[0] if len(inputs) == 1 else inputs
     theirs, ours = (_flat(m(x, training=False)) for m in (model, twin))
@@ -68,10 +69,10 @@ def to_keras3(model: Any) -> keras.Model:
     return twin
 
 
-def _some_input(rng: np.random.Generator, tensor: Any) -> np.ndarray:
-    """Return two samples: random numbers, or zeros where whole numbers may be indices."""
+def _some_input(rng: np.random.Generator, tensor: Any, indices: bool) -> np.ndarray:
+    """Return two samples: random numbers, or zeros where they may be indices."""
     shape = (2, *(side or 4 for side in tensor.shape[1:]))
-    drawn = rng.normal(size=shape) if tensor.dtype.is_floating else np.zeros(shape)
+    drawn = np.zeros(shape) if indices else rng.normal(size=shape)
     return drawn.astype(tensor.dtype.as_numpy_dtype)
 
 

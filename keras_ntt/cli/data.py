@@ -198,9 +198,11 @@ def _of_known_scale(x: Any, model: Any) -> Any:
     """Return inputs, or raise if they are whole numbers and the model takes real ones."""
     import keras
 
-    wanted = [tensor.dtype for tensor in getattr(model, "inputs", None) or []]
-    for array, dtype in zip(keras.tree.flatten(x), wanted, strict=False):
-        if np.issubdtype(array.dtype, np.integer) and keras.backend.is_float_dtype(dtype):
+    from keras_ntt import input_checks
+
+    inputs = input_checks.signature_of(model).inputs or []
+    for array, wanted in zip(keras.tree.flatten(x), inputs, strict=False):
+        if wanted.scaled and np.issubdtype(array.dtype, np.integer):
             raise ValueError(
                 "The inputs are whole numbers and the model takes real ones, whose scale matters. "
                 "Scale them as the model is trained: --divide-by 255 brings pixels to [0, 1], "

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_ntt import _host, checks
+from keras_ntt import _host, checks, input_kinds
 from keras_ntt.saliency.base import NetworkSaliency, Subject, gradient
 from keras_ntt.saliency.synflow import example
 
@@ -80,19 +80,20 @@ class NTKSAP(NetworkSaliency):
 def _noise(x: Any, subject: Subject, batch: int) -> Any:
     """Return Gaussian inputs of a shape."""
 
-    def noise(position: int, tensor: tf.Tensor) -> tf.Tensor:
-        if not tensor.dtype.is_floating:
+    def noise(position: int, tensor: tf.Tensor, indices: bool) -> tf.Tensor:
+        if indices:
             if subject.data is None:
                 raise ValueError(
-                    "NTK-SAP draws Gaussian inputs, but this model takes whole numbers. Pass "
-                    "data=x, whose samples are used instead. "
-                    f"Received: model={subject.model.name!r} with {tensor.dtype.name} inputs"
+                    "NTK-SAP draws Gaussian inputs, but this model looks something up by its "
+                    "inputs, which takes whole numbers. Pass data=x, whose samples are used "
+                    f"instead. Received: model={subject.model.name!r}, data=None"
                 )
             return tensor
         seed = subject.seed_of(1, batch, position)
         return tf.random.stateless_normal(tf.shape(tensor), seed, dtype=tensor.dtype)
 
-    leaves = [noise(i, t) for i, t in enumerate(keras.tree.flatten(x))]
+    known = zip(keras.tree.flatten(x), input_kinds.are_indices(x, subject.model), strict=True)
+    leaves = [noise(i, t, indices) for i, (t, indices) in enumerate(known)]
     return keras.tree.pack_sequence_as(x, leaves)
 
 

@@ -1,0 +1,92 @@
+"""What a model's inputs are to it: indices, numbers that it scales itself, or measurements."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from keras import layers
+
+from keras_ntt import _host
+from keras_ntt.network import Network, unroll
+
+# Layers that look something up by whole numbers.
+_LOOK_UP = (layers.Embedding, layers.CategoryEncoding, layers.Hashing, layers.IntegerLookup)
+# Layers that bring numbers of any scale to that of the model.
+_SCALE = (layers.Rescaling, layers.Normalization, layers.Discretization)
+# Layers that move numbers, and leave them what they are.
+_MOVE = (
+    *(layers.Reshape, layers.Flatten, layers.Permute, layers.RepeatVector),
+    *(layers.Cropping1D, layers.Cropping2D, layers.ZeroPadding1D, layers.ZeroPadding2D),
+    *(layers.Resizing, layers.CenterCrop, layers.RandomCrop, layers.RandomFlip),
+    *(layers.RandomRotation, layers.RandomTranslation, layers.RandomZoom),
+)
+
+
+def are_indices(x: Any, model: keras.Model) -> list[bool]:
+    """Tell of each tensor whether it holds indices: all that reads it looks something up.
+
+    Args:
+        x: Inputs, nested as the model takes them.
+        model: The model.
+
+    Returns:
+        A truth value for each leaf of `x`; where the model's code is the user's own, whether the
+        leaf is of whole numbers.
+    """
+    leaves = keras.tree.flatten(x)
+    found = ["float" not in keras.backend.standardize_dtype(leaf.dtype) for leaf in leaves]
+    functional = _host.functional_of(model)
+    if functional is None:
+        return found
+    numbered = keras.tree.pack_sequence_as(x, list(range(len(leaves))))
+    order = _host.flat_inputs(numbered, _host.names_of_inputs(functional))
+    for position, indices in zip(order, _read_by(model, _looks_up), strict=True):
+        found[position] |= indices
+    return found
+
+
+def of_any_scale(model: keras.Model) -> list[bool]:
+    """Tell of each input whether the model knows what to do with whole numbers, whatever its dtype.
+
+    That is where all that reads it looks something up or scales it. Keras makes the inputs of
+    such models floats, unless it is told otherwise, and casts.
+
+    Args:
+        model: A built Sequential or functional model.
+
+    Returns:
+        A truth value for each input.
+    """
+    return _read_by(model, _looks_up_or_scales)
+
+
+def _read_by(model: keras.Model, does: Callable[[Any], bool]) -> list[bool]:
+    network = unroll(model)
+    return [_is_read_by(network, slot, does) for slot in network.inputs]
+
+
+def _is_read_by(network: Network, slot: int, does: Callable[[Any], bool]) -> bool:
+    readers = [call for call in network.calls if slot in call.inputs]
+    return bool(readers) and all(
+        does(call.operation)
+        or _host.is_comparison(call.operation)
+        or (
+            isinstance(call.operation, _MOVE)
+            and all(_is_read_by(network, output, does) for output in call.outputs)
+        )
+        for call in readers
+    )
+
+
+def _looks_up(operation: Any) -> bool:
+    if isinstance(operation, _LOOK_UP):
+        return True
+    # A layer of the user's own, such as one that adds positions to an embedding.
+    own = isinstance(operation, layers.Layer) and not isinstance(operation, keras.Model)
+    return own and any(isinstance(part, layers.Embedding) for part in operation._flatten_layers())
+
+
+def _looks_up_or_scales(operation: Any) -> bool:
+    return _looks_up(operation) or isinstance(operation, _SCALE)
