@@ -138,6 +138,14 @@ def export_tflite(
             "export_tflite takes Sequential and functional models with one input and one output. "
             f"Received: model={model.name!r} of type {type(model).__name__}"
         )
+    stateful = [
+        layer.name for layer in model._flatten_layers() if getattr(layer, "stateful", False)
+    ]
+    if stateful:
+        raise ValueError(
+            "Stateful layers keep a state between calls, and a file does not. Make the model again "
+            f"without stateful=True. Received: model={model.name!r} with {', '.join(stateful)}"
+        )
     samples, batch = _samples(functional, representative_data)
     smaller, removed = remove_dead_units(model) if compact else (model, ())
     dense, result = _store(smaller, options, samples)

@@ -12,7 +12,14 @@ import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 
 import keras_ntt
-from keras_ntt import ExportError, apply_masks, export_tflite, sparsity_report, tflite_predict
+from keras_ntt import (
+    ExportError,
+    _host,
+    apply_masks,
+    export_tflite,
+    sparsity_report,
+    tflite_predict,
+)
 
 # --- the report ------------------------------------------------------------------------------
 
@@ -286,6 +293,62 @@ def test_integer_inputs_such_as_tokens(tmp_path):
     np.testing.assert_allclose(run(tmp_path / "drawn.tflite", x), expected, rtol=1e-4, atol=1e-5)
 
 
+def recurrent():
+    return keras.Sequential(
+        [
+            keras.Input((5,), dtype="int32"),
+            keras.layers.Embedding(7, 3, mask_zero=True),
+            keras.layers.Bidirectional(keras.layers.LSTM(4, return_sequences=True)),
+            keras.layers.GRU(3),
+            keras.layers.Dense(2),
+        ]
+    )
+
+
+def convolutional_recurrent():
+    return keras.Sequential(
+        [
+            keras.Input((3, 6, 6, 2)),
+            keras.layers.TimeDistributed(keras.layers.Conv2D(2, 3)),
+            keras.layers.ConvLSTM2D(2, 3),
+            keras.layers.Flatten(),
+            keras.layers.Dense(2),
+        ]
+    )
+
+
+@pytest.mark.parametrize("make", [recurrent, convolutional_recurrent])
+def test_recurrent_layers_are_written_step_by_step(tmp_path, make):
+    model = sparse(randomize(make()))
+    x = np.random.default_rng(0).integers(0, 7, (4, *model.input_shape[1:]))
+    x = x.astype(model.inputs[0].dtype)
+    loops = _host.loops_of(model)
+    export_tflite(model, tmp_path / "model.tflite", representative_data=x)
+    assert _host.loops_of(model) == loops != []
+    expected = keras.ops.convert_to_numpy(model(x))
+    np.testing.assert_allclose(run(tmp_path / "model.tflite", x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_layers_that_change_images_at_random_are_left_out(tmp_path):
+    model = keras.Sequential(
+        [
+            keras.Input((6, 6, 1)),
+            keras.layers.RandomFlip(seed=0),
+            keras.layers.RandomRotation(0.2, seed=0),
+            keras.layers.Rescaling(1 / 255),
+            keras.layers.Flatten(),
+            keras.layers.Dropout(0.5, seed=0),
+            keras.layers.Dense(3),
+        ]
+    )
+    x = np.random.default_rng(0).integers(0, 256, (5, 6, 6, 1)).astype("uint8")
+    export_tflite(model, tmp_path / "model.tflite", representative_data=x)
+    expected = x.reshape(5, -1) / 255 @ np.asarray(model.layers[-1].kernel)
+    np.testing.assert_allclose(
+        run(tmp_path / "model.tflite", x.astype("float32")), expected, rtol=1e-4, atol=1e-5
+    )
+
+
 # --- failures --------------------------------------------------------------------------------
 
 
@@ -349,7 +412,23 @@ def not_convertible():
     return keras.Model(a, keras.layers.Dense(2)(outputs))
 
 
+def open_length():
+    return keras.Sequential([keras.Input((None, 2)), keras.layers.LSTM(3)])
+
+
+def stateful():
+    layers = [keras.layers.GRU(3, stateful=True, name="memory"), keras.layers.Dense(2)]
+    return keras.Sequential([keras.Input(batch_shape=(2, 4, 2)), *layers])
+
+
 FAILURES = {
+    "stateful": (stateful, {}, ValueError, r"state between calls.*Received.*memory"),
+    "recurrent, open length": (
+        open_length,
+        {"representative_data": np.zeros((3, 4, 2), "float32")},
+        ExportError,
+        "length that is fixed in keras.Input.*Received",
+    ),
     "several inputs": (several_inputs, {}, ValueError, "one input and one output.*Received"),
     "several outputs": (several_outputs, {}, ValueError, "one input and one output.*Received"),
     "own call": (subclassed, {}, ValueError, "Sequential and functional models.*Received.*Own"),

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_ntt import _host
 from keras_ntt.litert.checks import ExportError
 
 QUANTIZATIONS = ("float16", "int8_weights", "int8")
@@ -23,6 +24,7 @@ def convert(
 
     The converter's own door for Keras models aborts the process with TensorFlow 2.16. Its
     sparse mode is never used: it writes files that compute something else or do not load.
+    Recurrent layers are written step by step, because it cannot convert their loops.
 
     Args:
         model: The model.
@@ -42,14 +44,30 @@ def convert(
             tempfile.TemporaryDirectory() as folder,
             contextlib.redirect_stdout(io.StringIO()),
         ):
-            model.export(folder)
+            _save(model, folder)
             batches = [] if samples is None else _batches(model, samples)
             return [_convert(folder, kind, batches) for kind in quantizations]
     except Exception as error:  # the converter raises whatever its passes raise
         raise ExportError(
-            f"TensorFlow could not convert the model {model.name!r} to LiteRT. "
+            f"TensorFlow could not convert the model {model.name!r} to LiteRT. {_hint(model)}"
             f"Received: {type(error).__name__}: {error}"
         ) from error
+
+
+def _save(model: keras.Model, folder: str) -> None:
+    """Write a SavedModel of inference, which `Model.export` takes for the default of each layer."""
+    specs = [tf.TensorSpec(t.shape, t.dtype, t.name) for t in model.inputs]
+    archive = keras.export.ExportArchive()
+    archive.track(model)
+    with _host.unrolled(model, specs):
+        archive.add_endpoint("serve", lambda x: model(x, training=False), specs)
+        archive.write_out(folder)
+
+
+def _hint(model: keras.Model) -> str:
+    if _host.loops_of(model) and any(None in t.shape[1:2] for t in model.inputs):
+        return "Recurrent layers need sequences of a length that is fixed in keras.Input. "
+    return ""
 
 
 def _batches(model: keras.Model, samples: np.ndarray) -> list[np.ndarray]:
