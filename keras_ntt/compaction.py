@@ -16,6 +16,7 @@ import numpy as np
 from keras import layers
 
 from keras_ntt import _host, checks
+from keras_ntt.model_copies import hand_over
 
 _READERS = (layers.Dense, layers.Conv1D, layers.Conv2D)
 _POOLING = (
@@ -255,5 +256,8 @@ def _rebuilt(model: keras.Model, weights: _Weights) -> keras.Model:
 
     clone = keras.models.clone_model(model, clone_function=copied)
     for old, new in pairs:
-        new.set_weights(weights.by_layer.get(id(old)) or old.get_weights())
+        if id(old) in weights.by_layer:
+            new.set_weights(weights.of(old))
+        else:
+            hand_over(old, new)
     return clone

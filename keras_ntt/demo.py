@@ -21,6 +21,7 @@ import tensorflow as tf
 
 import keras_ntt
 from keras_ntt import plots
+from keras_ntt.model_copies import copy_of
 
 SPARSITY = 0.97
 # Score and allocation of the methods that need no training.
@@ -137,9 +138,7 @@ def sparse_version(
         return keras_ntt.prune_at_init(
             model, sparsity=SPARSITY, saliency=saliency, allocation=allocation, data=x, seed=seed
         )
-    copy = keras.models.clone_model(model)
-    copy.set_weights(model.get_weights())
-    return copy
+    return copy_of(model)
 
 
 def _epochs_in_one(x: np.ndarray, seed: int, settings: Settings) -> tf.data.Dataset:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from keras_ntt import checks, input_checks
@@ -13,6 +12,7 @@ from keras_ntt.adversarial import Attack
 from keras_ntt.allocations import Allocation
 from keras_ntt.inputs import is_generator
 from keras_ntt.masks import Saliency
+from keras_ntt.model_copies import copy_of
 from keras_ntt.policies import Filters
 from keras_ntt.saliency import NetworkSaliency
 from keras_ntt.transfer import NeuralTangentTransfer
@@ -132,33 +132,3 @@ def _readable_again(data: Any) -> Any:
     """Return data that can be read more than once and end, else None."""
     endless = isinstance(data, tf.data.Dataset) and data.cardinality() < 0
     return None if is_generator(data) or endless else data
-
-
-def copy_of(model: keras.Model, inputs: Any = None) -> keras.Model:
-    """Return a copy of a model with the same weights.
-
-    Args:
-        model: A built model.
-        inputs: Inputs to build a copy on whose class does not know its input shape.
-
-    Returns:
-        The copy.
-
-    Raises:
-        ValueError: If the class of the model cannot be rebuilt from its configuration.
-    """
-    try:
-        copy = type(model).from_config(model.get_config())
-        if not copy.built or len(copy.weights) != len(model.weights):
-            copy(keras.tree.map_structure(lambda a: np.asarray(a[:1]), inputs))
-        copy.set_weights(model.get_weights())
-    except Exception as error:
-        raise ValueError(
-            f"The model {model.name!r} cannot be copied: its class needs get_config() and "
-            "from_config(), and a call on an array to build it. Or prune it in place: "
-            "NeuralTangentTransfer(student=model, pruning_schedule=sparsity). "
-            f"Received: a {type(model).__name__}, and {type(error).__name__}: {error}"
-        ) from error
-    for mine, theirs in zip(copy.variables, model.variables, strict=True):
-        mine.trainable = theirs.trainable
-    return copy

@@ -18,6 +18,7 @@ from keras_ntt import checks, pruning, schedules
 from keras_ntt.sparse_model import get_masks as _masks_of_keras3
 from keras_ntt.twins import (
     copy_weights,
+    leaves_of,
     named_weights,
     paired,
     to_keras3,
@@ -217,7 +218,7 @@ class _OnTwin:
     """A policy of tfmot, asked about the tf_keras layer for each layer of the twin."""
 
     def __init__(self, policy: Any, model: Any, twin: keras.Model):
-        theirs = {id(v): layer for layer in _leaves(model) for v in layer.weights}
+        theirs = {id(v): layer for layer in leaves_of(model) for v in layer.weights}
         self._policy = policy
         # By path, because what is asked about is a layer of a copy of the twin.
         self._layers = {b.path: theirs[id(a)] for _, a, _, b in paired(model, twin)}
@@ -254,16 +255,7 @@ def get_masks(model: Any) -> dict[str, np.ndarray]:
 
 
 def _wrappers(model: Any) -> list[Any]:
-    return [layer for layer in _leaves(model) if hasattr(layer, "pruning_vars")]
-
-
-def _leaves(model: Any) -> list[Any]:
-    """Return the layers of a model and of those nested in it, wrappers as they are."""
-    return [
-        part
-        for layer in model.layers
-        for part in (_leaves(layer) if hasattr(layer, "layers") else [layer])
-    ]
+    return [layer for layer in leaves_of(model) if hasattr(layer, "pruning_vars")]
 
 
 def wrap_with_masks(model: Any, masks: Mapping[str, Any]) -> Any:
@@ -295,7 +287,7 @@ def wrap_with_masks(model: Any, masks: Mapping[str, Any]) -> Any:
                 f"{ {k: tuple(v.shape) for k, v in named.items()} }"
             )
     by_id = {id(named[name]): np.asarray(mask).astype(bool) for name, mask in masks.items()}
-    chosen = [layer for layer in _leaves(copy) if any(id(v) in by_id for v in layer.weights)]
+    chosen = [layer for layer in leaves_of(copy) if any(id(v) in by_id for v in layer.weights)]
     policy = PruneSupportedLayers(chosen)
     zeros = sum(int((~mask).sum()) for mask in by_id.values())
     share = zeros / max(sum(mask.size for mask in by_id.values()), 1)

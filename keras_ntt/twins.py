@@ -250,6 +250,18 @@ def copy_weights(source: Any, target: Any) -> None:
     """
     for _, theirs, _, mine in paired(source, target):
         mine.assign(value_of(theirs))
+    for layer in leaves_of(target):
+        if type(layer).__name__ == "Normalization":  # it keeps what it computes of its weights
+            layer.finalize_state()
+
+
+def leaves_of(model: Any) -> list[Any]:
+    """Return the layers of a model and of those nested in it, wrappers as they are."""
+    return [
+        part
+        for layer in model.layers
+        for part in (leaves_of(layer) if hasattr(layer, "layers") else [layer])
+    ]
 
 
 def translate_masks(masks: Mapping[str, Any], source: Any, target: Any) -> dict[str, np.ndarray]:

@@ -131,6 +131,23 @@ def test_weights_go_both_ways():
         bridge.copy_weights(nested(), twin)
 
 
+def normalized():
+    x = (5 + 3 * np.random.default_rng(0).normal(size=(64, 6))).astype("float32")
+    scale = layers.Normalization()
+    scale.adapt(x)
+    return tf_keras.Sequential([layers.InputLayer((6,)), scale, layers.Dense(3)]), x
+
+
+def test_what_was_adapted_goes_both_ways():
+    model, x = normalized()
+    np.testing.assert_allclose(bridge.to_keras3(model)(x), model(x), rtol=1e-4, atol=1e-5)
+    sparse = bridge.prune_neural_tangent(model, x, sparsity=0.5, epochs=1, wrapped=False, verbose=0)
+    kernel, bias = sparse.layers[-1].get_weights()
+    assert np.count_nonzero(kernel) == 9
+    by_hand = (x - x.mean(axis=0)) / x.std(axis=0) @ kernel + bias
+    np.testing.assert_allclose(sparse(x), by_hand, rtol=1e-4, atol=1e-5)
+
+
 class Own(layers.Dense):
     """A layer of one's own, which Keras 3 cannot know."""
 

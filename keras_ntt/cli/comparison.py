@@ -13,6 +13,7 @@ import numpy as np
 import keras_ntt
 from keras_ntt.cli import data, printing
 from keras_ntt.cli.compare import SCORES
+from keras_ntt.model_copies import copy_of, redrawn
 from keras_ntt.saliency.losses import looks_like_probabilities
 from keras_ntt.tables import table as text_table
 
@@ -57,7 +58,7 @@ def run(path: pathlib.Path, source: str, settings: Settings) -> dict[str, Any]:
     not_run: dict[str, str] = {}
     for seed in range(settings.seed, settings.seed + settings.seeds):
         keras.utils.set_random_seed(seed)
-        dense = keras.models.clone_model(given) if settings.redraw else given
+        dense = redrawn(given) if settings.redraw else given
         for method in settings.methods:
             if method in not_run:
                 continue
@@ -98,9 +99,7 @@ def sparse_version(
         ValueError: If the method does not fit the model.
     """
     if method == "dense":
-        copy = keras.models.clone_model(dense)
-        copy.set_weights(dense.get_weights())
-        return copy
+        return copy_of(dense)
     if method == "ntt":
         return keras_ntt.prune_neural_tangent(
             dense,

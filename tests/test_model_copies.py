@@ -1,0 +1,115 @@
+"""Copies of models compute what the models compute, also with what set_weights leaves out."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+from architectures import sequential
+from keras import layers
+
+import keras_ntt
+from keras_ntt.model_copies import copy_of, redrawn
+
+RNG = np.random.default_rng(0)
+X = (5 + 3 * RNG.normal(size=(64, 6))).astype("float32")
+TOKENS = np.array([[10, 20], [30, 7], [10, 10]])
+
+
+def adapted(layer, data):
+    layer.adapt(data)
+    return layer
+
+
+def normalized():
+    layer = adapted(layers.Normalization(), X)
+    return sequential((6,), layer, layers.Dense(16, "relu"), layers.Dense(2)), X
+
+
+def nested():
+    inner, _ = normalized()
+    return sequential((6,), inner, layers.Dense(3)), X
+
+
+def looked_up():
+    table = adapted(layers.IntegerLookup(), TOKENS)
+    model = [keras.Input((2,), dtype="int64"), table, layers.Embedding(9, 3), layers.Flatten()]
+    return keras.Sequential([*model, layers.Dense(2)]), TOKENS
+
+
+def weighed():
+    table = adapted(layers.IntegerLookup(output_mode="tf_idf"), TOKENS)
+    return keras.Sequential([keras.Input((2,), dtype="int64"), table, layers.Dense(2)]), TOKENS
+
+
+def in_bins():
+    bins = adapted(layers.Discretization(num_bins=4), X)
+    return sequential((6,), bins, layers.Embedding(4, 3), layers.Flatten(), layers.Dense(2)), X
+
+
+def low_rank():
+    model = sequential((6,), layers.Dense(4), layers.Dense(2))
+    model.layers[0].enable_lora(2)
+    for variable in model.weights:
+        variable.assign(RNG.normal(size=variable.shape))
+    return model, X
+
+
+@keras.saving.register_keras_serializable("test_model_copies")
+class Own(keras.Model):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.scale = layers.Normalization()
+        self.head = layers.Dense(2)
+
+    def call(self, x):
+        return self.head(self.scale(x))
+
+
+def own():
+    model = Own()
+    model.scale.adapt(X)
+    model(X)
+    return model, X
+
+
+@pytest.mark.parametrize(
+    "make",
+    [normalized, nested, looked_up, weighed, in_bins, low_rank, own],
+    ids=lambda m: m.__name__,
+)
+def test_a_copy_computes_the_same(make):
+    model, x = make()
+    expected = keras.ops.convert_to_numpy(model(x))
+    copy = copy_of(model, x)
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(copy(x)), expected)
+    for mine, theirs in zip(copy.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    assert not {id(v) for v in copy.variables} & {id(v) for v in model.variables}
+
+
+@pytest.mark.parametrize("make", [normalized, nested, in_bins], ids=lambda make: make.__name__)
+def test_what_is_pruned_is_the_model(make):
+    model, x = make()
+    whole = keras_ntt.prune_at_init(model, sparsity=0.0, saliency="magnitude")
+    np.testing.assert_array_equal(whole(x), model(x))
+    sparse = keras_ntt.prune_at_init(model, sparsity=0.5, saliency="magnitude")
+    keras_ntt.apply_masks(model, keras_ntt.get_masks(sparse))
+    np.testing.assert_array_equal(sparse(x), model(x))
+
+
+def test_a_smaller_model_is_normalized_too():
+    model, x = normalized()
+    kernel, bias = model.layers[1].get_weights()
+    kernel[:, :5] = 0
+    model.layers[1].set_weights([kernel, bias])
+    smaller, removed = keras_ntt.remove_dead_units(model)
+    assert removed == ((model.layers[1].name, 5),)
+    np.testing.assert_allclose(smaller(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_new_first_weights_leave_what_was_adapted():
+    model, x = normalized()
+    other = redrawn(model)
+    np.testing.assert_array_equal(other.layers[0](x), model.layers[0](x))
+    assert not np.array_equal(other.layers[1].kernel, model.layers[1].kernel)
