@@ -80,6 +80,8 @@ def tangents(
             factors.extend(new)
             for index, ct in zip(call.inputs, back, strict=True):
                 if ct is not None:
+                    # Layers cast their inputs to their own float type, each to another perhaps.
+                    ct = ct.cast(tensors[index].dtype)
                     cotangents[index] = cotangents[index] + ct if index in cotangents else ct
         return Tangents(outputs, gather(cast(factor, outputs.dtype) for factor in factors))
 

@@ -163,7 +163,9 @@ def _common_rows(first: tf.Tensor, second: tf.Tensor) -> tuple[tf.Tensor, tf.Ten
     used = [tf.scatter_nd(p[:, None], tf.ones_like(p), tf.shape(rows)) > 0 for p in sides]
     common = tf.logical_and(*used)
     slots = tf.where(common, tf.cumsum(tf.cast(common, tf.int32)) - 1, -1)
-    return tf.boolean_mask(rows, common), *(tf.gather(slots, side) for side in sides)
+    # One row more, whose place none takes: a sum into no rows at all has no gradient in TensorFlow.
+    found = tf.concat([tf.boolean_mask(rows, common), rows[:1]], axis=0)
+    return found, *(tf.gather(slots, side) for side in sides)
 
 
 def _sorted_rows(first: tf.Tensor, second: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:

@@ -190,6 +190,79 @@ def test_masked_sequences(case, implementation):
     assert error(found, expected) < 1e-12
 
 
+def test_halves_that_read_no_row_of_a_table_in_common():
+    def made(seed):
+        model = architectures.sequential(
+            (1,), layers.Embedding(9, 3), layers.Flatten(), layers.Dense(2)
+        )
+        return architectures.randomize(model, seed=seed)
+
+    student, teacher, x = made(0), made(1), np.array([[1], [2], [3], [4]])
+    table = student.layers[0].embeddings
+    with tf.GradientTape() as tape:
+        total = loss_of(student, teacher, x).total
+    gradient = tf.convert_to_tensor(tape.gradient(total, table.value))
+    step = np.random.default_rng(0).normal(size=table.shape)
+    value, values = table.numpy(), []
+    for h in (-1e-5, 1e-5):
+        table.assign(value + h * step)
+        values.append(float(loss_of(student, teacher, x).total))
+    slope = (values[1] - values[0]) / 2e-5
+    assert float(tf.reduce_sum(gradient * step)) == pytest.approx(slope, rel=1e-6)
+
+
+def dense_of_several(a, b, c):
+    first, last = layers.Dense(5, "relu", dtype=a), layers.Dense(3, "softmax", dtype=c)
+    return architectures.sequential((6,), first, layers.Activation("tanh", dtype=b), last)
+
+
+def convolutions_of_several(a, b, c):
+    return architectures.sequential(
+        (9, 9, 2),
+        layers.Conv2D(3, 3, dtype=a),
+        layers.ReLU(dtype=b),
+        layers.MaxPooling2D(dtype=c),
+        layers.SeparableConv2D(3, 2, dtype=b),
+        layers.BatchNormalization(dtype=a),
+        layers.Flatten(dtype=c),
+        layers.Dense(2, dtype=a),
+    )
+
+
+def branches_of_several(a, b, c):
+    x = keras.Input((3, 6))
+    y = layers.LayerNormalization(dtype=a)(x)
+    y = layers.MultiHeadAttention(2, 3, dtype=b)(y, y)
+    y = layers.LSTM(4, dtype=a)(layers.Add(dtype=c)([x, y]))
+    return keras.Model(x, layers.Dense(2, dtype=b)(y))
+
+
+@pytest.mark.parametrize("types", ["float32 float64 float32", "float64 float32 float64"])
+@pytest.mark.parametrize(
+    "make",
+    [dense_of_several, convolutions_of_several, branches_of_several],
+    ids=lambda make: make.__name__,
+)
+def test_layers_of_several_float_types(make, types):
+    model = architectures.randomize(make(*types.split()))
+    x = np.random.default_rng(1).normal(size=(3, *model.input_shape[1:])).astype("float32")
+    found = keras_ntt.empirical_ntk(model, x)
+    expected = keras_ntt.empirical_ntk(model, x, implementation="jacobian")
+    assert error(found, expected) < 1e-5
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_a_head_in_float32_as_keras_advises_for_mixed_precision(policy):
+    hidden = layers.Dense(16, "relu", dtype=policy)
+    model = architectures.sequential((6,), hidden, layers.Dense(3, dtype="float32"))
+    x = np.random.default_rng(1).normal(size=(16, 6)).astype("float32")
+    found = keras_ntt.empirical_ntk(model, x[:3])
+    assert found.dtype == "float32"
+    assert error(found, keras_ntt.empirical_ntk(model, x[:3], implementation="jacobian")) < 0.03
+    sparse = keras_ntt.prune_neural_tangent(model, x, sparsity=0.5, epochs=2, verbose=0)
+    assert keras_ntt.sparsity_report(sparse).sparsity == 0.5
+
+
 TIES = {
     "1D": ((11, 1), layers.Conv1D, layers.MaxPooling1D, 3),
     "2D": ((7, 9, 1), layers.Conv2D, layers.MaxPooling2D, (2, 3)),

@@ -89,8 +89,16 @@ class Stacked:
             self.rows = restack(tf.reshape(product, batch_shape(factor)), factor, self.copies)
         return self.rows
 
+    def cast(self, dtype: tf.DType) -> Stacked:
+        """Return the cotangent in a float type."""
+        if self.rows.dtype == dtype:
+            return self
+        factor = None if self.factor is None else tf.cast(self.factor, dtype)
+        return Stacked(tf.cast(self.rows, dtype), self.copies, factor, self.window)
+
     def scaled(self, factor: tf.Tensor) -> Stacked:
         """Return the cotangent times one factor a sample, ``[n, ...]``."""
+        factor = tf.cast(factor, self.rows.dtype)
         if self.factor is not None:
             factor = factor * self.factor
         return Stacked(self.rows, self.copies, factor, self.window)

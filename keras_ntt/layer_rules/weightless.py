@@ -157,6 +157,7 @@ class MaxPooled(Linearization):
             pooled = self._call.run(self._tensor)
         winners = tf.stop_gradient(tape.gradient(pooled, self._tensor))
         window = tuple(self._call.operation.pool_size)
+        winners = tf.cast(winners, cotangent.rows.dtype)
         return [Stacked(cotangent.tensor, cotangent.copies, winners, window)], []
 
 
