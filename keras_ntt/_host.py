@@ -16,8 +16,12 @@ import keras
 import keras.src.ops
 import numpy as np
 import tensorflow as tf
+from keras.src.layers.rnn.conv_lstm import ConvLSTMCell
 from keras.src.models.functional import Functional
 from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
+
+# The cell of ConvLSTM1D to ConvLSTM3D, which Keras does not name in public.
+CONV_LSTM_CELL = ConvLSTMCell
 
 
 def require_tensorflow_backend() -> None:

@@ -27,7 +27,7 @@ _KERNEL_LAYERS = (
 )
 _SEPARABLE_LAYERS = (layers.SeparableConv1D, layers.SeparableConv2D)
 _DEPTHWISE_LAYERS = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
-_CELLS = (layers.SimpleRNNCell, layers.LSTMCell, layers.GRUCell)
+_CELLS = (layers.SimpleRNNCell, layers.LSTMCell, layers.GRUCell, _host.CONV_LSTM_CELL)
 
 
 class PruningPolicy(ABC):
@@ -47,7 +47,7 @@ class KernelPolicy(PruningPolicy):
 
     These are the kernels of Dense, EinsumDense (and with it of attention), of convolutions,
     plain and transposed, the pointwise kernels of separable ones, and both kernels of SimpleRNN,
-    LSTM and GRU. Biases and the scales of normalizations never are.
+    LSTM, GRU and ConvLSTM. Biases and the scales of normalizations never are.
 
     Attributes:
         depthwise: Whether depthwise kernels are pruned too. They are a small part of a network

@@ -50,6 +50,14 @@ def test_what_is_pruned(name):
     assert names(model, pruning_policy=EVERYTHING) == sorted(plain + more)
 
 
+def test_convolutional_recurrent_layers_are_pruned():
+    cells = layers.ConvLSTM2D(2, 3), layers.Bidirectional(layers.ConvLSTM1D(2, 2))
+    for cell, shape in zip(cells, [(2, 4, 4, 1), (2, 4, 1)], strict=True):
+        model = keras.Sequential([keras.Input(shape), cell])
+        kinds = ["kernel", "recurrent_kernel"]
+        assert [v.name for v in choose_weights(model).weights] == kinds * (len(model.weights) // 3)
+
+
 @pytest.mark.parametrize("name", every_layer.CASES)
 def test_every_trainable_weight_is_pruned_or_has_a_reason(name):
     model = every_layer.CASES[name]()
