@@ -24,6 +24,9 @@ constructor and configuration. Everything else is exact too:
   TimeDistributed, recurrent layers, transformer blocks and subclassed models are structured so.
 - Weights that such code uses in other ways, the biases of recurrent cells among them, are
   differentiated sample by sample, by `tf.vectorized_map`: exact, and slow if there are many.
+- Recurrent layers over sequences of a known length are run step by step, because TensorFlow cannot
+  differentiate its loops twice. A transfer traces each step once, before the first batch: about
+  half a second of processor time a step and a layer of GRU, so that long sequences begin late.
 - Layers without trainable weights that are not listed take one gradient on the batch repeated once
   an output.
 
