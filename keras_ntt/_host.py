@@ -154,6 +154,11 @@ def loops_of(operation: Any) -> list[keras.Layer]:
     return [layer for layer in layers if isinstance(layer, keras.layers.RNN) and not layer.unroll]
 
 
+def are_of_open_length(tensors: Sequence[Any]) -> bool:
+    """Tell whether the number of steps of some sequences ``[n, steps, ...]`` is not known."""
+    return any(t.shape.rank is None or None in t.shape[1:2] for t in tensors)
+
+
 @contextlib.contextmanager
 def unrolled(operation: Any, tensors: Sequence[tf.Tensor]) -> Iterator[None]:
     """Run recurrent layers step by step instead of in a loop of the graph.
@@ -161,9 +166,7 @@ def unrolled(operation: Any, tensors: Sequence[tf.Tensor]) -> Iterator[None]:
     The derivative of a derivative through ``tf.while_loop`` fails in TensorFlow ("`dtype`
     variant is not compatible"). Sequences of open length are left to the loop.
     """
-    recurrent = loops_of(operation)
-    if any(t.shape.rank is None or None in t.shape[1:2] for t in tensors):
-        recurrent = []
+    recurrent = [] if are_of_open_length(tensors) else loops_of(operation)
     with contextlib.ExitStack() as stack:
         for layer in recurrent:
             stack.enter_context(_step_by_step(layer))

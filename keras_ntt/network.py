@@ -40,7 +40,19 @@ class Call:
     outputs: tuple[int, ...]
 
     def run(self, *tensors: tf.Tensor) -> list[tf.Tensor]:
-        """Apply the operation to tensors in the order of `inputs`; return the flat outputs."""
+        """Apply the operation to tensors in the order of `inputs`; return the flat outputs.
+
+        Raises:
+            ValueError: If trainable recurrent layers would run over sequences of open length.
+        """
+        if self.weights and _host.loops_of(self.operation) and _host.are_of_open_length(tensors):
+            raise ValueError(
+                "Recurrent layers are run step by step, so that they can be differentiated twice, "
+                "which takes sequences of a known length. Pad all batches to one length and state "
+                "it: by keras.Input((length, ...)), or by an array instead of a data set of open "
+                f"shape. Received: the layer {self.operation.name!r} on inputs of shape "
+                f"{[tuple(t.shape) for t in tensors]}"
+            )
         at = dict(zip(self.inputs, tensors, strict=True))
         args, kwargs = keras.tree.map_structure(
             lambda leaf: at[leaf.index] if isinstance(leaf, _Slot) else leaf, self.arguments

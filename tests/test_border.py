@@ -437,6 +437,17 @@ def test_labels_that_are_none():
         keras_ntt.effective_gradient_flow(model, x, np.zeros((8, 2)), loss="mse")
 
 
+def test_recurrent_layers_on_batches_of_open_length():
+    layers = keras.layers
+    model = keras.Sequential([keras.Input((None, 2)), layers.LSTM(3), layers.Dense(2)])
+    batches = tf.data.Dataset.from_generator(
+        lambda: (np.zeros((4, length, 2), "float32") for length in (3, 5)),
+        output_signature=tf.TensorSpec((None, None, 2)),
+    )
+    with refused(ValueError, "sequences of a known length.*Received.*lstm", model):
+        keras_ntt.prune_neural_tangent(model, batches, sparsity=0.5, epochs=1, verbose=0)
+
+
 def test_callbacks_optimizers_and_epochs_that_are_none():
     model = small()
     for callback in (3, "EarlyStopping", [None]):

@@ -65,7 +65,8 @@ def _save(model: keras.Model, folder: str) -> None:
 
 
 def _hint(model: keras.Model) -> str:
-    if _host.loops_of(model) and any(None in t.shape[1:2] for t in model.inputs):
+    specs = [tf.TensorSpec(t.shape) for t in model.inputs]
+    if _host.loops_of(model) and _host.are_of_open_length(specs):
         return "Recurrent layers need sequences of a length that is fixed in keras.Input. "
     return ""
 
