@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
+import tensorflow as tf
 from keras import layers
 
 from keras_ntt import _host
@@ -60,6 +63,42 @@ def of_any_scale(model: keras.Model) -> list[bool]:
         A truth value for each input.
     """
     return _read_by(model, _looks_up_or_scales)
+
+
+@contextlib.contextmanager
+def taken_as_scaled(model: keras.Model) -> Iterator[None]:
+    """Let inputs that are made up pass the layers that scale a model's inputs unchanged.
+
+    Noise and ones stand for what the network sees, not for pixels: Rescaling to [-1, 1] would make
+    all of them nearly -1, and Normalization would move them by the mean of the data.
+
+    Args:
+        model: A built model, which is as it was afterwards.
+    """
+    scaling = _scaling_layers(model)
+    try:
+        for layer in scaling:
+            vars(layer)["call"] = functools.partial(_cast, layer)
+        yield
+    finally:
+        for layer in scaling:
+            vars(layer).pop("call", None)
+
+
+def _cast(layer: keras.Layer, inputs: tf.Tensor) -> tf.Tensor:
+    return tf.cast(inputs, layer.compute_dtype)
+
+
+def _scaling_layers(model: keras.Model) -> list[keras.Layer]:
+    """Return the layers of fixed scale that only move what comes from the inputs passes before."""
+    network, found = unroll(model), []
+    raw = set(network.inputs)
+    for call in network.calls:
+        scales = isinstance(call.operation, layers.Rescaling | layers.Normalization)
+        if raw.issuperset(call.inputs) and (scales or isinstance(call.operation, _MOVE)):
+            raw.update(call.outputs)
+            found += [call.operation] if scales else []
+    return found
 
 
 def _read_by(model: keras.Model, does: Callable[[Any], bool]) -> list[bool]:

@@ -451,6 +451,33 @@ def test_every_score_on_every_kind_of_model(kind, name):
         np.testing.assert_array_equal(old, new)
 
 
+def to_both_sides():
+    return [layers.Rescaling(1 / 127.5, offset=-1)]
+
+
+def standardized():
+    pixels = 100 + 30 * np.random.default_rng(0).normal(size=(50, 6, 6, 3))
+    scale = layers.Normalization()
+    scale.adapt(pixels)
+    return [layers.Rescaling(2.0), layers.ZeroPadding2D(0), scale]
+
+
+@pytest.mark.parametrize("before", [to_both_sides, standardized], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("score", ["synflow", "synflow_l2", "ntk_sap"])
+def test_inputs_that_are_made_up_are_not_scaled(score, before):
+    body = [layers.Conv2D(4, 3, activation="relu"), layers.Flatten(), layers.Dense(3)]
+    plain = keras.Sequential([keras.Input((6, 6, 3)), *body])
+    scaled = keras.Sequential([keras.Input((6, 6, 3)), *before(), *body])
+    x = np.random.default_rng(1).uniform(0, 255, (2, 6, 6, 3))
+    outputs = np.asarray(scaled(x))
+    expected, found = (saliency_scores(model, score) for model in (plain, scaled))
+    assert [*found] == [*expected]
+    for key, scores in expected.items():
+        assert scores.any()
+        np.testing.assert_array_equal(found[key], scores)
+    np.testing.assert_array_equal(scaled(x), outputs)  # on data it scales as before
+
+
 def test_ntk_sap_draws_from_the_initializers():
     """Weights of any value give the same scores; constants are drawn as constants."""
     model = small(kernel_initializer="he_normal")

@@ -21,9 +21,10 @@ class NTKSAP(NetworkSaliency):
     batch has Gaussian inputs and weights newly drawn from their initializers, so that it is
     the architecture that is scored (Wang, Li & Sun, "NTK-SAP: Improving neural network pruning
     by aligning training dynamics", ICLR 2023). No data are needed, unless the model takes whole
-    numbers: then the samples given stand for the Gaussian inputs. A weight whose layer names no
-    initializer keeps its value, and so does one whose initializer, of the user's own, takes no
-    seed: what it draws would depend on more than `seed`.
+    numbers: then the samples given stand for the Gaussian inputs. Rescaling and Normalization at
+    the inputs let these pass as they are. A weight whose layer names no initializer keeps its
+    value, and so does one whose initializer, of the user's own, takes no seed: what it draws would
+    depend on more than `seed`.
 
     Args:
         rounds: Rounds in which to prune, unless asked otherwise.
@@ -66,7 +67,10 @@ class NTKSAP(NetworkSaliency):
                 w + self.epsilon * tf.random.stateless_normal(w.shape, seed, dtype=w.dtype)
                 for w, seed in ((w, subject.seed_of(2, batch, i)) for i, w in enumerate(weights))
             ]
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
+            with (
+                input_kinds.taken_as_scaled(subject.model),
+                tf.GradientTape(watch_accessed_variables=False) as tape,
+            ):
                 tape.watch(masks)
                 here, there = (
                     subject.outputs(x, [w * m for w, m in zip(ws, masks, strict=True)], others)

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_ntt import _host, checks
+from keras_ntt import _host, checks, input_kinds
 from keras_ntt.saliency.base import NetworkSaliency, Subject, flat, gradient, sensitivity
 from keras_ntt.saliency.losses import check_logits
 
@@ -20,6 +20,7 @@ class SynFlow(NetworkSaliency):
     value (Tanaka, Kunin, Yamins & Ganguli, "Pruning neural networks without any data by
     iteratively conserving synaptic flow", NeurIPS 2020). It is computed in float64, because R
     grows with the product of the layers' widths. Data, if given, tell the shape of an input only.
+    Rescaling and Normalization at the inputs let the ones pass as they are.
 
     Args:
         rounds: Rounds in which to prune, unless asked otherwise. In one round it removes whole
@@ -56,7 +57,7 @@ class SynFlow(NetworkSaliency):
         }
         for variable, value in zip(subject.variables, values, strict=True):
             replaced[id(variable)] = (variable, value)
-        with _host.in_float64(subject.model, replaced):
+        with _host.in_float64(subject.model, replaced), input_kinds.taken_as_scaled(subject.model):
             return flat(subject.model(x, training=False))
 
     def _absolute(self, value: tf.Tensor) -> tf.Tensor:
