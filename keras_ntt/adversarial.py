@@ -125,7 +125,7 @@ def attacked(attack: Attack, pair: Pair, x: Any) -> Any:
     if any(input_kinds.are_indices(x, pair.teacher.model)):
         raise ValueError(
             "adversarial inputs are moved by small steps, which indices and integers cannot be. "
-            "Embed them first, or leave adversarial out. "
+            "Pass pixels as floats, embed indices first, or leave adversarial out. "
             f"Received: model={pair.teacher.model.name!r}"
         )
     target = [tf.stop_gradient(out) for out in _outputs(pair.teacher, pair.teacher_values, x)]
