@@ -191,6 +191,32 @@ def check_pair(student: keras.Model, teacher: keras.Model | None) -> None:
             f"Received: {len(shared)} shared weights of {len(student.weights)}"
         )
     check_shapes(student, teacher)
+    _warn_of_lost_statistics(student, teacher)
+
+
+def _warn_of_lost_statistics(student: keras.Model, teacher: keras.Model) -> None:
+    kind = keras.layers.Normalization
+    ours, theirs = (
+        [layer for layer in model._flatten_layers() if isinstance(layer, kind) and layer.built]
+        for model in (student, teacher)
+    )
+    lost = [
+        mine.name
+        for mine, other in zip(ours, theirs, strict=False)
+        if _normalizes_nothing(mine) and not _normalizes_nothing(other)
+    ]
+    if lost:
+        warnings.warn(
+            "The student does not normalize its inputs and the teacher does: clone_model and "
+            "set_weights leave out what Normalization has adapted to. Copy the teacher by saving "
+            f"and loading it, or adapt the student's layers too. Received: student with {lost}",
+            stacklevel=4,
+        )
+
+
+def _normalizes_nothing(layer: Any) -> bool:
+    mean, variance = map(np.asarray, (layer.mean, layer.variance))
+    return bool((mean == 0).all() and (variance == 1).all())
 
 
 def check_shapes(student: keras.Model, teacher: keras.Model) -> None:

@@ -90,11 +90,11 @@ def _cast(layer: keras.Layer, inputs: tf.Tensor) -> tf.Tensor:
 
 
 def _scaling_layers(model: keras.Model) -> list[keras.Layer]:
-    """Return the layers of fixed scale that only move what comes from the inputs passes before."""
+    """Return the layers that scale what comes from the inputs and was only moved before."""
     network, found = unroll(model), []
     raw = set(network.inputs)
     for call in network.calls:
-        scales = isinstance(call.operation, layers.Rescaling | layers.Normalization)
+        scales = type(call.operation) in (layers.Rescaling, layers.Normalization)
         if raw.issuperset(call.inputs) and (scales or isinstance(call.operation, _MOVE)):
             raw.update(call.outputs)
             found += [call.operation] if scales else []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from architectures import sequential
 from keras import layers
 
 import keras_ntt
+from conftest import warned
 from keras_ntt.model_copies import copy_of, redrawn
 
 RNG = np.random.default_rng(0)
@@ -96,6 +99,18 @@ def test_what_is_pruned_is_the_model(make):
     sparse = keras_ntt.prune_at_init(model, sparsity=0.5, saliency="magnitude")
     keras_ntt.apply_masks(model, keras_ntt.get_masks(sparse))
     np.testing.assert_array_equal(sparse(x), model(x))
+
+
+def test_a_student_that_lost_what_its_teacher_adapted_to():
+    teacher, _ = normalized()
+    student = keras.models.clone_model(teacher)
+    student.set_weights(teacher.get_weights())
+    with warned("student does not normalize.*saving and loading.*Received: student with"):
+        keras_ntt.NeuralTangentTransfer(student, teacher, pruning_schedule=0.5)
+    student = copy_of(teacher)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        keras_ntt.NeuralTangentTransfer(student, teacher, pruning_schedule=0.5)
 
 
 def test_a_smaller_model_is_normalized_too():
