@@ -237,6 +237,13 @@ def test_advice_for_a_model_with_a_call_of_its_own():
     assert row.shape == (40, 30)
 
 
+def test_advice_for_a_model_with_two_inputs():
+    a, b = keras.Input((30,), name="a"), keras.Input((20,), name="b")
+    joined = layers.Concatenate()([layers.Dense(40)(a), layers.Dense(10)(b)])
+    model = keras.Model({"a": a, "b": b}, joined)
+    assert sorted(row.shape for row in explain_edge_latency(model).layers) == [(10, 20), (40, 30)]
+
+
 def test_the_real_kernels_agree_where_the_cpu_lets_us_hide_avx():
     script = ROOT / "benchmarks" / "sparse_inference.py"
     if not script.exists():

@@ -56,16 +56,24 @@ def convert(
 
 def _save(model: keras.Model, folder: str) -> None:
     """Write a SavedModel of inference, which `Model.export` takes for the default of each layer."""
-    specs = [tf.TensorSpec(t.shape, t.dtype, t.name) for t in model.inputs]
+    functional = _host.functional_of(model)
+    if functional is None:  # the shapes that a call of its own takes are known to Keras alone
+        with _host.unrolled(model, []):
+            model.export(folder)
+        return
+    spec = keras.tree.map_structure(
+        lambda t: tf.TensorSpec(t.shape, t.dtype, t.name), _host.input_structure(functional)
+    )
     archive = keras.export.ExportArchive()
     archive.track(model)
-    with _host.unrolled(model, specs):
-        archive.add_endpoint("serve", lambda x: model(x, training=False), specs)
+    with _host.unrolled(model, keras.tree.flatten(spec)):
+        archive.add_endpoint("serve", lambda x: model(x, training=False), [spec])
         archive.write_out(folder)
 
 
 def _hint(model: keras.Model) -> str:
-    specs = [tf.TensorSpec(t.shape) for t in model.inputs]
+    functional = _host.functional_of(model)
+    specs = [] if functional is None else [tf.TensorSpec(t.shape) for t in functional.inputs]
     if _host.loops_of(model) and _host.are_of_open_length(specs):
         return "Recurrent layers need sequences of a length that is fixed in keras.Input. "
     return ""
