@@ -9,12 +9,13 @@ OLDEST ?= .venv-oldest
 TFMOT ?= .venv-tfmot
 TUTORIALS ?= .venv-tutorials
 
-.PHONY: demo docs wheel test lint unit test-large test-soak test-oldest test-tfmot format bench \
+.PHONY: demo docs wheel test lint unit test-long test-large test-soak test-oldest test-tfmot format bench \
 	tutorials clean help
 
 help:
 	@echo "make demo   prune, train and export a model on real data; writes $(OUT)/"
 	@echo "make test   lint, type-check and test"
+	@echo "make test-long    notebooks, programs, several processes, gradients of every layer"
 	@echo "make test-large   transfers of MobileNet, EfficientNet and ResNet; every layer with XLA"
 	@echo "make test-soak    long runs, processes that are killed, workers that are lost"
 	@echo "make test-oldest   the core tests, with the oldest TensorFlow and Keras that are supported"
@@ -44,6 +45,9 @@ lint: $(BIN)/.ready
 unit: $(BIN)/.ready
 	$(BIN)/python -m pytest -n auto
 
+test-long: $(BIN)/.ready
+	$(BIN)/python -m pytest -n auto -m "long and not soak" tests
+
 test-large: $(BIN)/.ready
 	$(BIN)/python -m pytest -m large tests/test_large.py tests/test_scale.py
 
@@ -58,7 +62,7 @@ test-oldest:
 	$(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(OLDEST)/bin/python -m pip install --quiet --editable . --group oldest
-	$(OLDEST)/bin/python -m pytest -n auto $(CORE)
+	$(OLDEST)/bin/python -m pytest -n auto -m "not large and not soak" $(CORE)
 
 # Apart from the others: importing tfmot makes tf.keras tf_keras for its process.
 test-tfmot:

@@ -111,6 +111,7 @@ def test_rounding_to_a_total(parts, draw):
     assert all(0 <= c <= s for c, s in zip(found, sizes, strict=True))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("allocation", ALLOCATIONS)
 @pytest.mark.parametrize("saliency", ["random", "snip", "synflow", "grasp"])
 @pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.9])

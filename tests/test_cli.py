@@ -192,6 +192,7 @@ def saved_epochs(state):
     )
 
 
+@pytest.mark.long
 def test_ctrl_c_leaves_a_state_to_go_on_from(folder, capfd):
     assert run(*LONG.split(), "-o", "whole.keras", "-q") == 0
     command = [sys.executable, "-c", "import sys; from keras_ntt.cli import main; sys.exit(main())"]

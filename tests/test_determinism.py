@@ -7,6 +7,8 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 import keras_ntt
 
 CODE = """
@@ -73,6 +75,7 @@ def start(hash_seed, times):
     return subprocess.Popen([sys.executable, "-c", CODE], env=environment, **pipes)
 
 
+@pytest.mark.long
 def test_masks_and_weights_are_the_same_bits_twice_and_in_other_processes():
     processes = [start(1, 2), start(2, 1)]
     outputs = [process.communicate(timeout=900) for process in processes]

@@ -16,6 +16,8 @@ import pytest
 
 import keras_ntt
 
+pytestmark = pytest.mark.long
+
 HERE = pathlib.Path(__file__).parent
 PARTS = pytest.mark.skipif(
     keras.__version__.startswith("3.3."), reason="its replicas differ without pruning, too"

@@ -107,7 +107,7 @@ def test_a_model_with_code_of_its_own_tells_nothing():
 
 
 @pytest.mark.parametrize("form", ["array", "dataset", "generator"])
-@pytest.mark.parametrize("make", [words, images])
+@pytest.mark.parametrize("make", [positions, images])
 def test_a_transfer_on_whole_numbers_is_that_on_floats(make, form):
     def masks(dtype):
         keras.utils.set_random_seed(0)

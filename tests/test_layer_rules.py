@@ -73,6 +73,7 @@ DIFFERENCES = [(name, "all") for name in every_layer.CASES if name != "lora"]
 DIFFERENCES += [(name, "kept") for name in ("DepthwiseConv2D", "EinsumDense", "subclassed", "tied")]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "wrt"), DIFFERENCES)
 def test_gradient_of_the_loss_is_its_finite_difference(name, wrt):
     model, options = architectures.randomize(every_layer.CASES[name]()), {"wrt": wrt}
@@ -99,6 +100,7 @@ def test_gradient_of_the_loss_is_its_finite_difference(name, wrt):
     assert slope == pytest.approx(difference, rel=1e-5)
 
 
+@pytest.mark.long
 def test_compiled_step_with_an_open_batch_size(name, model):
     teacher = architectures.randomize(every_layer.CASES[name](), seed=1)
     x = every_layer.inputs_for(model, 4)

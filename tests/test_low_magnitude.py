@@ -321,6 +321,7 @@ print("equal")
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(
     keras.__version__.startswith("3.3."), reason="its replicas differ without pruning, too"
 )

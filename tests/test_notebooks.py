@@ -59,6 +59,7 @@ def run(path, *, tag=None):
             exec(compile(parts[1], name, "exec"), namespace)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebook_runs(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

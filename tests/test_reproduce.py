@@ -75,6 +75,7 @@ def test_images_are_standardized_by_those_to_train_on(reproduce, images):
     assert data.x_train[3, 0].max() < bright / 3
 
 
+@pytest.mark.long
 def test_runs_that_are_done_are_not_repeated(reproduce, images, tmp_path, capsys):
     runs = tmp_path / "work" / "runs"
     methods = ("dense", "ntt-kept", "erk-random")
@@ -123,6 +124,7 @@ def test_runs_are_listed_and_told_apart(reproduce, images, tmp_path, capsys):
     assert not {*lines[1:]} & {*capsys.readouterr().out.splitlines()[1:]}
 
 
+@pytest.mark.long
 def test_found_networks_serve_other_ways_to_train(reproduce, images, tmp_path):
     found = tmp_path / "work" / "found"
     command = words(images, tmp_path, "--methods", "ntt-all", "snip", "--seeds", "1")
@@ -142,6 +144,7 @@ def test_found_networks_serve_other_ways_to_train(reproduce, images, tmp_path):
     assert whole["transfer"] == few["transfer"]
 
 
+@pytest.mark.long
 def test_patterns_share_the_zeros_out(reproduce, images, tmp_path):
     more = ["--methods", "dense", "ntt-all", "random", "erk-random", "--patterns", "1:4", "4x1"]
     assert reproduce.main([*words(images, tmp_path, *more), "--seeds", "1"]) == 0
@@ -219,6 +222,7 @@ def test_networks_have_the_published_sizes(reproduce, name):
     assert model.count_params() == sum(SIZES[name])
 
 
+@pytest.mark.long
 def test_known_results_are_not_repeated(reproduce, images, tmp_path, capsys):
     first = words(images, tmp_path / "first", "--methods", "dense", "erk-random")
     assert reproduce.main(first) == 0
@@ -235,6 +239,7 @@ def test_known_results_are_not_repeated(reproduce, images, tmp_path, capsys):
         assert result in results
 
 
+@pytest.mark.long
 def test_only_1x1_convolutions_of_the_separable_network_are_pruned(reproduce, images, tmp_path):
     command = words(images, tmp_path, "--networks", "separable", "--seeds", "1", "--epochs", "1")
     assert reproduce.main([*command, "--methods", "ntt-all", "random"]) == 0

@@ -140,6 +140,7 @@ def test_several_inputs_and_outputs_of_a_subclassed_model(float64):
     assert history["loss"][-1] < history["loss"][0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("n", [2, 7, 8])
 @pytest.mark.parametrize("options", [{}, {"output_projections": 2}, {"outputs": "trace"}], ids=str)
 def test_blocks_give_the_same_loss_and_gradient(float64, n, options):
@@ -239,6 +240,7 @@ def test_mixed_precision(policy):
     assert all(v.dtype == "float32" for v in model.trainable_variables)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name",
     [

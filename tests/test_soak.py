@@ -40,6 +40,7 @@ def kill(tmp_path, kills, *jobs):
     return found["jobs"]
 
 
+@pytest.mark.long
 def test_a_transfer_that_is_killed_goes_on_to_the_same_masks(tmp_path):
     counts = kill(tmp_path, 3, "transfer")["transfer"]
     assert counts["runs_ended"] >= 1
@@ -52,6 +53,7 @@ def test_jobs_that_are_killed_a_hundred_times(tmp_path):
     assert all(counts["runs_ended"] for counts in kill(tmp_path, 100).values())
 
 
+@pytest.mark.long
 @pytest.mark.skipif(
     keras.__version__.startswith("3.3."), reason="its replicas differ without pruning, too"
 )

@@ -528,6 +528,7 @@ def run_python(code):
     )
 
 
+@pytest.mark.long
 def test_zeros_hold_on_every_replica_of_a_mirrored_strategy():
     result = run_python(MIRRORED)
     assert result.returncode == 0, result.stderr[-3000:]
