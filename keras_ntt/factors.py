@@ -239,11 +239,11 @@ def _sum_over_positions(inputs: tf.Tensor, deltas: tf.Tensor) -> tuple[tf.Tensor
     k = inputs.shape[2]
     _, c, o, _ = deltas.shape
     positions = tf.shape(inputs)[1] if inputs.shape[1] is None else inputs.shape[1]
-    product = tf.matmul(deltas, inputs[:, None])
+    flat = tf.reshape(deltas, [-1, c * o, positions])
+    product = tf.reshape(tf.matmul(flat, inputs), [-1, c, o, k])
 
     def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         upstream = tf.reshape(upstream, [-1, c * o, k])
-        flat = tf.reshape(deltas, [-1, c * o, positions])
         by_deltas = tf.reshape(tf.matmul(upstream, inputs, transpose_b=True), tf.shape(deltas))
         return tf.matmul(flat, upstream, transpose_a=True), by_deltas
 
