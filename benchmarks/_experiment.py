@@ -319,8 +319,11 @@ def environment() -> dict[str, str]:
 
 
 def write(path: Path, content: Any) -> None:
-    """Write JSON beside its place and move it there when it is whole."""
+    """Write JSON beside its place and move it there when it is whole.
+
+    Several processes may write the same file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".part")
+    temporary = path.with_suffix(f".{os.getpid()}.part")
     temporary.write_text(json.dumps(content) + "\n")
     temporary.replace(path)

@@ -7,6 +7,7 @@ write numbered slots. A model whose ``call`` is the user's own code becomes a si
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,12 +54,16 @@ class Call:
                 f"shape. Received: the layer {self.operation.name!r} on inputs of shape "
                 f"{[tuple(t.shape) for t in tensors]}"
             )
-        at = dict(zip(self.inputs, tensors, strict=True))
-        args, kwargs = keras.tree.map_structure(
-            lambda leaf: at[leaf.index] if isinstance(leaf, _Slot) else leaf, self.arguments
-        )
+        args, kwargs = self.with_tensors(tensors)
         with _host.unrolled(self.operation, tensors):
             return keras.tree.flatten(self.operation(*args, **kwargs))
+
+    def with_tensors(self, tensors: Sequence[tf.Tensor]) -> tuple[Any, Any]:
+        """Return the positional and the keyword arguments, with tensors in the slots."""
+        at = dict(zip(self.inputs, tensors, strict=True))
+        return keras.tree.map_structure(
+            lambda leaf: at[leaf.index] if isinstance(leaf, _Slot) else leaf, self.arguments
+        )
 
     @property
     def weights(self) -> list[keras.Variable]:

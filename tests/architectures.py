@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import layers
 
 
@@ -239,3 +240,13 @@ def randomize(model, seed=0, scale=0.5):
 def inputs_for(model, n, seed=0):
     shape = (5,) if isinstance(model, OwnCode) else model.input_shape[1:]
     return np.random.default_rng(seed).standard_normal((n, *shape)).astype("float64")
+
+
+def ntk_by_definition(model, x):
+    """The kernel by TensorFlow's Jacobian of the model as Keras runs it, loops and all."""
+    with tf.GradientTape(persistent=True) as tape:
+        y = model(x)
+    variables = [v.value for v in model.trainable_variables]
+    jacobians = tape.jacobian(y, variables, experimental_use_pfor=False)
+    flat = [tf.reshape(tf.convert_to_tensor(j), (*y.shape, -1)) for j in jacobians]
+    return sum(tf.einsum("aop,bqp->aboq", j, j) for j in flat)

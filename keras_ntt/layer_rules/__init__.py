@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from keras_ntt.layer_rules import convolution, lookup, weightless
+from keras_ntt.layer_rules import convolution, lookup, recurrent, weightless
 from keras_ntt.layer_rules.base import (
     LayerRule,
     Linearization,
@@ -33,6 +33,7 @@ __all__ = [
     "find_rule",
     "linearize",
     "lookup",
+    "recurrent",
     "register_layer_rule",
     "registered_rules",
     "weightless",

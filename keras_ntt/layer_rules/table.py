@@ -21,12 +21,13 @@ constructor and configuration. Everything else is exact too:
 - A layer or model with code of its own (`call`) is run as it is. Layers inside it that have a
   rule, and see one row a sample each time they are called, keep their rules, and so do weights
   of which the code takes `keras.ops.matmul(x, weight)`. MultiHeadAttention, GroupedQueryAttention,
-  TimeDistributed, recurrent layers, transformer blocks and subclassed models are structured so.
-- Weights that such code uses in other ways, the biases of recurrent cells among them, are
-  differentiated sample by sample, by `tf.vectorized_map`: exact, and slow if there are many.
-- Recurrent layers over sequences of a known length are run step by step, because TensorFlow cannot
-  differentiate its loops twice. A transfer traces each step once, before the first batch: about
-  half a second of processor time a step and a layer of GRU, so that long sequences begin late.
+  TimeDistributed, transformer blocks and subclassed models are structured so.
+- Weights that such code uses in other ways are differentiated sample by sample, by
+  `tf.vectorized_map`: exact, and slow if there are many.
+- Recurrent layers without a rule, of cells of one's own, of ConvLSTM and of a GRU with
+  `reset_after=False`, are run step by step over sequences of a known length, because TensorFlow
+  cannot differentiate its loops twice. A transfer traces each step once, before the first batch,
+  so that long sequences begin late.
 - Layers without trainable weights that are not listed take one gradient on the batch repeated once
   an output.
 
