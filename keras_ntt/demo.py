@@ -170,16 +170,18 @@ def train(model: keras.Model, data: Digits, seed: int, settings: Settings) -> li
     four an epoch, which takes longer than to train on this few images.
     """
     keras.utils.set_random_seed(seed)
+    n, test = len(data.x_train), _TestAccuracy(data)
+    steps = math.ceil(n / settings.batch_size)
     model.compile(
         keras.optimizers.Adam(1e-3),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
+        steps_per_execution=steps,
     )
-    n, test = len(data.x_train), _TestAccuracy(data)
     samples = tf.data.Dataset.from_tensor_slices((data.x_train, data.y_train)).shuffle(n, seed)
     model.fit(
         samples.batch(settings.batch_size).repeat(),
-        steps_per_epoch=math.ceil(n / settings.batch_size),
+        steps_per_epoch=steps,
         epochs=settings.epochs,
         shuffle=False,  # by `fit`: the samples come shuffled
         callbacks=[test],

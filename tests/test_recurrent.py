@@ -43,6 +43,15 @@ def both_ways(merge_mode):
     return case
 
 
+def around_a_cell(cell):
+    inner = {layers.LSTM: layers.LSTMCell, layers.GRU: layers.GRUCell}.get(
+        cell, layers.SimpleRNNCell
+    )
+    x = keras.Input((4, 2))
+    y = layers.RNN(inner(3), return_sequences=True)(x)
+    return ending(x, layers.Bidirectional(layers.RNN(inner(2)))(y)), X
+
+
 def encoder_decoder(cell):
     x = keras.Input((4, 2))
     y, *states = cell(3, return_state=True)(x)
@@ -90,6 +99,7 @@ CASES = {
     "added": both_ways("sum"),
     "averaged": both_ways("ave"),
     "multiplied": both_ways("mul"),
+    "around a cell": around_a_cell,
     "encoder and decoder": encoder_decoder,
     "masked": masked(),
     "masked, backwards": masked(go_backwards=True),
@@ -170,11 +180,16 @@ def test_transfer_compiled_by_xla():
     np.testing.assert_allclose(*losses, rtol=1e-9)
 
 
+class Scaled(layers.LSTMCell):
+    def call(self, inputs, states, training=False):
+        return super().call(2 * inputs, states, training=training)
+
+
 def test_cells_of_another_form_are_run_step_by_step(monkeypatch):
     monkeypatch.setattr(recurrent, "Recurrent", None)
     x = keras.Input((4, 2))
     y = layers.GRU(2, reset_after=False, return_sequences=True)(x)
     y = layers.LSTM(2, activation="softmax", return_sequences=True)(y)
-    model = architectures.randomize(ending(x, layers.RNN(layers.LSTMCell(2))(y)))
+    model = architectures.randomize(ending(x, layers.RNN(Scaled(2))(y)))
     expected = architectures.ntk_by_definition(model, X)
     assert error(keras_ntt.empirical_ntk(model, X), expected) < 1e-12
