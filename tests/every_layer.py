@@ -247,6 +247,7 @@ CASES = {
     "SimpleRNN": lambda: _ending(layers.SimpleRNN(4, return_sequences=True), shape=(4, 3)),
     "LSTM": lambda: _ending(layers.LSTM(2), shape=(3, 2)),
     "GRU": lambda: _ending(layers.GRU(2), shape=(3, 2)),
+    "RNN": lambda: _ending(layers.RNN(layers.GRUCell(2)), shape=(3, 2)),
     "Bidirectional": lambda: _ending(
         layers.Bidirectional(layers.SimpleRNN(2, return_sequences=True)),
         layers.Bidirectional(layers.LSTM(1), merge_mode="sum"),

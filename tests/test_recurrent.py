@@ -79,6 +79,29 @@ def masked_both_ways(cell):
     return ending(x, layers.Bidirectional(cell(2))(y)), TOKENS
 
 
+class Reader(keras.Model):
+    """A model of one's own that reads tokens, and what it has read before."""
+
+    def __init__(self, cell):
+        super().__init__()
+        self.table = layers.Embedding(5, 2, mask_zero=True)
+        self.both = layers.Bidirectional(cell(2, return_sequences=True))
+        self.first, self.second = cell(3, return_state=True), cell(3, return_sequences=True)
+        self.last = layers.Dense(2)
+
+    def call(self, tokens):
+        read = self.both(self.table(tokens))
+        y, *states = self.first(read)
+        again = self.second(self.table(tokens), initial_state=states)
+        return self.last(y * again[:, -1])
+
+
+def in_a_model_of_ones_own(cell):
+    model = Reader(cell)
+    model(TOKENS)
+    return model, TOKENS
+
+
 def open_length(cell):
     x = keras.Input((None, 2))
     y = layers.Bidirectional(cell(2, return_sequences=True))(x)
@@ -107,6 +130,7 @@ CASES = {
     "masked, zeros": masked(return_sequences=True, zero_output_for_mask=True),
     "masked, last zero": masked(zero_output_for_mask=True),
     "masked, both ways": masked_both_ways,
+    "in a model of one's own": in_a_model_of_ones_own,
     "open length": open_length,
     "frozen": frozen,
 }
