@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_ntt.blocks import loss_and_gradient
@@ -76,8 +77,23 @@ def _needed(graph: tf.Graph) -> list[tf.Operation]:
 
 
 def _bytes(tensor: tf.Tensor) -> int:
+    if tensor.dtype == tf.variant:
+        return _list_bytes(tensor)
     size = tensor.shape.num_elements()
     return 0 if size is None else math.ceil(size * tensor.dtype.size)
+
+
+def _list_bytes(tensor: tf.Tensor) -> int:
+    """Return what a list of tensors holds; only loops fill lists of a known size."""
+    if tensor.op.type not in ("While", "StatelessWhile"):
+        return 0
+    source = tensor.op.inputs[tensor.value_index].op
+    if source.type not in ("EmptyTensorList", "TensorListReserve"):
+        return 0
+    shape, count = (tf.get_static_value(t) for t in source.inputs)
+    if shape is None or count is None or np.min(shape, initial=0) < 0 or count < 0:
+        return 0
+    return int(count * np.prod(shape) * source.get_attr("element_dtype").size)
 
 
 def step_memory(

@@ -220,6 +220,17 @@ def test_estimate_counts_what_lives_at_one_time():
     assert peak_memory(chain, [tf.TensorSpec([1000], tf.float32)]) == 3 * 4000
 
 
+def test_memory_of_lists_that_loops_fill():
+    from keras_ntt.memory import peak_memory
+
+    def sums(x):
+        return tf.scan(tf.add, x, tf.zeros(1000))
+
+    # The list of ten sums, while it is made one tensor, and a few numbers more.
+    found = peak_memory(sums, [tf.TensorSpec([10, 1000], tf.float32)])
+    assert 2 * 10 * 4000 <= found < 2 * 11 * 4000
+
+
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_mixed_precision(policy):
     exact = architectures.randomize(architectures.lenet(), scale=0.3)
