@@ -1,5 +1,7 @@
 """Recurrent layers: the rule of loops through time against the model as Keras runs it."""
 
+import itertools
+
 import architectures
 import keras
 import numpy as np
@@ -136,8 +138,17 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("case", CASES)
+# Which tell cells apart; the others are about the layer around the cell.
+OF_CELLS = {"two layers", "around a cell", "encoder and decoder", "masked, both ways", "frozen"}
+
+
+def chosen():
+    for case, cell in itertools.product(CASES, CELLS):
+        often = cell is layers.LSTM or case in OF_CELLS
+        yield pytest.param(case, cell, marks=[] if often else pytest.mark.long)
+
+
+@pytest.mark.parametrize(("case", "cell"), list(chosen()))
 def test_kernel(case, cell, monkeypatch):
     model, x = CASES[case](cell)
     model = architectures.randomize(model)
@@ -178,6 +189,7 @@ def test_gradient_of_the_loss(case, cell):
     assert slope == pytest.approx((losses[1] - losses[0]) / 2e-5, rel=1e-6)
 
 
+@pytest.mark.long
 def test_batches_of_open_length():
     x = keras.Input((None, 2))
     model = keras.Model(x, layers.Dense(2)(layers.LSTM(3)(layers.GRU(3, return_sequences=True)(x))))
