@@ -48,11 +48,12 @@ class Call:
         """
         if self.weights and _host.loops_of(self.operation) and _host.are_of_open_length(tensors):
             raise ValueError(
-                "Recurrent layers are run step by step, so that they can be differentiated twice, "
-                "which takes sequences of a known length. Pad all batches to one length and state "
-                "it: by keras.Input((length, ...)), or by an array instead of a data set of open "
-                f"shape. Received: the layer {self.operation.name!r} on inputs of shape "
-                f"{[tuple(t.shape) for t in tensors]}"
+                "Recurrent layers inside code of your own, or of another form than LSTM, GRU and "
+                "SimpleRNN have by default, are run step by step, so that they can be "
+                "differentiated twice, which takes sequences of a known length. Pad all batches to "
+                "one length and state it: by keras.Input((length, ...)), or by an array instead of "
+                f"a data set of open shape. Received: the layer {self.operation.name!r} on inputs "
+                f"of shape {[tuple(t.shape) for t in tensors]}"
             )
         args, kwargs = self.with_tensors(tensors)
         with _host.unrolled(self.operation, tensors):
