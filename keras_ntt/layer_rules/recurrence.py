@@ -23,10 +23,7 @@ from keras import layers
 
 from keras_ntt import _host
 from keras_ntt.factors import AffineFactor, Factor, JacobianFactor, full_precision
-from keras_ntt.layer_rules.base import (
-    Cotangents,
-    Linearization,
-)
+from keras_ntt.layer_rules.base import Cotangents, Linearization
 from keras_ntt.layer_rules.stacking import Stacked
 from keras_ntt.layer_rules.weightless import copies_of
 
