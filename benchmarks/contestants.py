@@ -50,13 +50,13 @@ class Ours:
 
     def flops(self) -> dict[str, int]:
         """Count the products in the graph of the objective and its gradient."""
+        return graph_flops(self.loss_and_gradients, tf.constant(self.x))
+
+    def loss_and_gradients(self, x: tf.Tensor) -> Any:
+        """Return the objective and its gradients for a batch."""
         sources = [v.value for v in self.model.trainable_variables]
-
-        def step(x: tf.Tensor) -> Any:
-            loss, gradients = loss_and_gradient(self.trainer._pair(), x, sources)
-            return loss.total, gradients
-
-        return graph_flops(step, tf.constant(self.x))
+        loss, gradients = loss_and_gradient(self.trainer._pair(), x, sources)
+        return loss.total, gradients
 
     def save(self, path: Path) -> None:
         """Write weights, masks and inputs for the other side, before the first step."""

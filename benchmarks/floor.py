@@ -13,6 +13,8 @@ from networks import Layer, Network, block_parts
 
 _COUNTED = ("conv", "block", "pool", "mean", "flatten", "dense")
 
+Shapes = Sequence[tuple[int, ...]]
+
 
 class Product(NamedTuple):
     """A matrix product: its operations and how many of its operands depend on the weights."""
@@ -129,8 +131,7 @@ def _products(term: Term, n: int, c: int) -> list[Product]:
 def graph_flops(function: Callable, *arguments: Any) -> dict[str, int]:
     """Count the operations of the products in a function's graph that its results depend on.
 
-    A multiply-add counts as 2, those with zeros of a padding included. The function is run once,
-    because some shapes are only known then.
+    A multiply-add counts as 2, those with zeros of a padding included.
 
     Args:
         function: A function of tensors.
@@ -142,21 +143,45 @@ def graph_flops(function: Callable, *arguments: Any) -> dict[str, int]:
     Raises:
         ValueError: If products may be hidden in a function or loop.
     """
+    counts: dict[str, int] = {}
+    for op, sizes in graph_products(function, *arguments):
+        counts[op.type] = counts.get(op.type, 0) + flops_of(op, sizes)
+    return {**dict(sorted(counts.items())), "total": sum(counts.values())}
+
+
+def graph_products(function: Callable, *arguments: Any) -> list[tuple[tf.Operation, Shapes]]:
+    """Return the products in a function's graph that its results depend on.
+
+    The function is run once, because some shapes are only known then.
+
+    Args:
+        function: A function of tensors.
+        *arguments: The tensors.
+
+    Returns:
+        Each operation with the shapes of its inputs and of its result.
+
+    Raises:
+        ValueError: If products may be hidden in a function or loop.
+    """
     operations: list[tf.Operation] = []
 
     def shapes(*tensors: tf.Tensor) -> list[Any]:
         results = [t for t in tf.nest.flatten(function(*tensors)) if t is not None]
         operations[:] = [op for op in _needed(results) if op.type in {*_FLOPS, *_OPAQUE}]
+        for op in operations:
+            if op.type in _OPAQUE:
+                raise ValueError(f"The products inside of {op.name} ({op.type}) cannot be counted")
         return [[tf.shape(t) for t in [*op.inputs, op.outputs[0]]] for op in operations]
 
     found = tf.function(shapes, autograph=False)(*arguments)
-    counts: dict[str, int] = {}
-    for op, sizes in zip(operations, found, strict=True):
-        if op.type in _OPAQUE:
-            raise ValueError(f"The products inside of {op.name} ({op.type}) cannot be counted")
-        flops = _FLOPS[op.type](op, [tuple(int(n) for n in size) for size in sizes])
-        counts[op.type] = counts.get(op.type, 0) + flops
-    return {**dict(sorted(counts.items())), "total": sum(counts.values())}
+    sizes = [[tuple(int(n) for n in size) for size in one] for one in found]
+    return list(zip(operations, sizes, strict=True))
+
+
+def flops_of(op: tf.Operation, shapes: Shapes) -> int:
+    """Count the floating point operations of a product."""
+    return _FLOPS[op.type](op, shapes)
 
 
 def _needed(results: Sequence[tf.Tensor]) -> set[tf.Operation]:
@@ -168,10 +193,6 @@ def _needed(results: Sequence[tf.Tensor]) -> set[tf.Operation]:
             found.add(op)
             todo += [t.op for t in op.inputs] + list(op.control_inputs)
     return found
-
-
-# Each takes an operation and the shapes of its inputs and of its result.
-Shapes = Sequence[tuple[int, ...]]
 
 
 def _matmul(op: tf.Operation, shapes: Shapes) -> int:
@@ -207,6 +228,7 @@ def _convolution_of(kernel: int, result: int) -> Callable[[tf.Operation, Shapes]
     return count
 
 
+# Each takes an operation and the shapes of its inputs and of its result.
 _FLOPS: dict[str, Callable[[tf.Operation, Shapes], int]] = {
     "MatMul": _matmul,
     "BatchMatMul": _matmul,
