@@ -148,10 +148,20 @@ def is_comparison(operation: Any) -> bool:
     return isinstance(operation, keras.src.ops.numpy.Equal | keras.src.ops.numpy.NotEqual)
 
 
-def loops_of(operation: Any) -> list[keras.Layer]:
-    """Return the recurrent layers of an operation that run in a loop of the graph."""
+def loops_of(operation: Any, apart_from: Sequence[Any] = ()) -> list[keras.Layer]:
+    """Return the recurrent layers of an operation that run in a loop of the graph.
+
+    Args:
+        operation: A layer, a model or anything else.
+        apart_from: Inner layers that are left out with all that is in them.
+    """
     layers = operation._flatten_layers() if isinstance(operation, keras.Layer) else []
-    return [layer for layer in layers if isinstance(layer, keras.layers.RNN) and not layer.unroll]
+    out = {id(inner) for layer in apart_from for inner in layer._flatten_layers()}
+    return [
+        layer
+        for layer in layers
+        if isinstance(layer, keras.layers.RNN) and not layer.unroll and id(layer) not in out
+    ]
 
 
 def are_of_open_length(tensors: Sequence[Any]) -> bool:
@@ -160,13 +170,16 @@ def are_of_open_length(tensors: Sequence[Any]) -> bool:
 
 
 @contextlib.contextmanager
-def unrolled(operation: Any, tensors: Sequence[tf.Tensor]) -> Iterator[None]:
+def unrolled(
+    operation: Any, tensors: Sequence[tf.Tensor], apart_from: Sequence[Any] = ()
+) -> Iterator[None]:
     """Run recurrent layers step by step instead of in a loop of the graph.
 
     The derivative of a derivative through ``tf.while_loop`` fails in TensorFlow ("`dtype`
-    variant is not compatible"). Sequences of open length are left to the loop.
+    variant is not compatible"). Sequences of open length are left to the loop, and so are inner
+    layers that are to be left out.
     """
-    recurrent = [] if are_of_open_length(tensors) else loops_of(operation)
+    recurrent = [] if are_of_open_length(tensors) else loops_of(operation, apart_from)
     with contextlib.ExitStack() as stack:
         for layer in recurrent:
             stack.enter_context(_step_by_step(layer))

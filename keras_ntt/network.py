@@ -40,23 +40,30 @@ class Call:
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
 
-    def run(self, *tensors: tf.Tensor) -> list[tf.Tensor]:
+    def run(self, *tensors: tf.Tensor, looped: Sequence[Any] = ()) -> list[tf.Tensor]:
         """Apply the operation to tensors in the order of `inputs`; return the flat outputs.
 
+        Args:
+            *tensors: The tensors.
+            looped: Inner layers that no one differentiates twice, so that they may run in loops.
+
         Raises:
-            ValueError: If trainable recurrent layers would run over sequences of open length.
+            ValueError: If other trainable recurrent layers would run over sequences of open length.
         """
-        if self.weights and _host.loops_of(self.operation) and _host.are_of_open_length(tensors):
+        loops = self.weights and _host.loops_of(self.operation, looped)
+        if loops and _host.are_of_open_length(tensors):
             raise ValueError(
-                "Recurrent layers inside code of your own, or of another form than LSTM, GRU and "
-                "SimpleRNN have by default, are run step by step, so that they can be "
-                "differentiated twice, which takes sequences of a known length. Pad all batches to "
-                "one length and state it: by keras.Input((length, ...)), or by an array instead of "
-                f"a data set of open shape. Received: the layer {self.operation.name!r} on inputs "
+                "Recurrent layers are run step by step here, so that they can be differentiated "
+                "twice, which takes sequences of a known length. The reason is another form than "
+                "LSTM, GRU and SimpleRNN have by default, or code of your own around them that "
+                "uses weights in other ways than by keras.ops.matmul, or calls them with more or "
+                "less than one row a sample. Pad all batches to one length and state it: by "
+                "keras.Input((length, ...)), or by an array instead of a data set of open shape. "
+                f"Received: the layer {self.operation.name!r} on inputs "
                 f"of shape {[tuple(t.shape) for t in tensors]}"
             )
         args, kwargs = self.with_tensors(tensors)
-        with _host.unrolled(self.operation, tensors):
+        with _host.unrolled(self.operation, tensors, looped):
             return keras.tree.flatten(self.operation(*args, **kwargs))
 
     def with_tensors(self, tensors: Sequence[tf.Tensor]) -> tuple[Any, Any]:

@@ -104,6 +104,26 @@ def in_a_model_of_ones_own(cell):
     return model, TOKENS
 
 
+class Rereader(keras.Model):
+    """A model of one's own that calls one layer twice, beside a weight of its own."""
+
+    def __init__(self, cell):
+        super().__init__()
+        self.again = cell(2, return_sequences=True)
+        self.last = layers.Dense(2)
+        self.mixing = self.add_weight(shape=(2, 2), initializer="glorot_normal")
+
+    def call(self, sequences):
+        read = keras.ops.matmul(self.again(sequences), self.mixing)
+        return self.last(keras.ops.tanh(self.again(read))[:, -1])
+
+
+def called_twice_in_a_model_of_ones_own(cell):
+    model = Rereader(cell)
+    model(X)
+    return model, X
+
+
 def open_length(cell):
     x = keras.Input((None, 2))
     y = layers.Bidirectional(cell(2, return_sequences=True))(x)
@@ -133,6 +153,7 @@ CASES = {
     "masked, last zero": masked(zero_output_for_mask=True),
     "masked, both ways": masked_both_ways,
     "in a model of one's own": in_a_model_of_ones_own,
+    "called twice in a model of one's own": called_twice_in_a_model_of_ones_own,
     "open length": open_length,
     "frozen": frozen,
 }
@@ -164,9 +185,15 @@ def test_kernel(case, cell, monkeypatch):
     assert len(used) >= 2 - (case == "backwards")
 
 
+OF_LOSSES = [
+    *itertools.product(["two layers", "masked, both ways", "encoder and decoder"], CELLS),
+    ("in a model of one's own", layers.GRU),
+    ("called twice in a model of one's own", layers.LSTM),
+]
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("case", ["two layers", "masked, both ways", "encoder and decoder"])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize(("case", "cell"), OF_LOSSES)
 def test_gradient_of_the_loss(case, cell):
     (student, x), (teacher, _) = (CASES[case](cell) for _ in range(2))
     student, teacher = (
@@ -190,15 +217,17 @@ def test_gradient_of_the_loss(case, cell):
 
 
 @pytest.mark.long
-def test_batches_of_open_length():
-    x = keras.Input((None, 2))
-    model = keras.Model(x, layers.Dense(2)(layers.LSTM(3)(layers.GRU(3, return_sequences=True)(x))))
+@pytest.mark.parametrize("case", ["open length", "called twice in a model of one's own"])
+def test_batches_of_open_length(case):
+    (student, _), (teacher, _) = (CASES[case](layers.GRU) for _ in range(2))
     batches = tf.data.Dataset.from_generator(
         lambda: (np.ones((4, length, 2)) for length in (3, 5, 1)),
         output_signature=tf.TensorSpec((None, None, 2)),
     ).apply(tf.data.experimental.assert_cardinality(3))
-    sparse = keras_ntt.prune_neural_tangent(model, batches, sparsity=0.5, epochs=1, verbose=0)
-    assert sparse(np.ones((2, 7, 2))).shape == (2, 2)
+    transfer = keras_ntt.NeuralTangentTransfer(student, teacher=teacher, pruning_schedule=0.5)
+    transfer.compile("adam")
+    assert np.isfinite(transfer.fit(batches, verbose=0).history["loss"]).all()
+    assert student(np.ones((2, 7, 2))).shape == (2, 2)
 
 
 @pytest.mark.long
@@ -227,5 +256,27 @@ def test_cells_of_another_form_are_run_step_by_step(monkeypatch):
     y = layers.GRU(2, reset_after=False, return_sequences=True)(x)
     y = layers.LSTM(2, activation="softmax", return_sequences=True)(y)
     model = architectures.randomize(ending(x, layers.RNN(Scaled(2))(y)))
+    expected = architectures.ntk_by_definition(model, X)
+    assert error(keras_ntt.empirical_ntk(model, X), expected) < 1e-12
+
+
+class Stacked(keras.Model):
+    """A model of one's own that reads what recurrent layers return in lists and tuples."""
+
+    def __init__(self):
+        super().__init__()
+        self.stacked = layers.RNN([layers.LSTMCell(2), layers.LSTMCell(1)], return_state=True)
+        self.ways = layers.Bidirectional(layers.GRU(2, return_state=True), merge_mode=None)
+        self.last = layers.Dense(2)
+
+    def call(self, x):
+        y, (h, c), (h2, c2) = self.stacked(x)
+        return self.last(keras.ops.concatenate([y, h, c, h2, c2, *self.ways(x)], -1))
+
+
+def test_what_recurrent_layers_return_in_a_model_of_ones_own():
+    model = Stacked()
+    model(X)
+    model = architectures.randomize(model)
     expected = architectures.ntk_by_definition(model, X)
     assert error(keras_ntt.empirical_ntk(model, X), expected) < 1e-12

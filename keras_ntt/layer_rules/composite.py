@@ -3,7 +3,8 @@
 The call runs on the batch repeated once an output, with a *probe*, a zero, added to the output
 of each inner layer that has a rule and of each ``keras.ops.matmul(x, weight)`` outside of these.
 One backward pass gives the derivatives by the probes, and from them follow those by the weights.
-What lies between may be any code that treats samples one by one.
+What lies between may be any code that treats samples one by one. Layers with loops through time
+run by their rules, one row a sample, and the backward pass goes through them by these.
 
 Weights that are used in other ways, or do not meet one row a sample, are differentiated sample by
 sample.
@@ -26,6 +27,7 @@ from keras_ntt.factors import AffineFactor, Factor
 from keras_ntt.layer_rules import stacking
 from keras_ntt.layer_rules.affine import positions
 from keras_ntt.layer_rules.base import Cotangents, Linearization, find_rule
+from keras_ntt.layer_rules.recurrence import FORMS
 from keras_ntt.layer_rules.stacking import Stacked
 from keras_ntt.layer_rules.unknown import by_sample
 from keras_ntt.layer_rules.weightless import copies_of, is_floating, masks_of, repeated
@@ -46,6 +48,11 @@ class Division:
     factors: tuple[keras.Variable, ...]
     rest: tuple[keras.Variable, ...]
 
+    @property
+    def loops(self) -> tuple[Any, ...]:
+        """Those of the layers that are run by their rules, for their loops through time."""
+        return tuple(filter(_has_loops, self.layers))
+
 
 @dataclass(frozen=True, eq=False)
 class Visit:
@@ -56,12 +63,19 @@ class Visit:
         args: Positional arguments.
         kwargs: Keyword arguments.
         probes: The zeros added to the outputs.
+        step: How the layer ran, if it ran by its rule.
     """
 
     subject: Any
     args: Any
     kwargs: Any
     probes: list[tf.Tensor]
+    step: Linearization | None = None
+
+    @property
+    def tensors(self) -> list[tf.Tensor]:
+        """The tensors among the arguments."""
+        return call_with(self.subject, self.args, self.kwargs)[1]
 
 
 class Composite(Linearization):
@@ -71,7 +85,13 @@ class Composite(Linearization):
         self._call = call
         self._tensors = list(tensors)
         self._masks = masks_of(tensors)
-        self.outputs = call.run(*tensors)
+        loops = divide(call, tensors).loops if _host.loops_of(call.operation) else ()
+
+        def by_rule(layer: Any, _: Callable, args: Any, kwargs: Any) -> Any:
+            return _packed(_linearized(layer, args, kwargs, 1).outputs)
+
+        with calls_through(loops, by_rule):
+            self.outputs = call.run(*tensors, looped=loops)
 
     def backward(
         self, cotangents: Cotangents, wanted: Sequence[bool]
@@ -87,26 +107,65 @@ class Composite(Linearization):
         sources = {
             i: row for i, row in enumerate(rows) if wanted[i] and is_floating(self._tensors[i])
         }
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
+        loops = division.loops
+        with tf.GradientTape(persistent=bool(loops), watch_accessed_variables=False) as tape:
             tape.watch(list(sources.values()))
-            with probing(division.layers, division.factors, tape) as visits:
-                outputs = self._call.run(*rows)
-        used = [(y, ct) for y, ct in zip(outputs, cotangents, strict=True) if ct is not None]
-        probes = [visit.probes for visit in visits]
-        by_input, deltas = tape.gradient(
-            [y for y, _ in used],
-            [sources, probes],
-            [tf.cast(ct.tensor, y.dtype) for y, ct in used],
-        )
-        back: list[Stacked | None] = [None] * len(rows)
+            with probing(division.layers, division.factors, tape, copies=copies) as visits:
+                outputs = self._call.run(*rows, looped=loops)
+        ends = _Ends(tape)
+        for y, ct in zip(outputs, cotangents, strict=True):
+            if ct is not None:
+                ends.add(y, ct.tensor)
+        # What a layer reads depends on the probes of earlier ones only.
+        for visit in reversed(visits):
+            if visit.step is not None:
+                deltas = ends.gradient(visit.probes)
+                if any(delta is not None for delta in deltas):
+                    tensors = visit.tensors
+                    back, found = visit.step.backward(
+                        _stacked(deltas, copies), [is_floating(t) for t in tensors]
+                    )
+                    factors += found
+                    for tensor, ct in zip(tensors, back, strict=True):
+                        if ct is not None:
+                            ends.add(tensor, ct.tensor)
+        visits = [visit for visit in visits if visit.step is None]
+        by_input, by_probe = ends.gradient([sources, [visit.probes for visit in visits]])
+        inputs: list[Stacked | None] = [None] * len(rows)
         for i, gradient in by_input.items():
             if gradient is not None:
-                back[i] = Stacked(stacking.restack(gradient, self._tensors[i], copies), copies)
-        for visit, found in zip(visits, deltas, strict=True):
-            if any(delta is not None for delta in found):
+                inputs[i] = Stacked(stacking.restack(gradient, self._tensors[i], copies), copies)
+        for visit, deltas in zip(visits, by_probe, strict=True):
+            if any(delta is not None for delta in deltas):
                 by = _by_rule if isinstance(visit.subject, keras.layers.Layer) else _by_product
-                factors += by(visit, found, copies)
-        return back, factors
+                factors += by(visit, deltas, copies)
+        return inputs, factors
+
+
+class _Ends:
+    """Where a backward pass begins: tensors with their cotangents.
+
+    Args:
+        tape: The tape that recorded how they came about.
+    """
+
+    def __init__(self, tape: tf.GradientTape):
+        self._tape = tape
+        self._tensors: list[tf.Tensor] = []
+        self._cotangents: list[tf.Tensor] = []
+
+    def add(self, tensor: tf.Tensor, cotangent: tf.Tensor) -> None:
+        """Begin at one more tensor."""
+        self._tensors.append(tensor)
+        self._cotangents.append(tf.cast(cotangent, tensor.dtype))
+
+    def gradient(self, sources: Any) -> Any:
+        """Return the cotangents of sources; None where no tensor depends on one."""
+        return self._tape.gradient(self._tensors, sources, self._cotangents)
+
+
+def _stacked(deltas: Sequence[tf.Tensor | None], copies: int) -> list[Stacked | None]:
+    return [None if delta is None else Stacked(delta, copies) for delta in deltas]
 
 
 def _by_product(visit: Visit, deltas: Sequence[tf.Tensor | None], copies: int) -> list[Factor]:
@@ -118,18 +177,70 @@ def _by_product(visit: Visit, deltas: Sequence[tf.Tensor | None], copies: int) -
 
 def _by_rule(visit: Visit, deltas: Sequence[tf.Tensor | None], copies: int) -> list[Factor]:
     """Return the derivatives by the weights of an inner layer."""
+    step = _linearized(visit.subject, visit.args, visit.kwargs, copies)
+    _, factors = step.backward(_stacked(deltas, copies), [False] * len(visit.tensors))
+    return factors
+
+
+def _linearized(layer: Any, args: Any, kwargs: Any, copies: int) -> Linearization:
+    """Run a layer by its rule, on one row a sample."""
 
     def one_a_sample(leaf: Any) -> Any:
         return leaf[::copies] if tf.is_tensor(leaf) else leaf  # the rows of a sample are equal
 
-    args, kwargs = keras.tree.map_structure(one_a_sample, (visit.args, visit.kwargs))
-    call, tensors = call_with(visit.subject, args, kwargs)
-    rule = find_rule(visit.subject)
+    if copies > 1:
+        args, kwargs = keras.tree.map_structure(one_a_sample, (args, kwargs))
+    rule = find_rule(layer)
     assert rule is not None
-    step = rule(call, tensors)
-    stacked = [None if delta is None else Stacked(delta, copies) for delta in deltas]
-    _, factors = step.backward(stacked, [False] * len(tensors))
-    return factors
+    return rule(*call_with(layer, args, kwargs))
+
+
+def _has_loops(layer: Any) -> bool:
+    """Tell whether a layer is recurrent, and returns a tensor or a tuple of tensors."""
+    if not isinstance(layer, keras.layers.RNN | keras.layers.Bidirectional):
+        return False
+    loops = _host.loops_of(layer)
+    # Other cells may have states in lists of lists.
+    plain = all(type(loop.cell) in FORMS for loop in loops)
+    return bool(loops) and (plain or not layer.return_state)
+
+
+def _packed(outputs: Sequence[tf.Tensor]) -> Any:
+    """Return the flat outputs of a recurrent layer as its call does."""
+    return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+
+@contextlib.contextmanager
+def calls_through(
+    layers: Sequence[Any], take: Callable[[Any, Callable, Any, Any], Any]
+) -> Iterator[None]:
+    """Hand the calls of layers to a function while the context lasts.
+
+    Args:
+        layers: The layers.
+        take: Called with a layer, its own ``call``, and the positional and keyword arguments, it
+            returns the outputs. While it runs the layer is as it was.
+    """
+
+    def through(layer: Any) -> Callable:
+        call = layer.call
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            del vars(layer)["call"]
+            try:
+                return take(layer, call, args, kwargs)
+            finally:
+                vars(layer)["call"] = run
+
+        return run
+
+    for layer in layers:
+        vars(layer)["call"] = through(layer)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del vars(layer)["call"]
 
 
 @contextlib.contextmanager
@@ -138,6 +249,7 @@ def probing(
     factors: Sequence[keras.Variable],
     tape: tf.GradientTape,
     within: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+    copies: int | None = None,
 ) -> Iterator[list[Visit]]:
     """Add probes to the outputs of layers and to products while the context lasts.
 
@@ -146,6 +258,8 @@ def probing(
         factors: The weights whose products get probes, outside of the layers.
         tape: The tape that shall watch the probes.
         within: The context to call the layers and take the products in.
+        copies: How many equal rows a sample has. Layers with loops through time are run by their
+            rules on one of them, which the tape does not see. None runs them as they are.
 
     Yields:
         The list that the visits are added to, in the order of the calls.
@@ -154,44 +268,40 @@ def probing(
     chosen = {id(v) for v in factors}
     inside = 0
 
-    def probe(outputs: Any, subject: Any, args: Any, kwargs: Any) -> Any:
+    def probe(outputs: Any, *visited: Any) -> Any:
+        subject, args, kwargs, step = visited
         flat = keras.tree.flatten(outputs)
         probes = [tf.zeros_like(y) for y in flat]
         tape.watch(probes)
-        visits.append(Visit(subject, args, kwargs, probes))
+        visits.append(Visit(subject, args, kwargs, probes, step))
         flat = [y + probe for y, probe in zip(flat, probes, strict=True)]
         return keras.tree.pack_sequence_as(outputs, flat)
 
-    def probed(layer: Any) -> Callable:
-        call = layer.call
-
-        def run(*args: Any, **kwargs: Any) -> Any:
-            nonlocal inside
-            inside += 1
-            try:
+    def take(layer: Any, call: Callable, args: Any, kwargs: Any) -> Any:
+        nonlocal inside
+        inside += 1
+        step = None
+        try:
+            if copies is not None and _has_loops(layer):
+                with tape.stop_recording():
+                    step = _linearized(layer, args, kwargs, copies)
+                    outputs = _packed([stacking.repeat(y, copies) for y in step.outputs])
+            else:
                 with within():
                     outputs = call(*args, **kwargs)
-            finally:  # code around the layer may take what it raises
-                inside -= 1
-            return probe(outputs, layer, args, kwargs)
-
-        return run
+        finally:  # code around the layer may take what it raises
+            inside -= 1
+        return probe(outputs, layer, args, kwargs, step)
 
     def multiply(matmul: Callable, x: Any, weight: Any) -> Any:
         if inside or id(weight) not in chosen or not tf.is_tensor(x):
             return matmul(x, weight)
         with within():
             product = matmul(x, weight)
-        return probe(product, weight, (x,), {})
+        return probe(product, weight, (x,), {}, None)
 
-    for layer in layers:
-        vars(layer)["call"] = probed(layer)
-    try:
-        with _host.products_through(multiply):
-            yield visits
-    finally:
-        for layer in layers:
-            del vars(layer)["call"]
+    with calls_through(layers, take), _host.products_through(multiply):
+        yield visits
 
 
 _divisions: weakref.WeakKeyDictionary[Call, dict[tuple[int, ...], Division]] = (
@@ -289,7 +399,7 @@ def _trace(
                 _host.values_in_place(values),
                 probing(layers, factors, tape, lambda: _host.values_in_place(held)) as visits,
             ):
-                outputs = call.run(*inputs)
+                outputs = call.run(*inputs, looped=layers)
         for visit in visits:
             seen = keras.tree.flatten((visit.args, visit.kwargs, visit.probes))
             rows = [t for t in seen if tf.is_tensor(t)]
