@@ -5,10 +5,11 @@
 The floor of ntt_step.py supposes that every product runs at the speed of one large square product.
 No kernel of TensorFlow does so for every shape. Here each matrix product and convolution of the
 step's graph is timed alone at its own shape: products with either operand stored transposed, and
-the result too, convolutions with the channels last and first. Their sum is the time below which no
-step gets that takes these products with these kernels: of the products only the largest count,
-which do 99 % of the operations, and what it takes to call a function of TensorFlow is taken off.
-Step and sum take turns. Prints a table and writes JSON. Run it on an idle machine.
+the result too, convolutions with the channels last and first. Of the products only the largest
+count, which do 99 % of the operations, and what it takes to call a function of TensorFlow is taken
+off. Their sum tells how much of the step is products; it is no strict bound, because a product
+alone may wait for fresh memory that the step has at hand. Step and sum take turns. Prints a table
+and writes JSON. Run it on an idle machine.
 """
 
 from __future__ import annotations
