@@ -124,6 +124,12 @@ def called_twice_in_a_model_of_ones_own(cell):
     return model, X
 
 
+def frozen_in_a_model_of_ones_own(cell):
+    model, x = called_twice_in_a_model_of_ones_own(cell)
+    model.again.trainable = False
+    return model, x
+
+
 def open_length(cell):
     x = keras.Input((None, 2))
     y = layers.Bidirectional(cell(2, return_sequences=True))(x)
@@ -154,6 +160,7 @@ CASES = {
     "masked, both ways": masked_both_ways,
     "in a model of one's own": in_a_model_of_ones_own,
     "called twice in a model of one's own": called_twice_in_a_model_of_ones_own,
+    "frozen in a model of one's own": frozen_in_a_model_of_ones_own,
     "open length": open_length,
     "frozen": frozen,
 }

@@ -226,8 +226,10 @@ def _outermost_with_rule(operation: Any) -> list[Any]:
     found: list[Any] = []
     inside: set[int] = set()
     for layer in operation._flatten_layers(include_self=False):
-        if id(layer) in inside or not layer.trainable_variables or find_rule(layer) is None:
+        if id(layer) in inside or find_rule(layer) is None:
             continue
+        if not layer.trainable_variables and not has_loops(layer):
+            continue  # frozen loops are differentiated through
         found.append(layer)
         inside |= {id(inner) for inner in layer._flatten_layers()}
     return found
