@@ -122,6 +122,22 @@ class LatentWeights(keras.layers.Layer):
             value = _host.value_of(latent)
             variable.assign(tf.where(_host.value_of(mask), value, tf.zeros_like(value)))
 
+    def check_untouched(self) -> None:
+        """Raise a ValueError if the student's kernels are neither the latent nor the masked ones.
+
+        The transfer would undo what was assigned to them, and keep what was to the other weights.
+        """
+        for variable, latent, mask in zip(self.pruned, self.latent, self.masks, strict=True):
+            now, dense, kept = (keras.ops.convert_to_numpy(v) for v in (variable, latent, mask))
+            sparse = np.where(kept, dense, np.zeros_like(dense))
+            if not any(np.array_equal(now, known, equal_nan=True) for known in (dense, sparse)):
+                raise ValueError(
+                    "The student's kernels were changed since the transfer was made, or since its "
+                    "last run, so its masks and latent weights are those of another network. Set "
+                    "or train the student's weights first, and make a new NeuralTangentTransfer "
+                    f"then. Received: other values in {variable.path!r}"
+                )
+
     def refresh(self, counts: tf.Tensor, density: tf.Tensor) -> None:
         """Choose the masks anew from the latent kernels.
 

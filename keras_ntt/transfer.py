@@ -22,7 +22,7 @@ from keras_ntt.plan import Course, Plan
 from keras_ntt.policies import Filters, choose_weights
 from keras_ntt.saliency import NetworkSaliency, as_saliency
 from keras_ntt.schedules import as_schedule, decide
-from keras_ntt.sparse_model import check_no_masks, strip_pruning
+from keras_ntt.sparse_model import apply_masks, check_no_masks, get_masks, strip_pruning
 from keras_ntt.transfer_step import TransferStep
 from keras_ntt.updates import Update
 
@@ -161,6 +161,7 @@ class NeuralTangentTransfer(TransferStep):
         self.memory_limit = memory_limit
         self.adversarial = adversarial
         self._parts = 1
+        self._running = False
         self._weights = LatentWeights(student, choice.weights, rule, first, masks)
         self._seed = state_of(self, "seed", seed, "int64")
         self._step = state_of(self, "step", 0, "int64")
@@ -304,7 +305,7 @@ class NeuralTangentTransfer(TransferStep):
             batch_size = None
         else:
             x = watches[0].over(x)
-        before = self.step, self.student.get_weights()
+        before = self.step, self.student.get_weights(), get_masks(self.student)
         try:
             return super().fit(
                 x,
@@ -315,10 +316,12 @@ class NeuralTangentTransfer(TransferStep):
                 callbacks=[*keras.tree.flatten(callbacks or []), Course(self._plan)],
                 **kwargs,
             )
-        except Exception as error:
+        except BaseException as error:  # Ctrl-C, too
+            self._running = False
             if self.step == before[0]:
                 strip_pruning(self.student)
                 self.student.set_weights(before[1])
+                apply_masks(self.student, before[2])
             else:
                 with contextlib.suppress(ValueError):  # of weights that overflowed
                     self.finish()

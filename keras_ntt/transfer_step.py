@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -15,7 +17,7 @@ from keras_ntt.latent import LatentWeights, gate
 from keras_ntt.network import Network
 from keras_ntt.objective import NTTLoss, Pair, Weighting, objective
 from keras_ntt.plan import Plan
-from keras_ntt.sparse_model import apply_masks, strip_pruning
+from keras_ntt.sparse_model import apply_masks, get_masks, strip_pruning
 from keras_ntt.updates import Update, check_scale, watched
 
 
@@ -40,6 +42,7 @@ class TransferStep(keras.Model):
     _step: keras.Variable
     _order: tf.Variable
     _parts: int
+    _running: bool
     _plan: Plan | None
     _trackers: list[keras.metrics.Metric]
     train_function: Any
@@ -65,6 +68,11 @@ class TransferStep(keras.Model):
         return self._weights.trained()
 
     @property
+    def trainable_weights(self) -> list[keras.Variable]:
+        """The same, under the name by which Keras hands the optimizer's averages over."""
+        return self._weights.trained()
+
+    @property
     def metrics(self) -> list[keras.metrics.Metric]:
         """The running means that are reset at each epoch."""
         return list(self._trackers)
@@ -74,10 +82,16 @@ class TransferStep(keras.Model):
         return self.student(inputs)
 
     def begin(self) -> None:
-        """Make the student sparse, as the first step wants it."""
+        """Make the student sparse, as the first step wants it.
+
+        Raises:
+            ValueError: If its kernels are others than at the start, or than a run left them.
+        """
+        self._weights.check_untouched()
         self._update.begin()
         strip_pruning(self.student)  # of the masks of an earlier run
         self._weights.write()
+        self._running = True
 
     def begin_epoch(self) -> None:
         """Fix the order of this epoch's samples, by the seed and the step it begins at."""
@@ -86,7 +100,39 @@ class TransferStep(keras.Model):
 
     def finish(self) -> None:
         """Let the student hold its masks by itself."""
+        self._running = False
+        self._weights.write()  # the optimizer's averages, with use_ema=True
         apply_masks(self.student, self.masks)
+
+    def set_weights(self, weights: Any) -> None:
+        """Set the whole state, as `get_weights` returned it, and let the student follow it."""
+        with self._following():
+            super().set_weights(weights)
+
+    def load_weights(self, filepath: Any, **kwargs: Any) -> None:
+        """Read the whole state from a file of `save_weights`, and let the student follow it.
+
+        Args:
+            filepath: The file.
+            **kwargs: As in `keras.Model.load_weights`.
+        """
+        with self._following():
+            super().load_weights(filepath, **kwargs)
+
+    @contextlib.contextmanager
+    def _following(self) -> Iterator[None]:
+        """Let the student have the weights and masks of the state that is set meanwhile."""
+        held = get_masks(self.student)
+        strip_pruning(self.student)  # masks of now would cut what is loaded
+        try:
+            yield
+        except BaseException:
+            apply_masks(self.student, held)
+            raise
+        if self.step > 0:
+            self._weights.write()
+            if not self._running:
+                self.finish()
 
     def make_train_function(self, force: bool = False) -> None:
         """Build the compiled step, before which the schedule is asked."""

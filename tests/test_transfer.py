@@ -360,3 +360,107 @@ def test_a_transfer_runs_on_every_architecture(make):
     losses = transfer.fit(x, batch_size=4, epochs=2, verbose=0).history["loss"]
     assert np.isfinite(losses).all()
     assert all(0.3 < 1 - m.mean() < 0.7 for m in transfer.masks.values())
+
+
+class KeepBest(keras.callbacks.Callback):
+    """Saves the state after an epoch, and what the student was then."""
+
+    def __init__(self, file, epoch):
+        super().__init__()
+        self.file, self.epoch = file, epoch
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch == self.epoch:
+            self.model.save_weights(self.file)
+            self.saved = self.model.student.get_weights()
+            self.masks = self.model.masks
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_an_earlier_state_that_is_loaded_is_that_of_the_student(tmp_path, fresh):
+    schedule = keras_ntt.NTTSchedule(SPARSITY, frequency=1)
+    best = KeepBest(tmp_path / "best.weights.h5", 0)
+    transfer = transfer_of(small(), pruning_schedule=schedule)
+    transfer.fit(samples(), batch_size=8, epochs=5, verbose=0, callbacks=[best])
+    last = list(transfer.masks.values())
+    assert any((a != b).any() for a, b in zip(last, best.masks.values(), strict=True))
+    if fresh:
+        transfer = transfer_of(small(seed=3), pruning_schedule=schedule)
+    transfer.load_weights(best.file)
+    for a, b in zip(transfer.student.get_weights(), best.saved, strict=True):
+        np.testing.assert_array_equal(a, b)
+    held = keras_ntt.get_masks(transfer.student).values()
+    for mask, right in zip(held, best.masks.values(), strict=True):
+        np.testing.assert_array_equal(mask, right)
+    state = transfer.get_weights()
+    transfer.set_weights(state)
+    for a, b in zip(transfer.student.get_weights(), best.saved, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_file_that_does_not_fit_leaves_the_student_its_masks(tmp_path):
+    transfer = transfer_of(small())
+    transfer.fit(samples(), batch_size=16, verbose=0)
+    before = keras_ntt.get_masks(transfer.student)
+    (tmp_path / "other.weights.h5").write_bytes(b"nothing of the kind")
+    with pytest.raises(Exception, match=r"signature|open file"):
+        transfer.load_weights(tmp_path / "other.weights.h5")
+    for mask, right in zip(
+        keras_ntt.get_masks(transfer.student).values(), before.values(), strict=True
+    ):
+        np.testing.assert_array_equal(mask, right)
+
+
+class Interrupt(keras.callbacks.Callback):
+    def on_epoch_end(self, epoch, logs=None):
+        raise KeyboardInterrupt
+
+
+def test_a_run_that_is_interrupted_leaves_the_student_with_its_masks():
+    transfer = transfer_of(small())
+    with pytest.raises(KeyboardInterrupt):
+        transfer.fit(samples(), epochs=3, verbose=0, callbacks=[Interrupt()])
+    held = keras_ntt.get_masks(transfer.student)
+    for mask, right in zip(held.values(), transfer.masks.values(), strict=True):
+        np.testing.assert_array_equal(mask, right)
+    zeros = [np.count_nonzero(w == 0) for w in transfer.student.get_weights()]
+    student = transfer.student
+    student.compile("adam", "mse", jit_compile=False)
+    student.fit(samples(), np.ones((64, 3)), epochs=2, verbose=0)
+    assert [np.count_nonzero(w == 0) for w in student.get_weights()] == zeros
+
+
+@pytest.mark.parametrize("run_before", [False, True])
+def test_kernels_that_were_changed_since_are_refused_and_left_alone(run_before):
+    transfer = transfer_of(small())
+    if run_before:
+        transfer.fit(samples(), epochs=1, verbose=0)
+    student = transfer.student
+    student.set_weights([2 * w for w in student.get_weights()])
+    before, masks = student.get_weights(), keras_ntt.get_masks(student)
+    with pytest.raises(ValueError, match=r"were changed since.*new NeuralTangentTransfer"):
+        transfer.fit(samples(), epochs=1, verbose=0)
+    for a, b in zip(student.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert list(keras_ntt.get_masks(student)) == list(masks)
+
+
+def test_averages_of_the_optimizer_are_those_of_the_student():
+    optimizer = keras.optimizers.SGD(0.5, use_ema=True, ema_momentum=0.5)
+    transfer = transfer_of(small(), pruning_schedule=keras_ntt.NTTSchedule(SPARSITY, None))
+    transfer.compile(optimizer)
+    path = []
+
+    class Note(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            path.append(self.model.student.get_weights())
+
+    transfer.fit(samples(), batch_size=16, epochs=1, verbose=0, callbacks=[Note()])
+    # Keras begins the average with the weights after the first step.
+    average = path[0]
+    for weights in path[1:]:
+        average = [0.5 * a + 0.5 * w for a, w in zip(average, weights, strict=True)]
+    assert len(path) == 4
+    assert any(np.abs(a - b).max() > 1e-3 for a, b in zip(average, path[-1], strict=True))
+    for found, right in zip(transfer.student.get_weights(), average, strict=True):
+        np.testing.assert_allclose(found, right, rtol=1e-5, atol=1e-6)
