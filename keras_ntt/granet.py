@@ -38,7 +38,8 @@ class GraNet(keras.callbacks.Callback):
     with, in inference mode.
 
     The model may hold masks already, which the callback then changes; at `begin_step` it is
-    pruned to at least its own sparsity. It ends with its masks held.
+    pruned to at least its own sparsity. It ends with its masks held. A run that is ended and goes
+    on with `keras_ntt.BackupAndRestore` goes on with its masks.
 
     Args:
         sparsity: The final fraction of zeros, in [0, 1).
@@ -107,21 +108,35 @@ class GraNet(keras.callbacks.Callback):
         self._step = 0
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Find the weights and give them masks, if they have none."""
+        """Wait for the first epoch: other callbacks may take up the state of an earlier run."""
+        self._begun = False
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Find the weights, when training begins, and give them masks, if they have none."""
+        if self._begun:
+            return
+        self._begun = True
+        checks.check_model(self.model)
         self._variables = choose_weights(self.model, **self._choice).weights
         self._paths = paths_of(self.model, self._variables)
         self._batches = Batches(self._data, self.model, self._batch_size)
         self._coming = iter(self._batches)
+        self._step = self._iterations()
         held = get_masks(self.model)
         masks = {
-            path: held.get(path, np.ones(tuple(v.shape), bool))
+            path: held.get(path, self._first_mask(v))
             for path, v in zip(self._paths, self._variables, strict=True)
         }
         apply_masks(self.model, masks)
-        self._step = self._iterations()
         self._last = self._step
         if self._step == self.begin_step:
             self._update()
+
+    def _first_mask(self, variable: keras.Variable) -> np.ndarray:
+        """Return the mask of a weight that holds none: in a run that goes on, its zeros."""
+        nonzero = keras.ops.convert_to_numpy(variable) != 0
+        goes_on = self._step > self.begin_step and nonzero.any()
+        return nonzero if goes_on else np.ones_like(nonzero)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Prune and regrow, if it is time."""

@@ -7,11 +7,16 @@ import pathlib
 import re
 from typing import Any
 
+import h5py
 import keras
+import numpy as np
 
 from keras_ntt import checks
 from keras_ntt.files import Path, as_path, leftovers, replacing
+from keras_ntt.sparse_model import apply_masks, fixed_masks, keys_of
 
+# The group of a state that holds the masks, which Keras does not look for.
+_MASKS = "keras_ntt_masks"
 _STATE = re.compile(r"epoch-(\d+)\.weights\.h5")
 
 
@@ -50,9 +55,9 @@ class BackupAndRestore(keras.callbacks.Callback):
     says by its name how many epochs it is of, so that state and count cannot differ.
 
     It works for a `NeuralTangentTransfer`, for models that are pruned while they train and for
-    any other. Set everything up as in the run that ended, with the same callback, and call
-    ``fit`` with the same arguments: masks that a model holds by `keras_ntt.apply_masks` are to be
-    applied again, those of a transfer or of `keras_ntt.prune_low_magnitude` are in the state.
+    any other. Set everything up as in the run that ended, with the same callbacks, and call
+    ``fit`` with the same arguments. Masks are in the state: those of a transfer, of
+    `keras_ntt.prune_low_magnitude`, and those that the model held when it was saved.
 
     Args:
         backup_dir: A folder for this run alone; one for each worker, where there are several.
@@ -76,8 +81,16 @@ class BackupAndRestore(keras.callbacks.Callback):
         """Take up the state that a run left, if there is one.
 
         Raises:
-            ValueError: If it is the state of another model.
+            ValueError: If it is the state of another model, or the model is not built.
         """
+        self._resumed = False
+        self.model._initial_epoch = None
+        if not self.model.built:
+            raise ValueError(
+                "A state can be loaded only into a model that has its weights. Build it before "
+                "fit: give it a keras.Input, or call model.build(input_shape). "
+                f"Received: model={self.model.name!r}, which is not built yet"
+            )
         states = self._states()
         if not states:
             return
@@ -85,15 +98,25 @@ class BackupAndRestore(keras.callbacks.Callback):
         optimizer = self.model.optimizer
         if optimizer is not None and not optimizer.built:
             optimizer.build(self.model.trainable_variables)
+        held = fixed_masks(self.model)
         try:
+            apply_masks(self.model, {path: np.ones_like(mask) for path, mask in held.items()})
             self.model.load_weights(file)
+            apply_masks(self.model, {**held, **_read_masks(file, self.model)})
         except Exception as error:
+            apply_masks(self.model, held)
             raise ValueError(
                 "The state of an earlier run does not fit this model. Set everything up as in "
                 "that run; or remove the folder, to begin anew. Received: "
                 f"backup_dir={os.fspath(self.backup_dir)!r} ({type(error).__name__}: {error})"
             ) from error
         self.model._initial_epoch = epochs
+        self._resumed = True
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Forget where this run began, which the next one would take for its own beginning."""
+        if self._resumed:
+            self.model._initial_epoch = None
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Save the state, and then remove the one before."""
@@ -101,11 +124,11 @@ class BackupAndRestore(keras.callbacks.Callback):
         file = self.backup_dir / f"epoch-{epoch + 1}.weights.h5"
         with replacing(file) as temporary:
             self.model.save_weights(temporary)
+            _add_masks(temporary, self.model)
         self._remove(keep=file)
 
     def on_train_end(self, logs: Any = None) -> None:
         """Remove the state, which nobody needs any more."""
-        self.model._initial_epoch = None
         if self.delete_checkpoint:
             self._remove(keep=None)
             if self.backup_dir.is_dir() and not any(self.backup_dir.iterdir()):
@@ -123,3 +146,23 @@ class BackupAndRestore(keras.callbacks.Callback):
                 unfinished.unlink()
             if file != keep:
                 file.unlink()
+
+
+def _add_masks(file: pathlib.Path, model: keras.Model) -> None:
+    """Add the masks of a model to a file of its weights, by the weights' places.
+
+    Their paths are others where Keras numbers the layers of the same model anew.
+    """
+    masks = fixed_masks(model)
+    with h5py.File(file, "a") as state:
+        group = state.create_group(_MASKS)
+        for place, path in enumerate(keys_of(model.weights)):
+            if path in masks:
+                group.create_dataset(str(place), data=masks[path], compression="gzip")
+
+
+def _read_masks(file: pathlib.Path, model: keras.Model) -> dict[str, np.ndarray]:
+    """Return the masks of such a file by the paths of a model."""
+    paths = keys_of(model.weights)
+    with h5py.File(file) as state:
+        return {paths[int(place)]: mask[()] for place, mask in state.get(_MASKS, {}).items()}

@@ -37,6 +37,8 @@ class ScheduledMask(MaskConstraint):
         layer: The layer that its state is saved with, see `hold`.
     """
 
+    fixed = False
+
     def __init__(self, variable: keras.Variable, pattern: Pattern, timetable: Timetable | None):
         self.inner = variable.constraint
         self.pattern = pattern
@@ -93,10 +95,13 @@ class ScheduledMask(MaskConstraint):
         held.assign = assign
 
     def detach(self, variable: keras.Variable) -> None:
-        """Let go of the variable, and save nothing more with its layer."""
+        """Let go of the variable, and save no more of it with its layer."""
         super().detach(variable)
-        if hasattr(self.layer, _STATE):
-            object.__delattr__(self.layer, _STATE)
+        state = getattr(self.layer, _STATE, None)
+        if state is not None:
+            state.masks = [mask for mask in state.masks if mask is not self]
+            if not state.masks:
+                object.__delattr__(self.layer, _STATE)
 
     @property
     def idle(self) -> bool:

@@ -28,6 +28,10 @@ class SNIPER(keras.callbacks.Callback):
     take the value that they had when training began (Lam et al., 2022, who score by SNIP). With
     a sparsity of 0 at last, the network ends dense; it still holds masks, which keep everything.
 
+    The same callback in another ``fit`` of the same model goes on: entries that came back stay. For
+    a run that is to be resumed, list it before `keras_ntt.BackupAndRestore` and set the seed of the
+    initial weights: they are scored again, and are what entries come back with.
+
     Args:
         sparsities: ``epoch -> sparsity``, beginning with epoch 0 and never increasing.
         data: Samples for the score, see `keras_ntt.saliency_scores`.
@@ -38,8 +42,9 @@ class SNIPER(keras.callbacks.Callback):
         seed: Seed of random scores.
 
     Raises:
-        ValueError: If the sparsities or `max_sparsity` are out of range. Data that do not fit are
-            found when training begins, before anything is changed.
+        ValueError: If the sparsities or `max_sparsity` are out of range. Data that do not fit, and
+            a run that is resumed from other initial weights, are found when training begins,
+            before anything is changed.
     """
 
     def __init__(
@@ -75,8 +80,16 @@ class SNIPER(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Score the weights, choose all masks and remember the initial values."""
+        self._first_epoch = True
         if self._scored is self.model:
             return  # a run that goes on
+        checks.check_model(self.model)
+        if self.model._initial_epoch:
+            raise ValueError(
+                "SNIPER scores the initial weights, and those of an earlier run were loaded "
+                "already. List it before BackupAndRestore in callbacks. "
+                f"Received: a run that goes on at epoch {self.model._initial_epoch}"
+            )
         check_no_masks(self.model)
         variables = choose_weights(self.model, **self._choice).weights
         subject = subject_of(
@@ -94,12 +107,16 @@ class SNIPER(keras.callbacks.Callback):
         self._variables = variables
         self._initial = [keras.ops.convert_to_numpy(v) for v in variables]
         self._kept = [np.ones(s.shape, bool) for s in scores]
+        self._sparsity = 1.0
         self._scored = self.model
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Take the masks of the epoch; what comes back takes its initial value."""
-        due = max(begin for begin in self.sparsities if begin <= epoch)
-        masks = self._masks[self.sparsities[due]]
+        if self._first_epoch and self.model._initial_epoch:
+            self._resume(epoch)
+        self._first_epoch = False
+        self._sparsity = min(self._sparsity, self._due(epoch))
+        masks = self._masks[self._sparsity]
         if all(np.array_equal(a, b) for a, b in zip(masks, self._kept, strict=True)):
             return
         values = [keras.ops.convert_to_numpy(v) for v in self._variables]
@@ -110,6 +127,22 @@ class SNIPER(keras.callbacks.Callback):
             back = np.where(old, value, initial)
             variable.assign(np.where(new, back, np.zeros_like(back)))
         self._kept = masks
+
+    def _due(self, epoch: int) -> float:
+        return self.sparsities[max(begin for begin in self.sparsities if begin <= epoch)]
+
+    def _resume(self, epoch: int) -> None:
+        """Take up the state of a run that ended after some epochs, whose weights are loaded."""
+        self._sparsity = self._due(epoch - 1)
+        self._kept = self._masks[self._sparsity]
+        for path, variable, kept in zip(self._paths, self._variables, self._kept, strict=True):
+            if np.any(keras.ops.convert_to_numpy(variable)[~kept]):
+                raise ValueError(
+                    "The run that is resumed began with other initial weights, whose scores and "
+                    "values are not known any more. Set the seed before the model is made, in "
+                    "both runs: keras.utils.set_random_seed(seed). "
+                    f"Received: {path!r} with other zeros than the scores of now"
+                )
 
 
 def _check_sparsities(sparsities: Any) -> dict[int, float]:

@@ -29,6 +29,9 @@ class MaskConstraint(keras.constraints.Constraint):
         inner: The constraint that the variable had before, applied first.
     """
 
+    fixed = True
+    """Whether nothing but `apply_masks` moves the mask."""
+
     def __init__(self, mask: np.ndarray, inner: Any = None):
         self.inner = inner
         # A variable, not a constant: a compiled training step then sees later changes.
@@ -205,6 +208,8 @@ def _end(path: str) -> str:
 def apply_masks(model: keras.Model, masks: MaskDict) -> keras.Model:
     """Set the masked entries to zero and keep them zero in any training that follows.
 
+    Weights that `keras_ntt.prune_low_magnitude` prunes by a schedule leave it and keep these masks.
+
     Args:
         model: A built model. It is changed in place.
         masks: Masks by variable path, as `get_masks` returns them; true where an entry is kept.
@@ -220,11 +225,14 @@ def apply_masks(model: keras.Model, masks: MaskDict) -> keras.Model:
     attached = False
     for variable, mask in masks_by_variable(model, masks).values():
         held = variable.constraint
-        if isinstance(held, MaskConstraint):
+        if isinstance(held, MaskConstraint) and held.fixed:
             held.mask = mask
         else:
-            held = MaskConstraint(mask, inner=held)
-            held.attach(variable)
+            inner = held
+            if isinstance(held, MaskConstraint):  # a schedule would choose other masks
+                held.detach(variable)
+                inner = held.inner
+            MaskConstraint(mask, inner=inner).attach(variable)
             attached = True
         value = keras.ops.convert_to_numpy(variable)
         variable.assign(np.where(mask, value, np.zeros_like(value)))
@@ -301,6 +309,12 @@ def get_masks(model: keras.Model) -> dict[str, np.ndarray]:
         for key, variable in _named_weights(model).items()
         if is_masked(variable)
     }
+
+
+def fixed_masks(model: keras.Model) -> dict[str, np.ndarray]:
+    """Return the masks that no schedule moves, by variable path."""
+    named = _named_weights(model)
+    return {key: m for key, m in get_masks(model).items() if named[key].constraint.fixed}
 
 
 def kept_entries(model: keras.Model) -> dict[int, np.ndarray]:

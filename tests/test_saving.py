@@ -233,6 +233,46 @@ def test_the_latest_state_counts_and_what_a_kill_left_is_removed(tmp_path):
     assert not tmp_path.exists()
 
 
+def run_masked(seed, callbacks, masks=None):
+    model = small(seed)
+    if masks is not None:
+        keras_ntt.apply_masks(model, {model.layers[0].kernel.path: masks})
+    model.compile(keras.optimizers.Adam(1e-2), "mse", jit_compile=False)
+    model.fit(*data(), batch_size=16, epochs=4, shuffle=False, verbose=0, callbacks=callbacks)
+    return model
+
+
+@pytest.mark.parametrize("others", ["none", "other"])
+def test_masks_of_a_model_are_in_the_state(tmp_path, others):
+    masks = np.random.default_rng(0).random((6, 16)) < 0.4
+    whole = run_masked(0, [], masks)
+    with pytest.raises(StoppedError):
+        run_masked(0, [keras_ntt.BackupAndRestore(tmp_path), Stop(1)], masks)
+    other = None if others == "none" else ~masks
+    resumed = run_masked(5, [keras_ntt.BackupAndRestore(tmp_path)], other)
+    (found,) = keras_ntt.get_masks(resumed).values()
+    np.testing.assert_array_equal(found, masks)
+    for a, b in zip(whole.get_weights(), resumed.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_run_after_one_that_was_resumed_and_ended_begins_at_the_first_epoch(tmp_path):
+    for epoch in (1, 2):
+        model = small()
+        model.compile("sgd", "mse", jit_compile=False)
+        callbacks = [keras_ntt.BackupAndRestore(tmp_path), Stop(epoch)]
+        with pytest.raises(StoppedError):
+            model.fit(*data(), epochs=4, verbose=0, callbacks=callbacks)
+    assert model.fit(*data(), epochs=2, verbose=0).epoch == [0, 1]
+
+
+def test_a_model_without_weights_cannot_take_up_a_state(tmp_path):
+    model = keras.Sequential([layers.Dense(3)])
+    model.compile("sgd", "mse", jit_compile=False)
+    with pytest.raises(ValueError, match=r"Build it before\s+fit.*not built yet"):
+        model.fit(*data(), verbose=0, callbacks=[keras_ntt.BackupAndRestore(tmp_path)])
+
+
 def test_a_state_of_another_model_is_refused(tmp_path):
     run_scheduled(0, [keras_ntt.BackupAndRestore(tmp_path, delete_checkpoint=False)])
     other = architectures.sequential((6,), layers.Dense(5), layers.Dense(3))

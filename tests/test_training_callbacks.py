@@ -119,6 +119,61 @@ def test_sniper_goes_on_in_a_second_fit():
         np.testing.assert_array_equal(value[~mask], start[~mask])
 
 
+def test_sniper_never_prunes_again_what_came_back():
+    model = mlp()
+    callback = SNIPER({0: 0.5, 1: 0.0}, data())
+    model.fit(*data(), epochs=2, callbacks=[callback], verbose=0)
+    watch = Watch()
+    model.fit(*data(), epochs=2, callbacks=[callback, watch], verbose=0)
+    assert [total(masks) for masks, _ in watch.epochs] == [72, 72]
+
+
+class StoppedError(Exception):
+    pass
+
+
+class Stop(keras.callbacks.Callback):
+    def __init__(self, epoch):
+        super().__init__()
+        self.epoch = epoch
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch == self.epoch:
+            raise StoppedError
+
+
+def sniper_run(seed, *callbacks, first=True, epochs=4):
+    keras.utils.set_random_seed(seed)
+    model = mlp()
+    sniper = SNIPER({0: 0.7, 2: 0.4, 3: 0.1}, data())
+    order = [sniper, *callbacks] if first else [*callbacks, sniper]
+    model.fit(*data(), epochs=epochs, shuffle=False, callbacks=order, verbose=0)
+    return model
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 2])
+def test_sniper_in_a_run_that_is_resumed(tmp_path, epoch):
+    whole = sniper_run(0)
+    with pytest.raises(StoppedError):
+        sniper_run(0, keras_ntt.BackupAndRestore(tmp_path), Stop(epoch))
+    resumed = sniper_run(0, keras_ntt.BackupAndRestore(tmp_path))
+    for a, b in zip(masks_of(resumed), masks_of(whole), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for a, b in zip(resumed.get_weights(), whole.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("seed", "first", "message"),
+    [(0, False, "List it before BackupAndRestore"), (1, True, "other initial weights.*seed")],
+)
+def test_sniper_refuses_a_run_that_it_cannot_go_on_with(tmp_path, seed, first, message):
+    with pytest.raises(StoppedError):
+        sniper_run(0, keras_ntt.BackupAndRestore(tmp_path), Stop(1))
+    with pytest.raises(ValueError, match=message):
+        sniper_run(seed, keras_ntt.BackupAndRestore(tmp_path), first=first)
+
+
 @pytest.mark.parametrize(
     ("sparsities", "options", "message"),
     [
@@ -202,6 +257,7 @@ def test_granet_regrows_where_the_gradient_is_largest():
     gradients = tape.gradient(loss, [v.value for v in choose_weights(model).weights])
     callback.initial_sparsity = 0.5
     callback.on_train_begin()
+    callback.on_epoch_begin(0)
     for old, new, gradient, value in zip(
         masks.values(), masks_of(model), gradients, start, strict=True
     ):
@@ -227,6 +283,60 @@ def test_granet_with_several_steps_an_execution():
     x, y = data(n=54)
     model.fit(x, y, batch_size=6, callbacks=[granet(), watch], verbose=0)
     assert total(masks_of(model)) == 18
+
+
+def granet_run(seed, *callbacks, first=True):
+    keras.utils.set_random_seed(seed)
+    model = mlp()
+    granet = GraNet(0.8, data(), end_step=12, frequency=2, regrow=0.5)
+    order = [granet, *callbacks] if first else [*callbacks, granet]
+    model.fit(*data(), batch_size=8, epochs=5, shuffle=False, callbacks=order, verbose=0)
+    return model
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("epoch", [0, 1, 3])
+def test_granet_in_a_run_that_is_resumed(tmp_path, epoch, first):
+    whole = granet_run(0)
+    with pytest.raises(StoppedError):
+        granet_run(0, keras_ntt.BackupAndRestore(tmp_path), Stop(epoch), first=first)
+    resumed = granet_run(5, keras_ntt.BackupAndRestore(tmp_path), first=first)
+    assert total(masks_of(resumed)) == total(masks_of(whole)) == 14
+    if epoch == 3:  # after its end; before, it goes on with other batches for the gradient
+        for a, b in zip(resumed.get_weights(), whole.get_weights(), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_granet_goes_on_from_zeros_where_there_are_no_masks(tmp_path):
+    with pytest.raises(StoppedError):
+        granet_run(0, keras.callbacks.BackupAndRestore(tmp_path), Stop(3), first=False)
+    resumed = granet_run(5, keras.callbacks.BackupAndRestore(tmp_path), first=False)
+    assert total(masks_of(resumed)) == sum(np.count_nonzero(k) for k in kernels(resumed)) == 14
+
+
+def test_granet_takes_labels_of_several_outputs():
+    inputs = keras.Input((6,))
+    hidden = layers.Dense(8)(inputs)
+    outputs = {name: layers.Dense(n, name=name)(hidden) for name, n in (("a", 1), ("b", 2))}
+    model = keras.Model(inputs, outputs)
+    x, rng = data()[0], np.random.default_rng(1)
+    y = {name: rng.normal(size=(32, n)).astype("float32") for name, n in (("a", 1), ("b", 2))}
+    batches = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
+    found = []
+    start = model.get_weights()
+    for given in ((x, y), batches):
+        model.set_weights(start)
+        keras_ntt.strip_pruning(model)
+        model.compile("adam", {"a": "mse", "b": "mse"}, jit_compile=False)
+        granet = GraNet(0.7, given, end_step=8, frequency=2, batch_size=8)
+        model.fit(batches, epochs=3, shuffle=False, callbacks=[granet], verbose=0)
+        found.append(masks_of(model))
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert total(found[0]) == round(0.3 * sum(m.size for m in found[0]))
+    wrong = GraNet(0.7, (x, {**y, "b": y["b"][:5]}), end_step=8)
+    with pytest.raises(ValueError, match="one label for each sample"):
+        model.fit(batches, shuffle=False, callbacks=[wrong], verbose=0)
 
 
 def test_granet_says_when_training_is_too_short():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -52,22 +53,10 @@ class Batches:
                 f"Received: data of a {type(x).__name__} and labels"
             )
         if labels is not None:
-            labels = input_checks.as_array("data", labels)
-            if labels.dtype.kind not in "biuf":
-                raise ValueError(
-                    f"data must have numbers as labels. Received: labels of dtype {labels.dtype}"
-                )
-            n = len(keras.tree.flatten(x)[0])
-            if labels.dtype.kind == "f" and not np.isfinite(labels).all():
-                raise ValueError(
-                    "data must have finite numbers as labels. Received: "
-                    f"{int((~np.isfinite(labels)).sum())} of {labels.size} are NaN or infinite"
-                )
-            if labels.ndim == 0 or len(labels) != n:
-                raise ValueError(
-                    "data must have one label for each sample. Received: "
-                    f"{n} samples and labels of shape {labels.shape}"
-                )
+            check = functools.partial(_checked_labels, sample_count(x))
+            # A dictionary has labels by output; a list may be the labels themselves.
+            nested = isinstance(labels, dict)
+            labels = keras.tree.map_structure(check, labels) if nested else check(labels)
         self._data = data if not input_checks.is_array(x) else (x, labels)
         self._is_array = input_checks.is_array(x)
         self._model = model
@@ -80,7 +69,7 @@ class Batches:
             if not self._is_array:
                 input_checks.check_arrays(x, self._model, "data")
             x = keras.tree.map_structure(tf.convert_to_tensor, x)
-            yield x, None if y is None else tf.convert_to_tensor(y)
+            yield x, None if y is None else keras.tree.map_structure(tf.convert_to_tensor, y)
 
     def _raw(self) -> Iterator[Any]:
         if isinstance(self._data, keras.utils.PyDataset):
@@ -95,6 +84,26 @@ class Batches:
                     None if part is None else keras.tree.map_structure(_take(rows), part)
                     for part in self._data
                 )
+
+
+def _checked_labels(n: int, labels: Any) -> np.ndarray:
+    """Return labels as an array, one for each of n samples."""
+    labels = input_checks.as_array("data", labels)
+    if labels.dtype.kind not in "biuf":
+        raise ValueError(
+            f"data must have numbers as labels. Received: labels of dtype {labels.dtype}"
+        )
+    if labels.dtype.kind == "f" and not np.isfinite(labels).all():
+        raise ValueError(
+            "data must have finite numbers as labels. Received: "
+            f"{int((~np.isfinite(labels)).sum())} of {labels.size} are NaN or infinite"
+        )
+    if labels.ndim == 0 or len(labels) != n:
+        raise ValueError(
+            "data must have one label for each sample. Received: "
+            f"{n} samples and labels of shape {labels.shape}"
+        )
+    return labels
 
 
 def _take(rows: slice) -> Callable[[Any], Any]:
