@@ -61,8 +61,8 @@ def load_masks(model: keras.Model, path: Path) -> keras.Model:
     """Read masks and apply them to a model.
 
     Masks are matched by variable path. If the model has other paths than the one they were saved
-    from, because Keras numbered the layers of a rebuilt model anew, but as many weights of the
-    same shapes in the same order, they are matched by that order.
+    from, because Keras numbered the layers of a rebuilt model anew, but as many weights of the same
+    shapes in the same order, they are matched by that order.
 
     Args:
         model: A built model. It is changed in place.
@@ -136,6 +136,9 @@ def _matched(model: keras.Model, masks: dict[str, np.ndarray]) -> dict[str, np.n
     keys = keys_of(model.weights)
     theirs = _listed(masks)
     masks.pop(_WEIGHTS, None)
+    paths = {path: path for path, _, _ in theirs}
+    if set(renamed(paths, keys)) == set(keys):  # of the same names, in this order or another
+        return masks
     if theirs and [shape for _, shape, _ in theirs] == [s for _, s in _weights_of(model)]:
         now = {path: key for (path, _, _), key in zip(theirs, keys, strict=True)}
         return {now[key]: mask for key, mask in masks.items()}

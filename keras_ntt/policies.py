@@ -83,7 +83,8 @@ class KernelPolicy(PruningPolicy):
                 v for cell in getattr(layer.cell, "cells", [layer.cell]) for v in _of_cell(cell)
             ]
         if isinstance(layer, _KERNEL_LAYERS):
-            return [getattr(layer, "_kernel", layer.kernel)]
+            kernel = getattr(layer, "_kernel", layer.kernel)
+            return [] if kernel is None else [kernel]  # a subclass may have none of its own
         return []
 
 
@@ -131,6 +132,13 @@ def prunable_weights(
     return [v for v in checks.check_variables(what, found) if v.trainable]
 
 
+def all_kernels(model: keras.Model) -> list[keras.Variable]:
+    """Return every weight of a model that some way to prune could touch, frozen ones too."""
+    everything = KernelPolicy(depthwise=True, embeddings=True)
+    found = [v for layer in model._flatten_layers() for v in everything.prunable_weights(layer)]
+    return list({id(v): v for v in found}.values())
+
+
 def weights_by_magnitude(
     layer: keras.layers.Layer, policy: PruningPolicy | None = None
 ) -> list[keras.Variable]:
@@ -174,6 +182,7 @@ def choose_weights(
     filters: Filters = None,
     pruning_policy: Any = None,
     weights_of: Callable[[keras.layers.Layer], list[keras.Variable]] | None = None,
+    frozen_too: bool = False,
 ) -> Choice:
     """Decide which weights of a model are pruned.
 
@@ -185,6 +194,7 @@ def choose_weights(
             ``ensure_model_supports_pruning(model)``; for depthwise kernels and embeddings
             ``KernelPolicy(depthwise=True, embeddings=True)``.
         weights_of: What could be pruned of one layer; None leaves that to the policy.
+        frozen_too: Whether a model may have frozen kernels only, of which none is chosen.
 
     Returns:
         The `Choice`.
@@ -192,7 +202,7 @@ def choose_weights(
     Raises:
         ValueError: If nothing is left to prune, or the policy refuses the model.
     """
-    accepts = _as_predicate(filters)
+    accepts = _as_predicate(filters, f"{model.name}/")
     check_policy(pruning_policy)
     if pruning_policy is not None:
         ensure = getattr(pruning_policy, "ensure_model_supports_pruning", None)
@@ -213,16 +223,14 @@ def choose_weights(
                 chosen[id(variable)] = variable
     skipped = []
     owners = {id(v): layer for layer in model._flatten_layers() for v in _host.own_variables(layer)}
-    everything = KernelPolicy(depthwise=True, embeddings=True)
-    for layer in model._flatten_layers():
-        frozen = [v for v in everything.prunable_weights(layer) if not v.trainable]
-        skipped += [(v, "frozen: trainable=False") for v in frozen]
+    frozen = [v for v in all_kernels(model) if not v.trainable]
+    skipped += [(v, "frozen: trainable=False") for v in frozen]
     for variable in model.trainable_variables:
         if id(variable) not in chosen:
             reason = reasons.get(id(variable)) or _reason(variable, owners.get(id(variable)))
             skipped.append((variable, reason))
     ordered = [v for v in model.trainable_variables if id(v) in chosen]
-    if not ordered:
+    if not ordered and not (frozen_too and frozen):
         found = ", ".join(f"{v.path} ({reason})" for v, reason in skipped) or "no weights at all"
         raise ValueError(
             "There is nothing to prune: the model has no trainable kernel that is selected. "
@@ -249,7 +257,18 @@ def _reason(variable: keras.Variable, layer: keras.layers.Layer | None) -> str:
     return f"{kind} has no get_prunable_weights()"
 
 
-def _as_predicate(filters: Filters) -> Callable[[keras.layers.Layer], bool]:
+def without_root(expression: str, root: str) -> str:
+    """Return a regular expression for paths without their root, the name of the model.
+
+    >>> without_root("^net/dense", "net/"), without_root("net", "net/")
+    ('^dense', 'net')
+    """
+    found = expression.removeprefix("^").startswith(root)
+    return expression.replace(root, "", 1) if found else expression
+
+
+def _as_predicate(filters: Filters, root: str) -> Callable[[keras.layers.Layer], bool]:
+    """Return what accepts a layer; paths are searched without their root, the model's name."""
     if filters is None:
         return lambda layer: True
     if callable(filters) and not isinstance(filters, type):
@@ -260,7 +279,8 @@ def _as_predicate(filters: Filters) -> Callable[[keras.layers.Layer], bool]:
         patterns = [filters] if isinstance(filters, str) else list(filters)
         if not all(isinstance(pattern, str | re.Pattern) for pattern in patterns):
             raise TypeError("not all of them are strings")
-        compiled = [re.compile(pattern) for pattern in patterns]
+        given = [re.compile(pattern) for pattern in patterns]
+        compiled = [re.compile(without_root(p.pattern, root), p.flags) for p in given]
         for pattern in compiled:
             pattern.search("")
     except (re.error, TypeError, OverflowError) as error:
@@ -270,7 +290,7 @@ def _as_predicate(filters: Filters) -> Callable[[keras.layers.Layer], bool]:
         ) from error
 
     def accepts(layer: keras.layers.Layer) -> bool:
-        names = [layer.name, *(v.path for v in layer.variables)]
+        names = [layer.name, *(v.path.removeprefix(root) for v in layer.variables)]
         return any(p.search(name) for p in compiled for name in names)
 
     return accepts

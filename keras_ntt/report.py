@@ -116,7 +116,7 @@ def sparsity_report(model: keras.Model) -> SparsityReport:
 
     Raises:
         TypeError: If `model` is not a Keras 3 model.
-        ValueError: If it is not built or has no weight that could be pruned.
+        ValueError: If it is not built or has no kernel.
 
     Examples:
         >>> import keras, numpy as np
@@ -133,7 +133,7 @@ def sparsity_report(model: keras.Model) -> SparsityReport:
         prunable weights            4          2    50.00%
     """
     checks.check_model(model)
-    choice = choose_weights(model, weights_of=_weights_of)
+    choice = choose_weights(model, weights_of=_weights_of, frozen_too=True)
     notes = {id(variable): reason for variable, reason in choice.skipped}
     names = dict(zip(map(id, model.weights), keys_of(model.weights), strict=True))
     rows = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ import tensorflow as tf
 from keras_ntt import _host, checks
 from keras_ntt.allocations import Allocation, Shares, counts_by_threshold
 from keras_ntt.patterns import Pattern
+from keras_ntt.policies import without_root
 from keras_ntt.saliency import Batches, NetworkSaliency, Subject, check_scores, magnitude
 from keras_ntt.saliency.data import BATCH_SIZE
 from keras_ntt.sparse_model import keys_of
@@ -260,7 +261,15 @@ def recipe_of(
     """
     checks.check_choice("count_rule", count_rule, ("nearest", "original"))
     shapes = tuple(tuple(v.shape) for v in variables)
-    shares = Shares(tuple(paths_of(model, variables)), shapes, allocation, count_rule)
+    # A copy of the model has not its name in the paths, and it may be like those of layers.
+    root = f"{model.name}/"
+    names = tuple(path.removeprefix(root) for path in paths_of(model, variables))
+    if isinstance(allocation, Mapping):
+        allocation = {
+            without_root(key, root) if isinstance(key, str) else key: value
+            for key, value in allocation.items()
+        }
+    shares = Shares(names, shapes, allocation, count_rule)
     number = saliency.rounds if rounds is None else checks.check_count("rounds", rounds)
     most = max(1000, sum(map(math.prod, shapes)))
     if number > most:

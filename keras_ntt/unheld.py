@@ -7,7 +7,7 @@ import warnings
 import keras
 
 from keras_ntt import checks
-from keras_ntt.policies import KernelPolicy, choose_weights, prunable_weights
+from keras_ntt.policies import all_kernels, choose_weights
 from keras_ntt.sparse_model import apply_masks, is_masked, keys_of
 
 _SHARE = 0.1
@@ -17,8 +17,9 @@ def restore_masks(model: keras.Model) -> keras.Model:
     """Take up the masks again from the exact zeros of a loaded model.
 
     Constraints are not saved with a model, so one that was pruned, saved and loaded would lose
-    its zeros in training. All exact zeros of its prunable kernels are masked. If they are less
-    than a tenth of every kernel, a warning says that the model seems to have lost them.
+    its zeros in training. All exact zeros of its kernels are masked, those of frozen layers too. If
+    they are less than a tenth of every kernel, a warning says that the model seems to have lost
+    them. A kernel of zeros only is left out with a warning: it may be one that begins so.
 
     Args:
         model: A built model. It is changed in place.
@@ -27,7 +28,7 @@ def restore_masks(model: keras.Model) -> keras.Model:
         The same model.
 
     Raises:
-        ValueError: If no prunable kernel holds a zero.
+        ValueError: If no kernel holds zeros beside other values.
 
     Examples:
         >>> import keras, numpy as np
@@ -39,17 +40,27 @@ def restore_masks(model: keras.Model) -> keras.Model:
         [[1, 0], [0, 1]]
     """
     checks.check_model(model)
-    choice = choose_weights(model, pruning_policy=KernelPolicy(depthwise=True, embeddings=True))
     named = dict(zip(map(id, model.weights), keys_of(model.weights), strict=True))
-    masks = {}
-    for variable in choice.weights:
+    masks, empty = {}, []
+    kernels = all_kernels(model) or choose_weights(model).weights  # which says why there are none
+    for variable in kernels:
         mask = keras.ops.convert_to_numpy(variable) != 0
-        if not mask.all():
+        if mask.any() and not mask.all():
             masks[named[id(variable)]] = mask
+        elif not mask.any():
+            empty.append(named[id(variable)])
     if not masks:
         raise ValueError(
             "The model holds no zeros to restore masks from. Load the weights of the pruned "
-            f"model first, or prune it. Received: model={model.name!r}, all kernels dense"
+            f"model first, or prune it. Received: model={model.name!r}, all kernels "
+            f"{'dense or ' if empty else ''}{'zero' if empty else 'dense'}"
+        )
+    if empty:
+        warnings.warn(
+            "Kernels of zeros only get no mask, because they may begin so. If they were pruned to "
+            "nothing, load their masks from a file of save_masks: keras_ntt.load_masks(model, "
+            f"path). Received: {', '.join(map(repr, empty))}",
+            stacklevel=2,
         )
     if (most := max(1 - mask.mean() for mask in masks.values())) < _SHARE:
         warnings.warn(
@@ -74,19 +85,17 @@ def unheld_zeros(model: keras.Model) -> dict[str, float]:
         ``variable path -> fraction of zeros``.
     """
     found = {}
-    for layer in model._flatten_layers():
-        for variable in prunable_weights(layer):
+    for variable in all_kernels(model):
+        if variable.trainable and not is_masked(variable):
             value = keras.ops.convert_to_numpy(variable)
             share = float((value == 0).mean()) if value.size else 0.0
-            if _SHARE <= share < 1 and not is_masked(variable):
+            if _SHARE <= share < 1:
                 found[variable.path] = share
     return found
 
 
 def warn_if_unheld(model: keras.Model) -> None:
-    """Warn that training would fill the zeros of a model that holds no mask at all."""
-    if any(is_masked(v) for v in model.weights):
-        return
+    """Warn that training would fill the zeros of kernels that hold no mask."""
     found = unheld_zeros(model)
     if found:
         path, share = next(iter(found.items()))

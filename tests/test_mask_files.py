@@ -343,6 +343,24 @@ def test_a_model_of_other_depth_or_width_is_refused(tmp_path):
     assert_refused(model_of((4, 3, 2)), tmp_path / "masks.npz", "mask")
 
 
+def branches(*order):
+    """Return a model of two branches of one shape, added in some order."""
+    inputs = keras.Input((3,))
+    made = [keras.layers.Dense(4, name=name)(inputs) for name in order]
+    return keras.Model(inputs, keras.layers.Add()(made))
+
+
+def test_masks_of_the_same_names_in_another_order_go_by_their_names(tmp_path):
+    rng = np.random.default_rng(0)
+    model = branches("a", "b")
+    masks = {v.path: rng.random(v.shape) < 0.5 for v in model.weights if v.name == "kernel"}
+    save_masks(apply_masks(model, masks), tmp_path / "masks.npz")
+    other = branches("b", "a")
+    assert [v.path for v in other.weights] != [v.path for v in model.weights]
+    found = get_masks(load_masks(other, tmp_path / "masks.npz"))
+    assert_same({key: found[key] for key in sorted(found)}, masks)
+
+
 def test_a_file_that_is_missing(tmp_path):
     model = model_of()
     before = state(model)

@@ -117,3 +117,57 @@ def test_embeddings_and_depthwise_kernels_in_a_transfer():
     table = next(row for row in keras_ntt.sparsity_report(model).rows if "embeddings" in row.path)
     assert table.masked
     assert table.nonzeros == round(table.size * 0.5)
+
+
+def test_the_name_of_the_model_is_not_searched():
+    model = keras.Sequential(
+        [
+            keras.Input((6, 6, 1)),
+            layers.Conv2D(4, 3, name="conv"),
+            layers.Flatten(),
+            layers.Dense(3, name="dense"),
+        ],
+        name="dense_net",
+    )
+    conv, dense = (layer.kernel for layer in (model.layers[0], model.layers[2]))
+    assert choose_weights(model, filters="dense").weights == (dense,)
+    for given in (dense.path, "^dense_net/dense/", "^dense/kernel"):
+        assert choose_weights(model, filters=given).weights == (dense,)
+    assert choose_weights(model, filters=r"n.*/kernel").weights == (conv, dense)
+    for key in ("den.*", "dense", dense.path, "^dense_net/dense"):
+        sparse = keras_ntt.prune_at_init(
+            model, sparsity=0.5, saliency="magnitude", allocation={key: 0.9}
+        )
+        found = [round(float(1 - m.mean()), 1) for m in keras_ntt.get_masks(sparse).values()]
+        assert found == [0.5, 0.9], key
+
+
+class Tied(layers.Dense):
+    """A Dense layer with the kernel of another: the usual decoder of an autoencoder."""
+
+    def __init__(self, other, units):
+        super().__init__(units)
+        self.other = [other]
+
+    def build(self, shape):
+        self.bias = self.add_weight(shape=(self.units,), name="bias")
+        self.built = True
+
+    def call(self, x):
+        return keras.ops.matmul(x, keras.ops.transpose(self.other[0].kernel)) + self.bias
+
+
+def test_a_layer_without_a_kernel_of_its_own():
+    encoder, inputs = layers.Dense(4), keras.Input((6,))
+    model = keras.Model(inputs, Tied(encoder, 6)(encoder(inputs)))
+    assert choose_weights(model).weights == (encoder.kernel,)
+    assert len(keras_ntt.sparsity_report(model).rows) == 3
+
+
+def test_a_report_of_a_model_that_is_frozen_as_a_whole():
+    model = keras.Sequential([keras.Input((6,)), layers.Dense(4)])
+    model.trainable = False
+    report = keras_ntt.sparsity_report(model)
+    assert [(row.path.split("/")[-1], row.note) for row in report.rows] == [
+        ("kernel", "frozen: trainable=False")
+    ]

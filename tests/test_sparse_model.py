@@ -13,6 +13,7 @@ import pytest
 import tensorflow as tf
 
 import keras_ntt
+from conftest import warned
 from keras_ntt import apply_masks, get_masks, load_masks, restore_masks, save_masks, strip_pruning
 
 SAMPLES, BATCH = 32, 4
@@ -798,3 +799,37 @@ def test_masks_stay_with_a_model_that_is_compiled_again(mlp):
     model, masks = trained(mlp)
     compile_(model, keras.optimizers.SGD(0.1, momentum=0.9))
     fit(model, masks)
+
+
+def test_zeros_of_frozen_layers_are_restored_too(mlp, tmp_path):
+    model, _ = trained(mlp)
+    held = get_masks(model)
+    model.trainable = False
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras", compile=False)
+    loaded.trainable = False
+    found = get_masks(restore_masks(loaded))
+    assert len(found) == len(held) > 1
+    for mask, right in zip(found.values(), held.values(), strict=True):
+        np.testing.assert_array_equal(mask, right)
+
+
+def test_a_kernel_that_begins_with_zeros_is_not_taken_for_pruned(mlp):
+    model, _ = trained(mlp)
+    kernel = model.layers[-1].kernel
+    model = strip_pruning(model)
+    kernel.assign(np.zeros(kernel.shape))
+    with warned("zeros only get no mask.*load_masks.*Received: "):
+        restore_masks(model)
+    assert kernel.path not in get_masks(model)
+    assert get_masks(model)
+
+
+def test_a_kernel_beside_others_with_masks_is_noticed_too(mlp):
+    model, masks = trained(mlp)
+    strip_pruning(model)
+    first, *_ = masks
+    apply_masks(model, {first: masks[first]})
+    compile_(model)
+    with warned("looks pruned but nothing keeps its zeros"):
+        model.fit(*data_for(model), verbose=0, callbacks=[keras_ntt.UpdatePruningStep()])
