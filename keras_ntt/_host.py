@@ -53,6 +53,26 @@ def raw(variable: keras.Variable) -> tf.Variable:
     return variable._value
 
 
+def when_initialized(variable: keras.Variable, act: Callable[[], None]) -> None:
+    """Call `act` as soon as a variable has a value.
+
+    Where Keras finds out the shapes of a model's layers, by running its code on none but shapes, it
+    makes their variables and gives them values later.
+    """
+    if variable._value is not None:
+        act()
+        return
+    initialize = variable._deferred_initialize
+
+    def initialize_and_act() -> None:
+        del variable._deferred_initialize
+        with tf.init_scope():
+            initialize()
+            act()
+
+    variable._deferred_initialize = initialize_and_act
+
+
 def copies(variable: keras.Variable) -> list[tf.Variable]:
     """Return the ``tf.Variable`` behind a Keras variable, and its copies on replicas if any."""
     held = raw(variable)

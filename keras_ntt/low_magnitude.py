@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from keras_ntt import _host, checks, schedules
 from keras_ntt.patterns import check_structure, pattern_of
@@ -181,7 +182,8 @@ def _prune_layers(layers: list[Any], settings: _Settings) -> None:
 
 def _prune_made(settings: _Settings, alone: bool, layer: keras.layers.Layer) -> None:
     if alone or settings.owners(layer):
-        _hold(settings.masks_for(layer))
+        for owner, mask in settings.masks_for(layer):
+            _host.when_initialized(mask.variable, functools.partial(hold, owner, mask))
 
 
 def _check_layer(layer: Any) -> None:
@@ -205,9 +207,11 @@ def _when_built(layer: keras.layers.Layer, act: Callable[[keras.layers.Layer], N
 
     @functools.wraps(build)
     def build_and_act(*args: Any, **kwargs: Any) -> None:
-        build(*args, **kwargs)
-        layer.build = build
-        act(layer)
+        # A layer may be built while a training step is traced, where weights have no values yet.
+        with tf.init_scope():
+            build(*args, **kwargs)
+            layer.build = build
+            act(layer)
 
     layer.build = build_and_act
 

@@ -649,3 +649,80 @@ def test_steps_that_a_loss_scale_skips_are_not_counted(mlp, data):
         model.train_on_batch(batch, y)
         assert [m.step for m in scheduled_masks(model)] == [steps, steps]
     assert keras_ntt.sparsity_report(model).sparsity == 0.5
+
+
+def test_masks_that_are_applied_end_the_schedule(mlp, data):
+    model = prune_low_magnitude(mlp(), ConstantSparsity(0.5, 1, frequency=1))
+    rng = np.random.default_rng(1)
+    masks = {v.path: rng.random(v.shape) < 0.1 for v in model.weights if v.name == "kernel"}
+    first = next(iter(masks))
+    keras_ntt.apply_masks(model, {first: masks[first]})
+    compile_(model)
+    model.fit(*data, batch_size=4, verbose=0)
+    found = get_masks(model)
+    np.testing.assert_array_equal(found[first], masks[first])
+    # The others are still the schedule's.
+    assert all(0.4 < 1 - m.mean() < 0.6 for path, m in found.items() if path != first)
+    weights = dict(zip(found, (v for v in model.weights if v.path in masks), strict=True))
+    assert not keras.ops.convert_to_numpy(weights[first])[~masks[first]].any()
+
+
+@pytest.mark.parametrize("first", [0, 2])
+@pytest.mark.parametrize("way", ["fit", "train_on_batch"])
+def test_layers_that_training_builds_are_pruned(data, first, way):
+    made = [layers.Dense(8, "relu"), layers.Dense(3)]
+    model = keras.Sequential(prune_low_magnitude(made, ConstantSparsity(0.5, first, frequency=1)))
+    model.compile("sgd", "mse", jit_compile=False)
+    for _ in range(2):
+        if way == "fit":
+            model.fit(*data, batch_size=4, verbose=0)
+        else:
+            for _ in range(4):
+                model.train_on_batch(*data)
+    assert [round(float(1 - m.mean()), 1) for m in get_masks(model).values()] == [0.5, 0.5]
+    for kernel, mask in zip((v.kernel for v in made), get_masks(model).values(), strict=True):
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(kernel) != 0, mask)
+
+
+class OwnCode(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.first = prune_low_magnitude(layers.Dense(8, "relu"), 0.5)
+        self.last = layers.Dense(3)
+
+    def call(self, x):
+        return self.last(self.first(x))
+
+
+class Around(layers.Layer):
+    def __init__(self):
+        super().__init__()
+        self.inner = prune_low_magnitude(layers.Dense(8, "relu"), 0.5)
+
+    def call(self, x):
+        return self.inner(x)
+
+
+def around():
+    inputs = keras.Input((6,))
+    return keras.Model(inputs, layers.Dense(3)(Around()(inputs)))
+
+
+def without_inputs():
+    return keras.Sequential([prune_low_magnitude(layers.Dense(8), 0.5), layers.Dense(3)])
+
+
+@pytest.mark.parametrize("make", [OwnCode, around, without_inputs], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("way", ["call", "fit", "predict"])
+def test_layers_that_the_code_of_a_model_builds_are_pruned(make, way, data):
+    model = make()
+    model.compile("sgd", "mse", jit_compile=False)
+    if way == "call":
+        model(data[0])
+    elif way == "predict":
+        model.predict(data[0], verbose=0)
+    model.fit(*data, batch_size=4, verbose=0)
+    (mask,) = get_masks(model).values()
+    (kernel,) = (v for v in model.weights if v.shape == mask.shape)
+    assert mask.mean() == 0.5
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(kernel) != 0, mask)
