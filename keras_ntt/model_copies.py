@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from typing import Any
 
@@ -25,6 +26,10 @@ def copy_of(model: keras.Model, inputs: Any = None) -> keras.Model:
     try:
         copy = type(model).from_config(model.get_config())
         if not copy.built or len(copy.weights) != len(model.weights):
+            with contextlib.suppress(Exception):  # the shapes that Keras noted when it was built
+                copy.build_from_config(model.get_build_config())
+            copy.built = bool(copy.weights)
+        if len(copy.weights) != len(model.weights):
             try:
                 copy(keras.tree.map_structure(lambda a: np.asarray(a[:1]), inputs))
             except Exception:
@@ -35,10 +40,15 @@ def copy_of(model: keras.Model, inputs: Any = None) -> keras.Model:
     except Exception as error:
         raise ValueError(
             f"The model {model.name!r} cannot be copied: its class needs get_config() and "
-            "from_config(), and a call on an array to build it. Or prune it in place: "
+            "from_config(), and a build() by shapes or a call on an array (inputs= or data=) to "
+            "build it. Or prune it in place: "
             "NeuralTangentTransfer(student=model, pruning_schedule=sparsity). "
             f"Received: a {type(model).__name__}, and {type(error).__name__}: {error}"
         ) from error
+    # Parents come first, and hand their state down; configurations of subclassed models have none.
+    for new, old in zip(copy._flatten_layers(), model._flatten_layers(), strict=False):
+        if new.trainable != old.trainable:
+            new.trainable = old.trainable
     for mine, theirs in zip(copy.variables, model.variables, strict=True):
         mine.trainable = theirs.trainable
     return copy

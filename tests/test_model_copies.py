@@ -128,3 +128,39 @@ def test_new_first_weights_leave_what_was_adapted():
     other = redrawn(model)
     np.testing.assert_array_equal(other.layers[0](x), model.layers[0](x))
     assert not np.array_equal(other.layers[1].kernel, model.layers[1].kernel)
+
+
+@keras.saving.register_keras_serializable("test_model_copies")
+class Frozen(keras.Model):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.first = layers.Dense(4)
+        self.scale = layers.BatchNormalization()
+        self.head = layers.Dense(2)
+
+    def call(self, x, training=False):
+        return self.head(self.scale(self.first(x), training=training))
+
+
+def test_layers_of_a_copy_are_frozen_as_those_of_the_model():
+    model = Frozen()
+    model(X)
+    model.first.trainable = model.scale.trainable = False
+    copy = copy_of(model, X)
+    assert [layer.trainable for layer in copy.layers] == [False, False, True]
+    statistics = keras.ops.convert_to_numpy(copy.scale.moving_mean)
+    copy.compile("sgd", "mse", jit_compile=False)
+    copy.fit(X, X[:, :2], verbose=0)
+    np.testing.assert_array_equal(copy.scale.moving_mean, statistics)
+    copy.first.trainable = True
+    assert [v.trainable for v in copy.first.weights] == [True, True]
+
+
+def test_a_model_of_code_of_ones_own_is_copied_by_the_shapes_it_was_built_with():
+    model = Frozen()
+    model(X)
+    copy = copy_of(model)
+    np.testing.assert_array_equal(copy(X), model(X))
+    assert keras_ntt.sparsity_report(
+        keras_ntt.prune_at_init(model, sparsity=0.5, saliency="random")
+    ).sparsity == pytest.approx(0.5)
