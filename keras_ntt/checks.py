@@ -171,6 +171,13 @@ def check_differentiable(model: Any, name: str = "model") -> None:
     """Raise unless a model has a tangent kernel that can be taken."""
     check_model(model, name)
     check_trainable(model, name)
+    layers = model._flatten_layers()
+    if stateful := [layer.name for layer in layers if getattr(layer, "stateful", False)]:
+        raise ValueError(
+            "The outputs of stateful layers depend on the batches before, so a tangent kernel "
+            f"between samples has no meaning. Make {name} again without stateful=True, and give it "
+            f"the weights by set_weights. Received: {name}={model.name!r} with {stateful}"
+        )
 
 
 def check_pair(student: keras.Model, teacher: keras.Model | None) -> None:

@@ -197,6 +197,18 @@ def test_a_model_without_trainable_weights(name, tmp_path):
         ENTRY_POINTS[name](model, tmp_path)
 
 
+def stateful():
+    layers = [keras.layers.GRU(3, stateful=True, name="memory"), keras.layers.Dense(2)]
+    return keras.Sequential([keras.Input(batch_shape=(8, 6, 1)), *layers])
+
+
+@pytest.mark.parametrize("name", DIFFERENTIATING)
+def test_a_model_with_a_state_between_calls(name, tmp_path):
+    model = stateful()
+    with refused(ValueError, r"depend on the batches before.*stateful=True.*memory", model):
+        ENTRY_POINTS[name](model, tmp_path)
+
+
 def no_kernels():
     return keras.Sequential(
         [keras.Input((6,)), keras.layers.BatchNormalization(), keras.layers.Dropout(0.5)]

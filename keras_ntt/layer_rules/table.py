@@ -24,13 +24,15 @@ constructor and configuration. Everything else is exact too:
   TimeDistributed, transformer blocks and subclassed models are structured so.
 - Weights that such code uses in other ways are differentiated sample by sample, by
   `tf.vectorized_map`: exact, and slow if there are many.
-- Recurrent layers of cells of one's own, ConvLSTM, a GRU with `reset_after=False`, stateful layers
-  and activations that are not applied entry by entry are run step by step over sequences of a
-  known length, because TensorFlow cannot differentiate its loops twice. So are those in a model
+- Recurrent layers of cells of one's own, ConvLSTM, a GRU with `reset_after=False` and activations
+  that are not applied entry by entry are run step by step over sequences of a known length,
+  because TensorFlow cannot differentiate its loops twice. So are those in a model
   with code of its own that has weights to be differentiated sample by sample. A transfer traces
   each step once, before the first batch, so that long sequences begin late.
 - Layers without trainable weights that are not listed take one gradient on the batch repeated once
   an output.
+
+Stateful layers are refused: their outputs depend on the batches before.
 
 Frozen weights (`trainable=False`) are no part of the kernel. Layers with LoRA enabled are
 differentiated by their LoRA weights, sample by sample.
