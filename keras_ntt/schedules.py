@@ -267,7 +267,8 @@ def as_schedule(schedule: Any) -> PruningSchedule:
     Args:
         schedule: A `PruningSchedule`; a number, which becomes ``NTTSchedule(number)``; or any
             callable ``step -> (should_prune, sparsity)``, such as a schedule of
-            tensorflow-model-optimization, whose two known classes become those of this package.
+            tensorflow-model-optimization. Its two known classes and `keras_ntt.tfmot.NTTSchedule`
+            become those of this package.
 
     Returns:
         The schedule.
@@ -289,12 +290,15 @@ def as_schedule(schedule: Any) -> PruningSchedule:
 
 
 def _native(schedule: Any) -> PruningSchedule | None:
-    """Return the schedule of this package for one of tfmot's own; None for any other."""
+    """Return the schedule of this package for one of tfmot or `keras_ntt.tfmot`; else None."""
     kind = type(schedule)
-    classes = {cls.__name__: cls for cls in (ConstantSparsity, PolynomialDecay)}
-    if kind.__module__.split(".")[0] != _TFMOT or kind.__name__ not in classes:
-        return None
-    return classes[kind.__name__].from_config(schedule.get_config()["config"])
+    classes: dict[tuple[str, str], type[PruningSchedule]] = {
+        (_TFMOT, "ConstantSparsity"): ConstantSparsity,
+        (_TFMOT, "PolynomialDecay"): PolynomialDecay,
+        ("keras_ntt", "NTTSchedule"): NTTSchedule,
+    }
+    cls = classes.get((kind.__module__.split(".")[0], kind.__name__))
+    return None if cls is None else cls.from_config(schedule.get_config()["config"])
 
 
 def is_of_tfmot(schedule: Any) -> bool:

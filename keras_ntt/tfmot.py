@@ -14,9 +14,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_ntt import checks, pruning, schedules
+from keras_ntt import checks, policies, pruning, schedules
 from keras_ntt.sparse_model import get_masks as _masks_of_keras3
 from keras_ntt.twins import (
+    check_unwrapped,
     copy_weights,
     leaves_of,
     named_weights,
@@ -118,7 +119,8 @@ def as_tfmot_schedule(schedule: Any) -> Any:
     """Return a schedule of this package as one of tfmot.
 
     Args:
-        schedule: A `keras_ntt.ConstantSparsity`, `PolynomialDecay` or `NTTSchedule`, or a number.
+        schedule: A `keras_ntt.ConstantSparsity`, `PolynomialDecay` or `NTTSchedule`, a number, or
+            a schedule of tfmot, which is returned as it is.
 
     Returns:
         The schedule of tfmot. Unlike ours, its `PolynomialDecay` misses the final sparsity where
@@ -127,6 +129,8 @@ def as_tfmot_schedule(schedule: Any) -> Any:
     Raises:
         ValueError: If there is none that means the same.
     """
+    if isinstance(schedule, tfmot.sparsity.keras.PruningSchedule):
+        return schedule
     native = schedules.as_schedule(schedule)
     names = {
         schedules.ConstantSparsity: tfmot.sparsity.keras.ConstantSparsity,
@@ -186,11 +190,12 @@ def prune_neural_tangent(
 
     Raises:
         TypeError: If `model` is not of tf_keras.
-        ValueError: If something does not fit.
+        ValueError: If something does not fit, or tfmot cannot wrap a layer that would be pruned.
     """
     if twin is None:
         twin = to_keras3(model)
     else:
+        check_unwrapped(model)
         checks.check_built(twin, "twin")
         copy_weights(model, twin)
     if teacher is not None and not isinstance(teacher, keras.Model):
@@ -198,6 +203,12 @@ def prune_neural_tangent(
     if isinstance(pruning_policy, tfmot.sparsity.keras.PruningPolicy):
         pruning_policy.ensure_model_supports_pruning(model)
         pruning_policy = _OnTwin(pruning_policy, model, twin)
+    if wrapped:  # a trial, so that what tfmot cannot wrap is known before the training
+        filters = settings.get("filters")
+        choice = policies.choose_weights(twin, filters=filters, pruning_policy=pruning_policy)
+        chosen = {id(v) for v in choice.weights}
+        pairs = [(name, v) for name, _, _, v in paired(model, twin) if id(v) in chosen]
+        wrap_with_masks(model, {name: np.ones(v.shape, bool) for name, v in pairs})
     sparse = pruning.prune_neural_tangent(
         twin,
         inputs,
@@ -274,8 +285,10 @@ def wrap_with_masks(model: Any, masks: Mapping[str, Any]) -> Any:
         ``UpdatePruningStep()``.
 
     Raises:
-        ValueError: If a mask fits no weight, or tfmot cannot wrap its layer.
+        ValueError: If a mask fits no weight, tfmot cannot wrap its layer, or there are wrappers
+            already.
     """
+    check_unwrapped(model)
     copy = tf_keras.models.clone_model(model)
     copy_weights(model, copy)
     named = named_weights(copy)

@@ -5,8 +5,10 @@ Nothing here imports tf_keras: its objects are told by what they have.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -22,6 +24,8 @@ _OPERATIONS = {"abs", "add", "divide", "elu", "exp", "matmul", "maximum", "minim
 _OPERATIONS |= {"relu", "relu6", "reshape", "sigmoid", "silu", "softmax", "sqrt", "square"}
 _OPERATIONS |= {"subtract", "tanh", "transpose"}
 _OPERATOR_NAMES = {"sub": "subtract", "mul": "multiply", "truediv": "divide"}
+# The second argument of operations in TensorFlow; tf_keras always passes the first one by place.
+_SECOND = ("y", "b", "perm", "shape")
 
 
 def to_keras3(model: Any) -> keras.Model:
@@ -35,8 +39,8 @@ def to_keras3(model: Any) -> keras.Model:
 
     Raises:
         TypeError: If `model` is not of tf_keras.
-        ValueError: If it is not built, or cannot be made again; the message says what is in the
-            way.
+        ValueError: If it is not built, has wrappers of tfmot, or cannot be made again; the
+            message says what is in the way.
     """
     if not _host.is_legacy_keras(model) or not hasattr(model, "layers"):
         raise TypeError(
@@ -50,6 +54,7 @@ def to_keras3(model: Any) -> keras.Model:
             "weights by keras_ntt.tfmot.copy_weights and pass it as twin=. "
             f"Received: {model.name!r} of class {type(model).__name__}"
         )
+    check_unwrapped(model)
     twin = _made_again(model, {})
     copy_weights(model, twin)
     rng = np.random.default_rng(0)
@@ -59,14 +64,28 @@ def to_keras3(model: Any) -> keras.Model:
     x = inputs[0] if len(inputs) == 1 else inputs
     theirs, ours = (_flat(m(x, training=False)) for m in (model, twin))
     for a, b in zip(theirs, ours, strict=True):
-        worst = float(np.abs(a - b).max()) if a.size else 0.0
-        if not np.allclose(a, b, rtol=1e-3, atol=1e-4):
+        alike = a.shape == b.shape
+        if not alike or not np.allclose(a, b, rtol=1e-3, atol=1e-4):
+            apart = f"in shape, {a.shape} and {b.shape}"
+            if alike:
+                apart = f"by up to {np.abs(a - b).max():.2g}"
             raise ValueError(
                 "The twin computes something else than the tf_keras model, so a layer means "
                 "different things in the two. Write the model with `import keras` and pass it as "
-                f"twin=. Received: {model.name!r}, whose outputs differ by up to {worst:.2g}"
+                f"twin=. Received: {model.name!r}, whose outputs differ {apart}"
             )
     return twin
+
+
+def check_unwrapped(model: Any) -> None:
+    """Raise a ValueError if a tf_keras model has pruning wrappers of tfmot."""
+    wrappers = [layer.name for layer in leaves_of(model) if unwrapped(layer) is not layer]
+    if wrappers:
+        raise ValueError(
+            "The model has pruning wrappers of tfmot. Take them off first by "
+            "tfmot.sparsity.keras.strip_pruning(model); keras_ntt.tfmot.get_masks(model) returns "
+            f"the masks in them. Received: {model.name!r} with the layers {wrappers}"
+        )
 
 
 def _some_input(rng: np.random.Generator, tensor: Any, indices: bool) -> np.ndarray:
@@ -98,7 +117,8 @@ def _made_again(model: Any, made: dict[int, Any]) -> keras.Model:
                 lambda leaf: symbols.get(id(leaf), leaf), (node.call_args, dict(node.call_kwargs))
             )
             kwargs = {k: v for k, v in kwargs.items() if v is not None}
-            outputs = keras.tree.flatten(made[id(node.layer)](*args, **kwargs))
+            with _named(node.layer):
+                outputs = keras.tree.flatten(made[id(node.layer)](*args, **kwargs))
             theirs = keras.tree.flatten(node.outputs)
             symbols.update({id(t): s for t, s in zip(theirs, outputs, strict=True)})
     outputs = [symbols[id(t)] for t in model.outputs]
@@ -123,16 +143,25 @@ def _layer_again(layer: Any, made: dict[int, Any]) -> Any:
         name = str(layer.get_config()["function"]).split(".")[-1]
         name = _OPERATOR_NAMES.get(name, name)
         if kind == "TFOpLambda" and name in _OPERATIONS:
-            return getattr(keras.ops, name, None) or getattr(keras.activations, name)
+            return _operation(name)
         raise _no_twin(layer, f"the function {name!r}")
     cls = getattr(keras.layers, kind, None)
     if cls is None or not _is_of_library(layer) or kind == "Lambda":
         raise _no_twin(layer, "a layer of one's own")
     config = dict(layer.get_config())
+    lambdas = [k for k in config if getattr(getattr(layer, k, 0), "__name__", "") == "<lambda>"]
+    if lambdas:
+        raise _no_twin(layer, f"whose {lambdas[0]} is a lambda")
+    if config.get("time_major"):
+        raise _no_twin(layer, "with time_major=True")
     if hasattr(layer, "forward_layer"):
-        return cls(_layer_again(layer.forward_layer, made), layer.merge_mode, name=layer.name)
+        inner = _layer_again(layer.forward_layer, made)
+        with _named(layer):
+            return cls(inner, layer.merge_mode, name=layer.name)
     if isinstance(config.get("layer"), Mapping):
-        return cls(_layer_again(layer.layer, made), name=layer.name)
+        inner = _layer_again(layer.layer, made)
+        with _named(layer):
+            return cls(inner, name=layer.name)
     for old, new in _RENAMED.get(kind, {}).items():
         if old in config:
             config[new] = config.pop(old)
@@ -140,7 +169,41 @@ def _layer_again(layer: Any, made: dict[int, Any]) -> Any:
         config["axis"] = config["axis"][0]
     config["dtype"] = layer.dtype_policy.name if hasattr(layer, "dtype_policy") else layer.dtype
     known = _arguments(cls)
-    return cls.from_config({key: value for key, value in config.items() if key in known})
+    with _named(layer):
+        return cls.from_config({key: value for key, value in config.items() if key in known})
+
+
+def _operation(name: str) -> Callable[..., Any]:
+    """Return an operation of Keras 3 that takes the arguments of TensorFlow's."""
+    function = getattr(keras.ops, name, None) or getattr(keras.activations, name)
+    if name == "matmul":
+        function = _matmul
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        second = [kwargs.pop(key) for key in _SECOND if key in kwargs]
+        rest = {k: v for k, v in kwargs.items() if k not in ("name", "conjugate")}
+        return function(*args, *second, **rest)
+
+    return call
+
+
+def _matmul(a: Any, b: Any, transpose_a: bool = False, transpose_b: bool = False) -> Any:
+    a = keras.ops.swapaxes(a, -1, -2) if transpose_a else a
+    b = keras.ops.swapaxes(b, -1, -2) if transpose_b else b
+    return keras.ops.matmul(a, b)
+
+
+@contextlib.contextmanager
+def _named(layer: Any) -> Iterator[None]:
+    """Turn what Keras 3 raises while a layer is made again into a ValueError that names it."""
+    try:
+        yield
+    except Exception as error:
+        # Keras puts its cause behind these words, or below a line of them, in bold.
+        text = str(error).split("Exception encountered: ")[-1].replace("\x1b[1m", "")
+        lines = [line for line in text.splitlines() if line and "encountered when" not in line]
+        cause = textwrap.shorten("".join(lines[:1]), 200)
+        raise _no_twin(layer, f"{type(error).__name__}: {cause}") from error
 
 
 def _is_of_library(layer: Any) -> bool:

@@ -122,6 +122,27 @@ def test_our_schedule_serves_real_wrappers(tmp_path):
         assert [int(m.sum()) for m in masks.values()] == [12, 6]
 
 
+def test_our_schedule_for_tfmot_is_ours_in_a_transfer():
+    for frequency in (None, 4):
+        schedule, ours = (api.NTTSchedule(0.75, frequency) for api in (bridge, keras_ntt))
+        assert bridge.as_tfmot_schedule(schedule) is schedule
+        taken = schedules.as_schedule(schedule)
+        assert type(taken) is keras_ntt.NTTSchedule
+        assert taken.get_config() == ours.get_config()
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(8), keras.layers.Dense(3)])
+    x, _ = samples((6,), 3)
+    settings = {"saliency": "balanced", "seed": 0, "verbose": 0}
+    transferred, first = (
+        keras_ntt.prune_neural_tangent(
+            model, x, sparsity=api.NTTSchedule(0.75, None), epochs=1, **settings
+        )
+        for api in (bridge, keras_ntt)
+    )
+    masks = keras_ntt.get_masks(first)
+    for path, mask in keras_ntt.get_masks(transferred).items():
+        np.testing.assert_array_equal(mask, masks[path])
+
+
 # --- masks, entry for entry -------------------------------------------------------------------
 
 

@@ -165,6 +165,63 @@ def test_what_has_no_twin():
         bridge.to_keras3(keras.Sequential([keras.Input((6,)), keras.layers.Dense(3)]))
 
 
+def function_of(x):
+    return 2 * x
+
+
+@pytest.mark.parametrize(
+    ("layer", "match"),
+    [
+        (lambda: layers.Dense(3, lambda x: 2 * x), r"'own' of class Dense, whose activation is a"),
+        (
+            lambda: layers.Dense(3, kernel_initializer=lambda shape, dtype=None: tf.ones(shape)),
+            r"'own' of class Dense, whose kernel_initializer is a lambda$",
+        ),
+        (
+            lambda: layers.Dense(3, function_of),
+            r"'own' of class Dense, TypeError: Could not locate function 'function_of'",
+        ),
+        (lambda: layers.LSTM(3, time_major=True), r"'own' of class LSTM, with time_major=True$"),
+        (lambda: layers.LSTM(3, stateful=True), r"'own' of class LSTM, ValueError: .*stateful"),
+        (lambda: layers.TimeDistributed(layers.Dense(3, lambda x: x)), r"activation is a lambda$"),
+    ],
+    ids=["activation", "initializer", "function", "time_major", "stateful", "inner"],
+)
+def test_what_is_in_the_way_of_a_layer(layer, match):
+    layer = layer()
+    layer._name = "own"
+    model = tf_keras.Sequential([layers.InputLayer(batch_input_shape=(2, 5, 4)), layer])
+    with pytest.raises(ValueError, match=r"pass it as twin=.*" + match) as caught:
+        bridge.to_keras3(model)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda v: tf.maximum(v, 0.0),
+        lambda v: tf.add(x=v, y=1.0, name="sum"),
+        lambda v: tf.subtract(y=v, x=1.0),
+        lambda v: tf.transpose(v, [0, 2, 1]),
+        lambda v: tf.transpose(v, perm=[0, 2, 1]),
+        lambda v: tf.reshape(tensor=v, shape=(-1, 2, 6)),
+        lambda v: tf.matmul(v, v, transpose_b=True),
+        lambda v: tf.matmul(a=v, b=v, transpose_a=True),
+        lambda v: tf.matmul(v, tf.ones((6, 3)), False, True),
+    ],
+)
+def test_operations_by_the_names_that_tensorflow_has(operation):
+    x = layers.Input((4, 3))
+    model = tf_keras.Model(x, operation(x))
+    assert bridge.to_keras3(model).output_shape == model.output_shape
+
+
+def test_an_operation_that_means_more_in_tensorflow():
+    x = layers.Input((4,))
+    with pytest.raises(ValueError, match=r"pass it as twin=.*TFOpLambda, TypeError: silu\(\)"):
+        bridge.to_keras3(tf_keras.Model(x, tf.nn.silu(x, 2.0)))
+
+
 def test_the_other_door_names_this_one():
     with pytest.raises(TypeError, match=r"keras_ntt\.tfmot"):
         keras_ntt.prune_low_magnitude(cnn(), 0.5)
@@ -243,6 +300,30 @@ def test_a_twin_of_ones_own():
         bridge.prune_neural_tangent(model, x, twin=twin, **SETTINGS)
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: layers.Bidirectional(layers.LSTM(3)),
+        lambda: layers.TimeDistributed(layers.Dense(3)),
+        lambda: layers.EinsumDense("abc,cd->abd", (5, 3)),
+    ],
+    ids=["bidirectional", "time_distributed", "einsum"],
+)
+def test_what_tfmot_cannot_wrap_is_told_before_the_transfer(layer):
+    last = layers.Dense(2, name="last")
+    model = tf_keras.Sequential([layers.InputLayer((5, 4)), layer(), layers.Flatten(), last])
+    x, _ = data(model)
+    begun = []
+    note = keras.callbacks.LambdaCallback(on_train_begin=lambda logs: begun.append(logs))
+    settings = {**SETTINGS, "epochs": 1, "callbacks": [note]}
+    with pytest.raises(ValueError, match="tfmot cannot wrap"):
+        bridge.prune_neural_tangent(model, x, **settings)
+    assert not begun
+    left = bridge.prune_neural_tangent(model, x, filters="last", **settings)
+    assert list(bridge.get_masks(left)) == ["last/kernel"]
+    assert len(begun) == 1
+
+
 # --- masks both ways --------------------------------------------------------------------------
 
 
@@ -276,6 +357,21 @@ def test_masks_that_fit_nothing():
         bridge.translate_masks({"nowhere": np.ones(2)}, model, bridge.to_keras3(model))
     with pytest.raises(ValueError, match="no pruning wrapper"):
         bridge.get_masks(model)
+
+
+def test_models_that_are_wrapped_already():
+    model = cnn()
+    twin = bridge.to_keras3(model)
+    masks = {k: v.numpy() > 0 for k, v in bridge.named_weights(model).items() if "kernel" in k}
+    wrapped = bridge.wrap_with_masks(model, masks)
+    for act in (
+        lambda: bridge.wrap_with_masks(wrapped, dict([*masks.items()][:1])),
+        lambda: bridge.to_keras3(wrapped),
+        lambda: bridge.prune_neural_tangent(wrapped, data(model)[0], twin=twin, **SETTINGS),
+    ):
+        with pytest.raises(ValueError, match=r"has pruning wrappers.*strip_pruning.*get_masks"):
+            act()
+    bridge.wrap_with_masks(sparsity.strip_pruning(wrapped), masks)
 
 
 # --- tfmot's pipeline -------------------------------------------------------------------------
