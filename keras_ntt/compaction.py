@@ -258,6 +258,6 @@ def _rebuilt(model: keras.Model, weights: _Weights) -> keras.Model:
     for old, new in pairs:
         if id(old) in weights.by_layer:
             new.set_weights(weights.of(old))
-        else:
+        elif isinstance(old, layers.Layer):  # operations such as those of x + y have learnt nothing
             hand_over(old, new)
     return clone

@@ -19,7 +19,7 @@ from keras_ntt.litert import checks as runs
 from keras_ntt.litert import flatbuffer as fb
 from keras_ntt.litert.checks import ExportError
 from keras_ntt.litert.choose import CPUS
-from keras_ntt.litert.convert import QUANTIZATIONS, convert
+from keras_ntt.litert.convert import QUANTIZATIONS, convert, in_float32
 from keras_ntt.litert.inspect import FileReport, inspect_tflite, stored_weights
 from keras_ntt.litert.reencode import TARGETS, Reencoded, reencode
 from keras_ntt.litert.report import ExportReport
@@ -89,7 +89,9 @@ def export_tflite(
     model's.
 
     Args:
-        model: A built model with one input and one output. Masks it holds do no harm.
+        model: A built model with one input and one output. Masks it holds do no harm. Of one
+            whose layers compute in float16, bfloat16 or float64, as in mixed precision, a copy
+            in float32 with the same weights is written and compared.
         path: The file to write. An older file is replaced only on success.
         target: ``"size"``: each weight takes the fewest bytes, sparse where that is smaller.
             ``"latency"``: sparse only where a sparse kernel is faster at batch 1, else dense.
@@ -146,13 +148,14 @@ def export_tflite(
             "Stateful layers keep a state between calls, and a file does not. Make the model again "
             f"without stateful=True. Received: model={model.name!r} with {', '.join(stateful)}"
         )
-    samples, batch = _samples(functional, representative_data)
-    smaller, removed = remove_dead_units(model) if compact else (model, ())
+    exact = in_float32(model)
+    samples, batch = _samples(_host.functional_of(exact), representative_data)
+    smaller, removed = remove_dead_units(exact) if compact else (exact, ())
     dense, result = _store(smaller, options, samples)
     if removed:
-        (dense,) = convert(model, [None])
+        (dense,) = convert(exact, [None])
     content = fb.write(result.model)
-    expected = _expected(model, samples, batch)
+    expected = _expected(exact, samples, batch)
     with files.replacing(target_path) as temporary:
         temporary.write_bytes(content)
         found = runs.compare(os.fspath(temporary), samples, expected, batch=batch)
@@ -189,7 +192,7 @@ def tflite_predict(path: str | os.PathLike, x: np.ndarray) -> np.ndarray:
 
     Args:
         path: The file.
-        x: Inputs ``[n, ...]``.
+        x: Inputs ``[n, ...]``, any number of them, also where the file fixes the batch.
 
     Returns:
         Outputs ``[n, ...]``.
@@ -220,7 +223,8 @@ def _samples(functional: Any, representative_data: Any) -> tuple[np.ndarray, int
     batch = symbol.shape[0]
     if representative_data is not None:
         input_checks.check_arrays(representative_data, functional, "representative_data")
-        (data,) = keras.tree.flatten(representative_data)
+        # A dict may have more in it than the input, which it names then.
+        (data,) = _host.flat_inputs(representative_data, _host.names_of_inputs(functional))
         data = np.asarray(data)[:256].astype(symbol.dtype)
         if batch is not None and len(data) % batch:
             if len(data) < batch:
@@ -240,11 +244,13 @@ def _samples(functional: Any, representative_data: Any) -> tuple[np.ndarray, int
 
 
 def _expected(model: keras.Model, samples: np.ndarray, batch: int | None) -> np.ndarray:
-    size = batch or len(samples)
-    outputs = [
-        keras.ops.convert_to_numpy(model(samples[start : start + size], training=False))
-        for start in range(0, len(samples), size)
-    ]
+    """Return the outputs of a model with one input and one output, however they are nested."""
+    structure = _host.input_structure(_host.functional_of(model))
+    size, outputs = batch or len(samples), []
+    for start in range(0, len(samples), size):
+        x = keras.tree.pack_sequence_as(structure, [samples[start : start + size]])
+        (output,) = keras.tree.flatten(model(x, training=False))
+        outputs.append(keras.ops.convert_to_numpy(output))
     return np.concatenate(outputs)
 
 

@@ -169,6 +169,18 @@ def test_masks_do_no_harm():
     assert_same(model, smaller)
 
 
+def test_operations_that_are_no_layers_stay():
+    x = layers.Input((6,))
+    v = layers.Dense(4)(layers.Dense(9, "relu")(x))
+    v = keras.ops.concatenate([v + 1.0, keras.ops.tanh(x)], axis=1)
+    model = randomize(keras.Model(x, layers.Dense(3)(v) * v[:, :3]))
+    first = model.layers[1]
+    first.kernel.assign(keras.ops.convert_to_numpy(first.kernel) * ([0, 0, 0] + [1] * 6))
+    smaller, removed = remove_dead_units(model)
+    assert removed == ((first.name, 3),)
+    assert_same(model, smaller)
+
+
 def test_a_layer_of_ones_own_ends_a_chain():
     class Doubled(layers.Dense):
         def call(self, x):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
@@ -14,10 +15,17 @@ from architectures import sequential
 from keras import layers
 from litert_graphs import run
 
-from keras_ntt import edge_mobilenet, export_tflite, inspect_tflite
+from keras_ntt import (
+    ExportError,
+    edge_mobilenet,
+    explain_edge_latency,
+    export_tflite,
+    inspect_tflite,
+)
 from keras_ntt.cli import main
 from keras_ntt.litert import flatbuffer as fb
 from keras_ntt.litert import sizes
+from keras_ntt.litert.convert import in_float32
 
 
 def pruned(model, sparsity, seed=0):
@@ -85,6 +93,23 @@ def test_float16_of_a_transposed_convolution(tmp_path):
     assert stored == {"TRANSPOSE_CONV": "dense", "CONV_2D": "densify"}
 
 
+@pytest.mark.parametrize("quantization", [None, "int8_weights"])
+def test_a_pruned_transposed_convolution(quantization, tmp_path):
+    # By int8 that DENSIFY unpacks, XNNPACK computes it wrongly in batches.
+    model = sequential((6, 6, 8), layers.Conv2DTranspose(32, 3, 2), layers.Conv2DTranspose(4, 3))
+    x = inputs_of(model, 8)
+    path = tmp_path / "m.tflite"
+    report = export_tflite(
+        pruned(model, 0.7), path, quantization=quantization, representative_data=x
+    )
+    expected = keras.ops.convert_to_numpy(model(x))
+    error = {None: 1e-5, "int8_weights": 0.02}[quantization]
+    for xnnpack in (True, False):
+        found = run(path.read_bytes(), x, xnnpack=xnnpack)
+        np.testing.assert_allclose(found, expected, atol=error * np.abs(expected).max())
+    assert report.sizes.raw < report.dense.raw
+
+
 @pytest.mark.parametrize("make", [mlp, lenet])
 def test_float16_above_97_per_cent(make, tmp_path):
     # There the converter's files give NaN or end the process.
@@ -135,6 +160,83 @@ def test_inspect_tells_the_converters_sparse_files_that_are_wrong(tmp_path):
     path, _ = by_the_converter(66)
     with pytest.raises(ValueError, match=r"blocks \(1, 4\) do not divide the shape \(60, 66\)"):
         inspect_tflite(path)
+
+
+# --- policies --------------------------------------------------------------------------------
+
+POLICIES = ("mixed_float16", "mixed_bfloat16", "float16", "bfloat16", "float64")
+
+
+@contextlib.contextmanager
+def policy(name):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+@pytest.mark.parametrize(
+    ("name", "compact"), [*((name, False) for name in POLICIES), ("mixed_float16", True)]
+)
+def test_a_model_of_another_precision_is_written_in_float32(name, compact, tmp_path):
+    with policy(name):
+        # Built late, so that its input is of the type that the layers compute in.
+        model = keras.Sequential([layers.Dense(40, "relu"), layers.Dense(30), layers.Dense(5)])
+        model.build((None, 98))
+        model = pruned(model, 0.98)
+        report = export_tflite(model, tmp_path / "m.tflite", compact=compact)
+        assert keras.config.dtype_policy().name == name
+    weights = [np.asarray(w, "float64") for w in model.get_weights()]
+    x = np.random.default_rng(5).normal(size=(4, 98)).astype("float32")
+    hidden = np.maximum(x @ weights[0] + weights[1], 0) @ weights[2] + weights[3]
+    expected = hidden @ weights[4] + weights[5]
+    found = run((tmp_path / "m.tflite").read_bytes(), x)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+    assert bool(report.removed) == compact
+    assert {layer.compute_dtype for layer in model.layers} == {name.removeprefix("mixed_")}
+
+
+def test_layers_in_layers_are_written_in_float32(tmp_path):
+    with policy("mixed_float16"):
+        x = keras.Input((2, 4))
+        v = layers.Bidirectional(layers.LSTM(2, return_sequences=True))(x)
+        v = layers.MultiHeadAttention(2, 2)(v, v) + v
+        v = keras.ops.cast(keras.ops.tanh(v), "float16")
+        v = layers.TimeDistributed(layers.Normalization(mean=0.3, variance=2.0))(v)
+        inner = keras.Sequential([layers.Flatten(), layers.Dense(9, "gelu")])
+        model = keras.Model(x, {"last": layers.Dense(4, dtype="float32")(inner(v))})
+    data = np.random.default_rng(0).normal(size=(5, 2, 4)).astype("float32")
+    export_tflite(model, tmp_path / "m.tflite", representative_data=data)
+    expected = keras.ops.convert_to_numpy(model(data)["last"])
+    found = run((tmp_path / "m.tflite").read_bytes(), data)
+    np.testing.assert_allclose(found, expected, atol=1e-2 * np.abs(expected).max())
+
+
+def test_a_policy_that_no_layer_has_does_not_matter(tmp_path):
+    with policy("mixed_float16"):
+        model = sequential((4,), layers.Dense(3, dtype="float32"))
+    assert in_float32(model) is model
+    with policy("mixed_float16"):
+        twice = layers.Lambda(lambda x: x * 2, dtype="float32")
+        export_tflite(sequential((4,), twice), tmp_path / "m.tflite")
+
+
+def test_the_advice_for_a_model_of_another_precision():
+    with policy("mixed_float16"):
+        advice = explain_edge_latency(sequential((4,), layers.Dense(3)))
+    assert [row.shape for row in advice.layers] == [(3, 4)]
+
+
+def test_a_model_of_another_precision_that_cannot_be_copied(tmp_path):
+    with policy("mixed_bfloat16"):
+        model = sequential((4,), layers.Dense(3), layers.Lambda(lambda x: x + 1))
+    match = r"cannot be copied.*set_dtype_policy.*Received: layers that compute in bfloat16"
+    with pytest.raises(ExportError, match=match):
+        export_tflite(model, tmp_path / "m.tflite")
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- targets ---------------------------------------------------------------------------------
@@ -247,6 +349,21 @@ def test_the_report_says_what_is_in_the_file(tmp_path):
     assert data["benchmark"]["cpu"] in str(report)
     for words in ("entropy limit", "XNNPACK on ARM", "batch 1", "levels"):
         assert words in str(report)
+
+
+def silent():
+    model = sequential((8,), layers.Dense(4))
+    model.layers[0].kernel.assign(np.zeros((8, 4)))
+    return model
+
+
+@pytest.mark.parametrize("make", [silent, lambda: sequential((8,), layers.ReLU())])
+def test_the_report_of_a_model_that_needs_no_bytes(make, tmp_path):
+    report = export_tflite(make(), tmp_path / "m.tflite")
+    assert report.limit == 0
+    (line,) = (line for line in str(report).splitlines() if line.startswith("raw"))
+    assert line.split()[1] == f"{report.size:,}"
+    assert line.split()[-1] == "-"
 
 
 def test_inspect_agrees_with_the_export(tmp_path):

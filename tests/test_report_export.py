@@ -20,6 +20,7 @@ from keras_ntt import (
     sparsity_report,
     tflite_predict,
 )
+from keras_ntt.litert.checks import compare
 
 # --- the report ------------------------------------------------------------------------------
 
@@ -291,6 +292,62 @@ def test_integer_inputs_such_as_tokens(tmp_path):
     np.testing.assert_allclose(run(tmp_path / "model.tflite", x), expected, rtol=1e-4, atol=1e-5)
     export_tflite(model, tmp_path / "drawn.tflite")
     np.testing.assert_allclose(run(tmp_path / "drawn.tflite", x), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("last", "nest"),
+    [("bool", lambda v: v), ("uint8", lambda v: [v]), ("float", lambda v: {"x": v})],
+    ids=["bool", "list", "dict"],
+)
+def test_an_output_of_any_nesting_and_type(tmp_path, last, nest):
+    x = keras.Input((4,), name="x")
+    v = keras.layers.Dense(3)(x)
+    if last == "bool":
+        v = v > 0
+    if last == "uint8":
+        v = keras.ops.cast(3 + keras.ops.sign(v), "uint8")
+    model = randomize(keras.Model(nest(x), nest(v)))
+    data = np.random.default_rng(0).normal(size=(20, 4)).astype("float32")
+    path = tmp_path / "model.tflite"
+    report = export_tflite(model, path, representative_data=data)
+    kernel, bias = (np.asarray(w, "float64") for w in model.get_weights())
+    expected = data @ kernel + bias
+    expected = {"float": expected, "bool": expected > 0, "uint8": 3 + np.sign(expected)}[last]
+    np.testing.assert_allclose(run(path, data).astype("float64"), expected, atol=1e-5)
+    assert report.max_difference == (0 if last != "float" else report.max_difference)
+
+
+def test_integers_that_differ_do_not_wrap(tmp_path):
+    path = tmp_path / "model.tflite"
+    x = keras.Input((1,))
+    export_tflite(keras.Model(x, keras.ops.cast(keras.ops.relu(x), "uint8")), path)
+    samples = np.array([[3.0]], "float32")
+    for found in compare(str(path), samples, np.array([[250]], "uint8"), batch=None):
+        assert found.difference == 247
+
+
+def test_data_in_a_dict_by_the_name_of_the_input(tmp_path):
+    x = keras.Input((2,), name="x")
+    model = randomize(keras.Model(x, keras.layers.Dense(2)(x)))
+    path = tmp_path / "model.tflite"
+    data = np.random.default_rng(0).normal(size=(3, 2)).astype("float32")
+    other = np.zeros((3, 9), "float32")
+    found = export_tflite(model, path, representative_data={"other": other, "x": data})
+    alone = export_tflite(model, path, representative_data=data)
+    assert (found.samples, found.tolerance) == (3, alone.tolerance)
+    with pytest.raises(ValueError, match=r"takes 1 input.*Received.*2 array"):
+        export_tflite(model, path, representative_data={"wrong": data, "other": other})
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5])
+def test_a_file_of_a_fixed_batch_takes_any_number_of_samples(tmp_path, n):
+    layers = [keras.layers.Reshape((4,)), keras.layers.Dense(3)]
+    model = randomize(keras.Sequential([keras.Input(batch_shape=(2, 2, 2)), *layers]))
+    export_tflite(model, tmp_path / "model.tflite")
+    x = np.random.default_rng(0).normal(size=(n, 2, 2)).astype("float32")
+    kernel, bias = (np.asarray(w, "float64") for w in model.get_weights())
+    found = tflite_predict(tmp_path / "model.tflite", x)
+    np.testing.assert_allclose(found, x.reshape(n, 4) @ kernel + bias, atol=1e-5)
 
 
 def recurrent():

@@ -68,7 +68,7 @@ def run(
     Args:
         path: The file.
         x: Inputs ``[n, ...]``.
-        batch: Samples at a time; None takes all at once.
+        batch: Samples at a time; None takes as many as the file fixes, or all at once.
         xnnpack: Whether to use the XNNPACK delegate.
         threads: Number of threads.
 
@@ -79,18 +79,22 @@ def run(
         ImportError: If `ai_edge_litert` is not installed.
         ExportError: If the file does not run.
     """
-    size = len(x) if batch is None else batch
     try:
         loaded = interpreter(path, xnnpack=xnnpack, threads=threads)
         (given,) = loaded.get_input_details()
         (result,) = loaded.get_output_details()
+        fixed = (int(n) for n in given["shape_signature"][:1] if n > 0)
+        size = next(fixed, len(x)) if batch is None else batch
         loaded.resize_tensor_input(given["index"], (size, *x.shape[1:]))
         loaded.allocate_tensors()
         outputs = []
         for start in range(0, len(x), max(size, 1)):
-            loaded.set_tensor(given["index"], x[start : start + size].astype(given["dtype"]))
+            part = x[start : start + size].astype(given["dtype"])
+            rest = np.zeros((size - len(part), *x.shape[1:]), part.dtype)
+            loaded.set_tensor(given["index"], np.concatenate([part, rest]))
             loaded.invoke()
-            outputs.append(loaded.get_tensor(result["index"]).copy())
+            output = loaded.get_tensor(result["index"])
+            outputs.append(output[: len(part)].copy() if len(rest) else output.copy())
         return np.concatenate(outputs)
     except (RuntimeError, ValueError) as error:
         raise ExportError(
@@ -125,6 +129,7 @@ def compare(
         x = samples[:4] if size == 1 else samples
         found = run(path, x, batch=size, xnnpack=xnnpack, threads=threads)
         with np.errstate(invalid="ignore", over="ignore"):
-            difference = float(np.abs(found - expected[: len(found)]).max())
+            # In float64, because integers would wrap and booleans have no difference.
+            difference = float(np.abs(found.astype(np.float64) - expected[: len(found)]).max())
         runs.append(Run(xnnpack, threads, size, difference))
     return tuple(runs)

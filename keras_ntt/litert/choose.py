@@ -148,7 +148,8 @@ def _candidates(weight: Weight, int8: bool, densify: bool) -> Iterator[Choice]:
         parameters = 12 * len(scales)
         reason = "int8 for each weight is the smallest"
         yield Choice("dense", "int8", None, array.size + parameters, reason)
-        if densify:
+        # XNNPACK computes transposed convolutions wrongly by int8 that is unpacked first.
+        if densify and "TRANSPOSE_CONV" not in weight.operators:
             choice = _unpacked(Cost(rounded), "int8", rounded)
             yield Choice("densify", "int8", choice.layout, choice.size + parameters, choice.reason)
 

@@ -6,6 +6,7 @@ import contextlib
 import io
 import tempfile
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -13,8 +14,11 @@ import tensorflow as tf
 
 from keras_ntt import _host
 from keras_ntt.litert.checks import ExportError
+from keras_ntt.model_copies import hand_over
 
 QUANTIZATIONS = ("float16", "int8_weights", "int8")
+_OTHERS = ("float16", "bfloat16", "float64")
+_NAMES = (*_OTHERS, "mixed_float16", "mixed_bfloat16")  # of types and of policies
 
 
 def convert(
@@ -34,11 +38,12 @@ def convert(
             have no need of them.
 
     Returns:
-        The files.
+        The files, which take and compute float32 whatever the policies of the model's layers.
 
     Raises:
         ExportError: If the model cannot be converted.
     """
+    model = in_float32(model)
     try:
         with (
             tempfile.TemporaryDirectory() as folder,
@@ -50,8 +55,65 @@ def convert(
     except Exception as error:  # the converter raises whatever its passes raise
         raise ExportError(
             f"TensorFlow could not convert the model {model.name!r} to LiteRT. {_hint(model)}"
-            f"Received: {type(error).__name__}: {error}"
+            f"Received: {type(error).__name__}: {str(error)[:500]}"
         ) from error
+
+
+def in_float32(model: keras.Model) -> keras.Model:
+    """Return a model that computes in float32: the model itself, or else a copy of it.
+
+    The converter has hardly an operator for other types.
+
+    Args:
+        model: A built model.
+
+    Returns:
+        The model if all its layers do so, or a copy with the same weights in which float16,
+        bfloat16 and float64 have become float32, in policies, inputs and casts.
+
+    Raises:
+        ExportError: If no such copy can be made.
+    """
+    others = _others_in(model)
+    if not others:
+        return model
+    policy = keras.config.dtype_policy()
+    try:
+        config = keras.tree.map_structure(_renamed, model.get_config())
+        keras.config.set_dtype_policy("float32")  # for what layers make by themselves
+        copy = type(model).from_config(config)
+        if not copy.built:
+            copy.build_from_config(model.get_build_config())
+        hand_over(model, copy)
+        left = _others_in(copy)
+        if left:
+            raise ValueError(f"a copy that computes in {', '.join(left)}")
+    except Exception as error:  # classes of a user's own raise whatever they raise
+        raise ExportError(
+            f"LiteRT files compute in float32, and the model {model.name!r} cannot be copied to do "
+            'so. Make it again after keras.config.set_dtype_policy("float32"), and give it the '
+            f"weights by set_weights. Received: layers that compute in {', '.join(others)} "
+            f"({type(error).__name__}: {str(error)[:300]})"
+        ) from error
+    finally:
+        keras.config.set_dtype_policy(policy)
+    return copy
+
+
+def _others_in(model: keras.Model) -> list[str]:
+    """Return the types of floats but float32 that layers of a model compute in."""
+    types = {
+        layer.compute_dtype
+        for layer in model._flatten_layers()
+        # These compute nothing by themselves.
+        if _host.functional_of(layer) is None and not isinstance(layer, keras.layers.InputLayer)
+    }
+    return sorted(types & {*_OTHERS})
+
+
+def _renamed(value: Any) -> Any:
+    """Return an entry of a configuration, with float32 for the name of another type or policy."""
+    return "float32" if isinstance(value, str) and value in _NAMES else value
 
 
 def _save(model: keras.Model, folder: str) -> None:

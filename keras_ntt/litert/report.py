@@ -106,7 +106,10 @@ class ExportReport:
         if self.sizes.zstd is not None and self.dense.zstd is not None:
             columns.append(("zstd", self.sizes.zstd, self.dense.zstd))
         body = [
-            [name, f"{ours:,}", f"{dense:,}", f"{dense / ours:.2f}", f"{ours / self.limit:.2f}"]
+            [
+                *(name, f"{ours:,}", f"{dense:,}", f"{dense / ours:.2f}"),
+                f"{ours / self.limit:.2f}" if self.limit else "-",  # of no weights, or zeros alone
+            ]
             for name, ours, dense in columns
         ]
         head = ["bytes", "this file", "dense float32", "times smaller", "of the entropy limit"]
