@@ -458,6 +458,73 @@ def test_a_model_with_a_class_of_its_own_is_named(tmp_path):
         data.load_model(path)
 
 
+LABELLED = {
+    "NaN in x": ("x", lambda x: np.where(x == x[1, 2], np.nan, x), "x hold NaN or infinity"),
+    "NaN in x_test": ("x_test", lambda x: x * np.inf, "x_test hold NaN or infinity"),
+    "another shape": ("x_test", lambda x: x[:, :4], "x_test of shape (4, 4)"),
+    "words in x": ("x", lambda x: x.astype(str), "x must hold numbers"),
+    "no axis": ("x", lambda x: x[0, 0], "x of shape ()"),
+    "halves": ("y", lambda y: y + 0.5, "y must hold whole numbers of classes, from 0."),
+    "words": ("y_test", lambda y: np.array(list("abc"))[y], "y_test must hold the number of each"),
+    "NaN": ("y", lambda y: np.where(y == y[0], np.nan, y), "Received: y with nan"),
+    "infinity": ("y", lambda y: np.where(y == y[0], np.inf, y), "to inf"),
+    "NaN in rows": ("y_test", lambda y: np.eye(3)[y] * np.nan, "finite weights of the classes"),
+    "three axes": ("y", lambda y: np.zeros((6, 2, 2)), "Received: y of shape (6, 2, 2)"),
+}
+
+
+@pytest.mark.parametrize("name", LABELLED)
+def test_labelled_data_that_would_give_nonsense(name, folder, capsys):
+    key, change, words = LABELLED[name]
+    (x, y), (x_test, y_test) = classes(6, 0), classes(4, 1)
+    arrays = {"x": x, "y": y, "x_test": x_test, "y_test": y_test}
+    np.savez("wrong.npz", **{**arrays, key: change(arrays[key])})
+    command = "compare model.keras --data wrong.npz -s 0.5 --epochs 1 -m dense"
+    assert run(*command.split()) == 1
+    captured = capsys.readouterr()
+    assert words in captured.err
+    assert "Received: " in captured.err
+    assert captured.out == ""
+
+
+def test_labels_of_floats_and_booleans_are_numbers(folder):
+    (x, y), (x_test, y_test) = classes(6, 0), classes(4, 1)
+    np.savez("some.npz", x=x > 0, y=y.astype(float), x_test=x_test > 0, y_test=y_test > 0)
+    found = data.read_labelled("some.npz", network(), 1.0)
+    np.testing.assert_array_equal(found.x, (x > 0).astype("float32"))
+    np.testing.assert_array_equal(found.y, y)
+    np.testing.assert_array_equal(found.y_test, y_test > 0)
+
+
+@pytest.mark.parametrize("name", ["packed.npz", "head.npy"])
+def test_damaged_arrays_are_named(name, folder, capsys):
+    np.savez_compressed("packed.npz", x=np.load("x.npy"))
+    packed = bytearray((folder / "packed.npz").read_bytes())
+    begin = 30 + packed[26] + packed[28]  # after the names in the head of the first entry
+    packed[begin] = 0xFF  # no kind of block that zlib knows
+    (folder / "packed.npz").write_bytes(packed)
+    plain = bytearray((folder / "x.npy").read_bytes())
+    plain[10], plain[20] = 0xFF, 0  # in the head, which is a text
+    (folder / "head.npy").write_bytes(plain)
+    command = f"prune model.keras --inputs {name} -s 0.5 -o o.keras"
+    assert run(*command.split()) == 1
+    captured = capsys.readouterr()
+    assert f"Received: {name} (" in captured.err
+
+
+@pytest.mark.parametrize("content", [b'{"seed": 0', b"", b"\xff\xfe{", b"[1]"])
+def test_damaged_settings_of_a_stopped_run_are_named(content, folder, capsys):
+    file = folder / "out.keras.unfinished" / "settings.json"
+    file.parent.mkdir()
+    file.write_bytes(content)
+    assert run(*LONG.split(), "-o", "out.keras", "-q") == 1
+    said = capsys.readouterr().err
+    assert "--restart" in said
+    assert f"Received: {pathlib.Path('out.keras.unfinished', 'settings.json')} (" in said
+    assert file.read_bytes() == content
+    assert not (folder / "out.keras").exists()
+
+
 @pytest.mark.parametrize(
     ("command", "words"),
     [
@@ -520,6 +587,30 @@ def test_models_with_pickled_code_are_refused(folder, capsys):
 def test_wrong_usage_is_code_two(command, words, folder, capsys):
     assert main(command.split()) == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "names"),
+    [
+        ("export model.keras model.keras", "MODEL and PATH"),
+        ("export model.keras ./again/../model.keras", "MODEL and PATH"),
+        ("export model.keras link.tflite", "MODEL and PATH"),
+        ("export model.keras x.npy --data x.npy", "--data and PATH"),
+        ("prune model.keras -s 0.5 --method random -o model.keras", "MODEL and --output"),
+        ("prune model.keras -s 0.5 --method random -o o.keras --masks o.keras", "--output and"),
+        ("prune model.keras -s 0.5 --method random -o o.keras --masks hard.npz", "MODEL and"),
+        ("prune model.keras -s 0.5 --inputs x.npy -o o.keras --masks x.npy", "--inputs and --m"),
+        ("prune model.keras -s 0.5 --inputs in.keras -o in.keras", "--inputs and --output"),
+    ],
+)
+def test_no_file_of_a_command_takes_the_place_of_another(command, names, folder, capsys):
+    (folder / "again").mkdir()
+    (folder / "link.tflite").symlink_to("model.keras")
+    os.link("model.keras", "hard.npz")
+    before = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+    assert main(command.split()) == 2
+    assert names in capsys.readouterr().err.replace("\n", " ")
+    assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
 
 
 def test_every_command_shows_examples(capsys):

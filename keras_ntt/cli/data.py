@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import pathlib
-import zipfile
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -116,15 +115,18 @@ def read_labelled(source: str, model: Any, divide_by: float | None = None) -> La
     Raises:
         ValueError: If an array is missing or does not fit the others.
     """
+    from keras_ntt import input_checks
+
     x, y, x_test, y_test = _labelled(source)
     x, x_test = (_of_known_scale(_scaled(part, divide_by), model) for part in (x, x_test))
-    data = Labelled(x, _classes(y), x_test, _classes(y_test))
-    for samples, labels in ((data.x, data.y), (data.x_test, data.y_test)):
-        if not len(samples) or len(samples) != len(labels):
+    data = Labelled(x, _classes("y", y), x_test, _classes("y_test", y_test))
+    for name, samples, labels in (("x", x, data.y), ("x_test", x_test, data.y_test)):
+        if not samples.ndim or not len(samples) or len(samples) != len(labels):
             raise ValueError(
                 "There must be samples, and one label for each. "
-                f"Received: {source} with {len(samples)} samples and {len(labels)} labels"
+                f"Received: {source} with {name} of shape {samples.shape} and {len(labels)} labels"
             )
+        input_checks.check_arrays(samples, model, name)
     return data
 
 
@@ -167,10 +169,10 @@ def _read(source: str) -> Any:
             if isinstance(found, np.ndarray):
                 return found
             return {key: found[key] for key in found.files}
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # bytes of any origin: whatever fails, they are no arrays
         raise ValueError(
             "Arrays are read from .npy and .npz files of numbers; pickled objects are refused. "
-            f"Received: {path} ({error})"
+            f"Received: {path} ({type(error).__name__}: {error})"
         ) from error
 
 
@@ -189,7 +191,7 @@ def _from_tfds(source: str, split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _scaled(x: np.ndarray, divide_by: float | None) -> np.ndarray:
-    if divide_by is not None and np.issubdtype(x.dtype, np.number):
+    if divide_by is not None and x.dtype.kind in "biuf":
         return (x / divide_by).astype("float32")
     return x.astype("float32") if x.dtype == np.float64 else x
 
@@ -211,7 +213,20 @@ def _of_known_scale(x: Any, model: Any) -> Any:
     return x
 
 
-def _classes(y: np.ndarray) -> np.ndarray:
-    """Return class numbers, from rows of weights too."""
+def _classes(name: str, y: np.ndarray) -> np.ndarray:
+    """Return class numbers, from rows of weights too, or raise a ValueError."""
     y = np.asarray(y)
-    return y.argmax(axis=1) if y.ndim == 2 and y.shape[1] > 1 else y.reshape(len(y))
+    if y.dtype.kind not in "biuf" or y.ndim not in (1, 2):
+        raise ValueError(
+            f"{name} must hold the number of each sample's class, from 0, or a row with a weight "
+            f"for each class. Received: {name} of shape {y.shape} and dtype {y.dtype}"
+        )
+    rows = y.ndim == 2 and y.shape[1] > 1
+    wrong = y[~np.isfinite(y) if rows else y != np.rint(y)]  # NaN is not equal to itself
+    if len(wrong):
+        kind = "finite weights of the classes" if rows else "whole numbers of classes, from 0"
+        raise ValueError(
+            f"{name} must hold {kind}. Remove or correct those samples. "
+            f"Received: {name} with {wrong[0]}"
+        )
+    return y.argmax(axis=1) if rows else y.reshape(len(y))

@@ -58,6 +58,7 @@ def command(
       keras-ntt export sparse.keras sparse.tflite
       keras-ntt export sparse.keras fast.tflite --target latency --cpu arm --data images.npy
     """
+    options.check_apart({"MODEL": model, "--data": samples, "PATH": path})
     from keras_ntt.export import export_tflite
 
     with printing.only_json(as_json):

@@ -74,7 +74,7 @@ class Unfinished:
             self.remove()
         file = self.folder / "settings.json"
         if file.exists():
-            self._check(json.loads(file.read_text()))
+            self._check(self._read(file))
 
     @property
     def backup(self) -> pathlib.Path:
@@ -96,6 +96,19 @@ class Unfinished:
     def remove(self) -> None:
         """Delete the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    @staticmethod
+    def _read(file: pathlib.Path) -> dict[str, Any]:
+        try:
+            there = json.loads(file.read_bytes())
+            if not isinstance(there, dict):
+                raise ValueError("no settings in it")
+        except ValueError as error:
+            raise ValueError(
+                "A run was stopped, and the file of its settings is damaged, so it cannot be gone "
+                f"on with. Add --restart to drop it. Received: {file} ({error})"
+            ) from error
+        return there
 
     def _check(self, there: dict[str, Any]) -> None:
         mine = json.loads(json.dumps(self._settings))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import pathlib
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -62,6 +65,26 @@ class Structure(click.ParamType):
                 f"{value!r} is none of 2:4 and the like, 4x1 and the like, filters", param, ctx
             )
         return pattern
+
+
+def check_apart(paths: Mapping[str, str | os.PathLike | None]) -> None:
+    """Raise if two paths that a command reads and writes are the same file.
+
+    Args:
+        paths: The paths by what the command calls them; None for those that were not given.
+
+    Raises:
+        click.UsageError: If two are the same, links resolved.
+    """
+    given = [(name, path) for name, path in paths.items() if path is not None]
+    for (first, path), (second, other) in itertools.combinations(given, 2):
+        same = os.path.realpath(path) == os.path.realpath(other)
+        there = os.path.exists(path) and os.path.exists(other)
+        if same or (there and os.path.samefile(path, other)):
+            raise click.UsageError(
+                f"{first} and {second} are the same file, of which one would destroy the other. "
+                f"Give each a path of its own. Received: {second}={os.fspath(other)}"
+            )
 
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

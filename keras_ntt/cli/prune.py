@@ -139,6 +139,7 @@ def command(
         raise click.BadParameter("must be a file that ends in .keras", param_hint="--output")
     if inputs is None and chosen["method"] in ON_INPUTS:
         raise click.UsageError(f"--method {chosen['method']} needs --inputs.")
+    options.check_apart({"MODEL": model, "--inputs": inputs, "--output": output, "--masks": masks})
     from keras_ntt.cli import pruning
 
     settings = pruning.Settings(**chosen)
