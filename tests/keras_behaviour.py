@@ -387,7 +387,8 @@ def swapped_averages(model: keras.Model, folder: pathlib.Path) -> Outcome:
 
 
 @case("`BackupAndRestore`, resumed by a model with masks", KEPT, HELD, KEPT,
-      advice="Prune the model, or `load_masks`, before `fit` resumes it.")  # fmt: skip
+      advice="Prune the model, or `load_masks`, before `fit` resumes it. "
+      "`keras_ntt.BackupAndRestore` has the masks in its state.")  # fmt: skip
 def backup(model: keras.Model, folder: pathlib.Path) -> Outcome:
     masks, named = masks_of(model), keras_ntt.get_masks(model)
 
@@ -453,13 +454,42 @@ def assigned_in_step(model: keras.Model, folder: pathlib.Path) -> Outcome:
 @case(
     "Writing past Keras: `assign_add` on the `tf.Variable` itself",
     *(LOST, HELD, KEPT),
-    advice="Keras does so only before its constraints; the next batch brings the zeros back.",
+    advice="Keras does so only before its constraints, and `tf.train.Checkpoint.restore` does; the "
+    "next batch brings the zeros of the present masks back.",
 )
 def raw_assignment(model: keras.Model, folder: pathlib.Path) -> Outcome:
     masks = masks_of(model)
     for variable in kernels(model):
         variable.value.assign_add(tf.ones(variable.shape))
     return outcome(model, masks)
+
+
+@case("Masks applied after a step of one's own was compiled by `tf.function`", KEPT, HELD, LOST,
+      KEPT, advice="Make the `tf.function` again: it was traced without the masks.",
+      makers=("apply_masks",))  # fmt: skip
+def traced_before(model: keras.Model, folder: pathlib.Path) -> Outcome:
+    masks, named = masks_of(model), keras_ntt.get_masks(model)
+    keras_ntt.strip_pruning(model)
+    optimizer = keras.optimizers.SGD(0.1)
+    optimizer.build(model.trainable_variables)
+    x, y = map(tf.constant, data())
+
+    def step() -> None:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((model(x, training=True) - y) ** 2)
+        gradients = tape.gradient(loss, model.trainable_variables)
+        optimizer.apply(gradients, model.trainable_variables)
+
+    compiled = tf.function(step)
+    compiled()
+    keras_ntt.apply_masks(model, named)
+    weights, zeros, held = model.get_weights(), zeros_in(model, masks), masks_in(model, masks)
+    compiled()
+    training = zeros_in(model, masks)
+    model.set_weights(weights)
+    again = tf.function(step)
+    again()
+    return Outcome(zeros, held, training, zeros_in(model, masks))
 
 
 # --- quantizing, LoRA, exporting -------------------------------------------------------------
