@@ -259,7 +259,8 @@ class NeuralTangentTransfer(TransferStep):
             Keras's history, with loss, ntk_distance, output_distance and sparsity.
 
         Raises:
-            ValueError: If the data or settings do not fit; the student is as it was, unless steps
+            ValueError: If the data or settings do not fit, or the student's kernels were changed
+                since the transfer was made or has run; the student is as it was, unless steps
                 were taken before the batch that does not fit.
             FloatingPointError: If the loss or its gradient becomes NaN or infinite. Everything
                 is as the last step before left it then; the student holds its masks.
