@@ -205,7 +205,8 @@ def test_layers_in_layers_are_written_in_float32(tmp_path):
         v = layers.Bidirectional(layers.LSTM(2, return_sequences=True))(x)
         v = layers.MultiHeadAttention(2, 2)(v, v) + v
         v = keras.ops.cast(keras.ops.tanh(v), "float16")
-        v = layers.TimeDistributed(layers.Normalization(mean=0.3, variance=2.0))(v)
+        scale = layers.Normalization(mean=[0.3] * 4, variance=[2.0] * 4)
+        v = layers.TimeDistributed(scale)(v)
         inner = keras.Sequential([layers.Flatten(), layers.Dense(9, "gelu")])
         model = keras.Model(x, {"last": layers.Dense(4, dtype="float32")(inner(v))})
     data = np.random.default_rng(0).normal(size=(5, 2, 4)).astype("float32")
