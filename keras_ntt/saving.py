@@ -129,6 +129,7 @@ class BackupAndRestore(keras.callbacks.Callback):
 
     def on_train_end(self, logs: Any = None) -> None:
         """Remove the state, which nobody needs any more."""
+        self.model._initial_epoch = None  # where no epoch was left, none was begun
         if self.delete_checkpoint:
             self._remove(keep=None)
             if self.backup_dir.is_dir() and not any(self.backup_dir.iterdir()):

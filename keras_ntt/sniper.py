@@ -44,7 +44,7 @@ class SNIPER(keras.callbacks.Callback):
     Raises:
         ValueError: If the sparsities or `max_sparsity` are out of range. Data that do not fit, and
             a run that is resumed from other initial weights, are found when training begins,
-            before anything is changed.
+            before the callback changes anything.
     """
 
     def __init__(

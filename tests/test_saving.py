@@ -214,6 +214,7 @@ def test_a_run_that_is_ended_goes_on_to_the_same_weights(run, stop, tmp_path):
     resumed = run(5 if epochs else 0, [keras_ntt.BackupAndRestore(folder)])
     for a, b in zip(whole.get_weights(), resumed.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
+    assert resumed._initial_epoch is None
     found, expected = keras_ntt.get_masks(resumed), keras_ntt.get_masks(whole)
     for mask, right in zip(found.values(), expected.values(), strict=True):
         np.testing.assert_array_equal(mask, right)
@@ -263,6 +264,17 @@ def test_a_run_after_one_that_was_resumed_and_ended_begins_at_the_first_epoch(tm
         callbacks = [keras_ntt.BackupAndRestore(tmp_path), Stop(epoch)]
         with pytest.raises(StoppedError):
             model.fit(*data(), epochs=4, verbose=0, callbacks=callbacks)
+    assert model.fit(*data(), epochs=2, verbose=0).epoch == [0, 1]
+
+
+def test_a_run_after_one_that_had_no_epoch_left_begins_at_the_first_epoch(tmp_path):
+    model = small()
+    model.compile("sgd", "mse", jit_compile=False)
+    with pytest.raises(StoppedError):
+        model.fit(
+            *data(), epochs=2, verbose=0, callbacks=[keras_ntt.BackupAndRestore(tmp_path), Stop(1)]
+        )
+    model.fit(*data(), epochs=2, verbose=0, callbacks=[keras_ntt.BackupAndRestore(tmp_path)])
     assert model.fit(*data(), epochs=2, verbose=0).epoch == [0, 1]
 
 
