@@ -10,6 +10,7 @@ import numpy as np
 
 from keras_ntt import checks
 from keras_ntt.allocations import Allocation
+from keras_ntt.mask_names import keys_of
 from keras_ntt.model_copies import copy_of
 from keras_ntt.policies import Filters, choose_weights
 from keras_ntt.saliency import NetworkSaliency, as_saliency
@@ -17,7 +18,7 @@ from keras_ntt.saliency.base import Function
 from keras_ntt.saliency.data import BATCH_SIZE
 from keras_ntt.schedules import check_sparsity
 from keras_ntt.selection import find_masks, paths_of, recipe_of, score, subject_of
-from keras_ntt.sparse_model import apply_masks, check_no_masks, keys_of
+from keras_ntt.sparse_model import apply_masks, check_no_masks
 from keras_ntt.structures import check_fixed_sparsity
 
 

@@ -10,8 +10,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_ntt.mask_names import weights_by_name
 from keras_ntt.scheduled_mask import scheduled_masks
-from keras_ntt.sparse_model import get_masks, keys_of
+from keras_ntt.sparse_model import get_masks
 from keras_ntt.timetable import warn_if_idle
 from keras_ntt.transfer import NeuralTangentTransfer
 from keras_ntt.unheld import warn_if_unheld, warn_of_lora
@@ -109,8 +110,7 @@ class PruningSummaries(keras.callbacks.TensorBoard):
         masks, transfer = self._masks(), isinstance(self.model, NeuralTangentTransfer)
         if not masks:
             return
-        weights = (self.model.student if transfer else self.model).weights
-        values = dict(zip(keys_of(weights), weights, strict=True))
+        values = weights_by_name(self.model.student if transfer else self.model)
         with self._writer().as_default(step=epoch):
             for path, mask in masks.items():
                 kept = keras.ops.convert_to_numpy(values[path])[mask]

@@ -10,9 +10,9 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ntt import _host
+from keras_ntt.mask_names import names_by_id
 from keras_ntt.masks import MaskRule
 from keras_ntt.saliency import check_scores
-from keras_ntt.sparse_model import keys_of
 
 
 def state_of(layer: keras.layers.Layer, name: str, value: Any, dtype: str) -> keras.Variable:
@@ -109,8 +109,7 @@ class LatentWeights(keras.layers.Layer):
 
     def by_path(self) -> dict[str, np.ndarray]:
         """Return ``path of the student's variable -> mask``."""
-        weights = self._model[0].weights
-        names = dict(zip(map(id, weights), keys_of(weights), strict=True))
+        names = names_by_id(self._model[0].weights)
         return {
             names[id(v)]: keras.ops.convert_to_numpy(mask).astype(bool)
             for v, mask in zip(self.pruned, self.masks, strict=True)

@@ -9,10 +9,11 @@ import keras
 import tensorflow as tf
 
 from keras_ntt import _host, checks, input_checks
+from keras_ntt.mask_names import masks_by_variable
 from keras_ntt.network import unroll
 from keras_ntt.objective import NTTLoss, Pair, Weighting, objective
 from keras_ntt.policies import choose_weights
-from keras_ntt.sparse_model import kept_entries, masks_by_variable
+from keras_ntt.sparse_model import kept_entries
 
 
 def ntt_loss(

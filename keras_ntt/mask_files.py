@@ -11,8 +11,9 @@ import numpy as np
 
 from keras_ntt import checks
 from keras_ntt.files import Path, as_path, replacing
+from keras_ntt.mask_names import keys_of, renamed
 from keras_ntt.policies import choose_weights
-from keras_ntt.sparse_model import apply_masks, get_masks, keys_of, renamed
+from keras_ntt.sparse_model import apply_masks, get_masks
 
 # The entry that lists the paths and shapes of all weights of the model.
 _WEIGHTS = "__weights__"

@@ -15,6 +15,7 @@ import keras
 import tensorflow as tf
 
 from keras_ntt import _host
+from keras_ntt.loops import are_of_open_length, loops_of, unrolled
 
 
 class _Slot:
@@ -50,8 +51,8 @@ class Call:
         Raises:
             ValueError: If other trainable recurrent layers would run over sequences of open length.
         """
-        loops = self.weights and _host.loops_of(self.operation, looped)
-        if loops and _host.are_of_open_length(tensors):
+        loops = self.weights and loops_of(self.operation, looped)
+        if loops and are_of_open_length(tensors):
             raise ValueError(
                 "Recurrent layers are run step by step here, so that they can be differentiated "
                 "twice, which takes sequences of a known length. The reason is another form than "
@@ -63,7 +64,7 @@ class Call:
                 f"of shape {[tuple(t.shape) for t in tensors]}"
             )
         args, kwargs = self.with_tensors(tensors)
-        with _host.unrolled(self.operation, tensors, looped):
+        with unrolled(self.operation, tensors, looped):
             return keras.tree.flatten(self.operation(*args, **kwargs))
 
     def with_tensors(self, tensors: Sequence[tf.Tensor]) -> tuple[Any, Any]:

@@ -9,8 +9,9 @@ import keras
 import numpy as np
 
 from keras_ntt import checks
+from keras_ntt.mask_constraint import is_masked
+from keras_ntt.mask_names import names_by_id
 from keras_ntt.policies import KernelPolicy, choose_weights, prunable_weights, weights_by_magnitude
-from keras_ntt.sparse_model import is_masked, keys_of
 from keras_ntt.tables import table
 
 
@@ -135,7 +136,7 @@ def sparsity_report(model: keras.Model) -> SparsityReport:
     checks.check_model(model)
     choice = choose_weights(model, weights_of=_weights_of, frozen_too=True)
     notes = {id(variable): reason for variable, reason in choice.skipped}
-    names = dict(zip(map(id, model.weights), keys_of(model.weights), strict=True))
+    names = names_by_id(model.weights)
     rows = []
     for variable in model.weights:
         if not variable.trainable and id(variable) not in notes:

@@ -13,7 +13,8 @@ import numpy as np
 
 from keras_ntt import checks
 from keras_ntt.files import Path, as_path, leftovers, replacing
-from keras_ntt.sparse_model import apply_masks, fixed_masks, keys_of
+from keras_ntt.mask_names import keys_of
+from keras_ntt.sparse_model import apply_masks, fixed_masks
 
 # The group of a state that holds the masks, which Keras does not look for.
 _MASKS = "keras_ntt_masks"

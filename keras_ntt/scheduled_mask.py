@@ -14,8 +14,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ntt import _host
+from keras_ntt.mask_constraint import MaskConstraint
 from keras_ntt.patterns import Pattern
-from keras_ntt.sparse_model import MaskConstraint
 from keras_ntt.timetable import Timetable
 
 _STATE = "_pruning_state"

@@ -14,11 +14,11 @@ import tensorflow as tf
 
 from keras_ntt import _host, checks
 from keras_ntt.allocations import Allocation, Shares, counts_by_threshold
+from keras_ntt.mask_names import names_by_id
 from keras_ntt.patterns import Pattern
 from keras_ntt.policies import without_root
 from keras_ntt.saliency import Batches, NetworkSaliency, Subject, check_scores, magnitude
 from keras_ntt.saliency.data import BATCH_SIZE
-from keras_ntt.sparse_model import keys_of
 from keras_ntt.structures import as_pattern, choose
 
 
@@ -282,5 +282,5 @@ def recipe_of(
 
 def paths_of(model: keras.Model, variables: Sequence[keras.Variable]) -> list[str]:
     """Return the names of some variables of a model, as masks have them."""
-    names = dict(zip(map(id, model.weights), keys_of(model.weights), strict=True))
+    names = names_by_id(model.weights)
     return [names[id(v)] for v in variables]

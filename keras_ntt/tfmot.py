@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ntt import checks, policies, pruning, schedules
+from keras_ntt.from_tf_keras import to_keras3
 from keras_ntt.sparse_model import get_masks as _masks_of_keras3
 from keras_ntt.twins import (
     check_unwrapped,
@@ -22,7 +23,6 @@ from keras_ntt.twins import (
     leaves_of,
     named_weights,
     paired,
-    to_keras3,
     translate_masks,
     value_of,
 )

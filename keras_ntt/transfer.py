@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import keras
@@ -22,7 +21,7 @@ from keras_ntt.plan import Course, Plan
 from keras_ntt.policies import Filters, choose_weights
 from keras_ntt.saliency import NetworkSaliency, as_saliency
 from keras_ntt.schedules import as_schedule, decide
-from keras_ntt.sparse_model import apply_masks, check_no_masks, get_masks, strip_pruning
+from keras_ntt.sparse_model import check_no_masks
 from keras_ntt.transfer_step import TransferStep
 from keras_ntt.updates import Update
 
@@ -291,45 +290,39 @@ class NeuralTangentTransfer(TransferStep):
         if batch_size is not None:
             batch_size = checks.check_count("batch_size", batch_size)
         if self.memory_limit is not None:
-            spec = inputs.batch_spec(x, batch_size or 64)
-            parts = parts_within(
-                self.memory_limit,
-                keras.tree.flatten(spec)[0].shape[0],
-                lambda parts: self.estimate_memory(spec, parts=parts),
-            )
-            if parts != self._parts:
-                self._parts = parts
-                self.make_train_function(force=True)
+            self._divide(inputs.batch_spec(x, batch_size or 64), self.memory_limit)
         if input_checks.is_array(x):
-            size = checks.check_count("batch_size", 64 if batch_size is None else batch_size)
-            x = inputs.batches(x, size, key=self._order, shuffle=shuffle)
+            x = inputs.batches(x, batch_size or 64, key=self._order, shuffle=shuffle)
             batch_size = None
         else:
             x = watches[0].over(x)
-        before = self.step, self.student.get_weights(), get_masks(self.student)
         try:
-            return super().fit(
-                x,
-                batch_size=batch_size,
-                epochs=epochs,
-                shuffle=shuffle and isinstance(x, keras.utils.PyDataset),
-                validation_data=validation_data,
-                callbacks=[*keras.tree.flatten(callbacks or []), Course(self._plan)],
-                **kwargs,
-            )
-        except BaseException as error:  # Ctrl-C, too
-            self._running = False
-            if self.step == before[0]:
-                strip_pruning(self.student)
-                self.student.set_weights(before[1])
-                apply_masks(self.student, before[2])
-            else:
-                with contextlib.suppress(ValueError):  # of weights that overflowed
-                    self.finish()
+            with self.whole_at_the_end():
+                return super().fit(
+                    x,
+                    batch_size=batch_size,
+                    epochs=epochs,
+                    shuffle=shuffle and isinstance(x, keras.utils.PyDataset),
+                    validation_data=validation_data,
+                    callbacks=[*keras.tree.flatten(callbacks or []), Course(self._plan)],
+                    **kwargs,
+                )
+        except tf.errors.OpError as error:  # what TensorFlow makes of a refusal in its threads
             refusals = [watch.refusal for watch in watches if watch.refusal is not None]
-            if refusals and isinstance(error, tf.errors.OpError):  # what TensorFlow made of it
+            if refusals:
                 raise refusals[0] from error
             raise
+
+    def _divide(self, batch: Any, memory_limit: int) -> None:
+        """Take the steps in as many parts as a batch needs to fit into memory."""
+        parts = parts_within(
+            memory_limit,
+            keras.tree.flatten(batch)[0].shape[0],
+            lambda parts: self.estimate_memory(batch, parts=parts),
+        )
+        if parts != self._parts:
+            self._parts = parts
+            self.make_train_function(force=True)
 
     def estimate_memory(self, batch: Any, *, parts: int = 1) -> int:
         """Estimate the memory of a step, from its graph, without taking it.

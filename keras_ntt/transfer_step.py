@@ -104,6 +104,23 @@ class TransferStep(keras.Model):
         self._weights.write()  # the optimizer's averages, with use_ema=True
         apply_masks(self.student, self.masks)
 
+    @contextlib.contextmanager
+    def whole_at_the_end(self) -> Iterator[None]:
+        """Leave the student as it was, or from the first step on with its masks, at any end."""
+        step, weights, masks = self.step, self.student.get_weights(), get_masks(self.student)
+        try:
+            yield
+        except BaseException:  # Ctrl-C, too
+            self._running = False
+            if self.step == step:
+                strip_pruning(self.student)
+                self.student.set_weights(weights)
+                apply_masks(self.student, masks)
+            else:
+                with contextlib.suppress(ValueError):  # of weights that overflowed
+                    self.finish()
+            raise
+
     def set_weights(self, weights: Any) -> None:
         """Set the whole state, as `get_weights` returned it, and let the student follow it."""
         with self._following():

@@ -7,8 +7,10 @@ import warnings
 import keras
 
 from keras_ntt import checks
+from keras_ntt.mask_constraint import is_masked
+from keras_ntt.mask_names import names_by_id
 from keras_ntt.policies import all_kernels, choose_weights
-from keras_ntt.sparse_model import apply_masks, is_masked, keys_of
+from keras_ntt.sparse_model import apply_masks
 
 _SHARE = 0.1
 
@@ -40,7 +42,7 @@ def restore_masks(model: keras.Model) -> keras.Model:
         [[1, 0], [0, 1]]
     """
     checks.check_model(model)
-    named = dict(zip(map(id, model.weights), keys_of(model.weights), strict=True))
+    named = names_by_id(model.weights)
     masks, empty = {}, []
     kernels = all_kernels(model) or choose_weights(model).weights  # which says why there are none
     for variable in kernels:

@@ -14,13 +14,13 @@ from ai_edge_litert.interpreter import Interpreter
 import keras_ntt
 from keras_ntt import (
     ExportError,
-    _host,
     apply_masks,
     export_tflite,
     sparsity_report,
     tflite_predict,
 )
 from keras_ntt.litert.checks import compare
+from keras_ntt.loops import loops_of
 
 # --- the report ------------------------------------------------------------------------------
 
@@ -379,9 +379,9 @@ def test_recurrent_layers_are_written_step_by_step(tmp_path, make):
     model = sparse(randomize(make()))
     x = np.random.default_rng(0).integers(0, 7, (4, *model.input_shape[1:]))
     x = x.astype(model.inputs[0].dtype)
-    loops = _host.loops_of(model)
+    loops = loops_of(model)
     export_tflite(model, tmp_path / "model.tflite", representative_data=x)
-    assert _host.loops_of(model) == loops != []
+    assert loops_of(model) == loops != []
     expected = keras.ops.convert_to_numpy(model(x))
     np.testing.assert_allclose(run(tmp_path / "model.tflite", x), expected, rtol=1e-4, atol=1e-5)
 

@@ -38,6 +38,7 @@ from keras_ntt.layer_rules.probes import (
 from keras_ntt.layer_rules.stacking import Stacked
 from keras_ntt.layer_rules.unknown import by_sample
 from keras_ntt.layer_rules.weightless import copies_of, is_floating, masks_of, repeated
+from keras_ntt.loops import loops_of
 from keras_ntt.network import Call
 
 
@@ -68,7 +69,7 @@ class Composite(Linearization):
         self._call = call
         self._tensors = list(tensors)
         self._masks = masks_of(tensors)
-        loops = divide(call, tensors).loops if _host.loops_of(call.operation) else ()
+        loops = divide(call, tensors).loops if loops_of(call.operation) else ()
 
         def by_rule(layer: Any, _: Callable, args: Any, kwargs: Any) -> Any:
             return packed(linearized(layer, args, kwargs, 1).outputs)

@@ -17,6 +17,7 @@ from keras_ntt import _host
 from keras_ntt.layer_rules import stacking
 from keras_ntt.layer_rules.base import Linearization, find_rule
 from keras_ntt.layer_rules.recurrence import FORMS
+from keras_ntt.loops import loops_of
 from keras_ntt.network import call_with
 
 
@@ -61,7 +62,7 @@ def has_loops(layer: Any) -> bool:
     """Tell whether a layer is recurrent, and returns a tensor or a tuple of tensors."""
     if not isinstance(layer, keras.layers.RNN | keras.layers.Bidirectional):
         return False
-    loops = _host.loops_of(layer)
+    loops = loops_of(layer)
     # Other cells may have states in lists of lists.
     plain = all(type(loop.cell) in FORMS for loop in loops)
     return bool(loops) and (plain or not layer.return_state)

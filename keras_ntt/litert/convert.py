@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from keras_ntt import _host
 from keras_ntt.litert.checks import ExportError
+from keras_ntt.loops import are_of_open_length, loops_of, unrolled
 from keras_ntt.model_copies import hand_over
 
 QUANTIZATIONS = ("float16", "int8_weights", "int8")
@@ -120,7 +121,7 @@ def _save(model: keras.Model, folder: str) -> None:
     """Write a SavedModel of inference, which `Model.export` takes for the default of each layer."""
     functional = _host.functional_of(model)
     if functional is None:  # the shapes that a call of its own takes are known to Keras alone
-        with _host.unrolled(model, []):
+        with unrolled(model, []):
             model.export(folder)
         return
     spec = keras.tree.map_structure(
@@ -128,7 +129,7 @@ def _save(model: keras.Model, folder: str) -> None:
     )
     archive = keras.export.ExportArchive()
     archive.track(model)
-    with _host.unrolled(model, keras.tree.flatten(spec)):
+    with unrolled(model, keras.tree.flatten(spec)):
         archive.add_endpoint("serve", lambda x: model(x, training=False), [spec])
         archive.write_out(folder)
 
@@ -136,7 +137,7 @@ def _save(model: keras.Model, folder: str) -> None:
 def _hint(model: keras.Model) -> str:
     functional = _host.functional_of(model)
     specs = [] if functional is None else [tf.TensorSpec(t.shape) for t in functional.inputs]
-    if _host.loops_of(model) and _host.are_of_open_length(specs):
+    if loops_of(model) and are_of_open_length(specs):
         return "Recurrent layers need sequences of a length that is fixed in keras.Input. "
     return ""
 

@@ -11,9 +11,10 @@ import keras
 import numpy as np
 
 from keras_ntt import _host, checks
+from keras_ntt.mask_names import weights_by_name
 from keras_ntt.plots.style import add_legend, add_title, drawing, percent, styles_of
 from keras_ntt.report import SparsityReport, sparsity_report
-from keras_ntt.sparse_model import kept_entries, keys_of
+from keras_ntt.sparse_model import kept_entries
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -217,8 +218,8 @@ def _masks_of(masks: Any) -> dict[str, np.ndarray]:
     else:
         checks.check_model(masks)
         kept = kept_entries(masks)
-        paths = zip(keys_of(masks.weights), masks.weights, strict=True)
-        pairs = [(path, kept[id(v)]) for path, v in paths if id(v) in kept]
+        named = weights_by_name(masks).items()
+        pairs = [(path, kept[id(v)]) for path, v in named if id(v) in kept]
     return dict(zip(_short(path for path, _ in pairs), (m for _, m in pairs), strict=True))
 
 

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import keras
 import tensorflow as tf
 
-from keras_ntt import _host, checks
+from keras_ntt import checks
+from keras_ntt.loops import unrolled
 from keras_ntt.saliency.base import (
     NetworkSaliency,
     Subject,
@@ -69,7 +70,7 @@ def _hessian_product(
     values = subject.values
     try:
         with (
-            _host.unrolled(subject.model, keras.tree.flatten(x)),
+            unrolled(subject.model, keras.tree.flatten(x)),
             tf.GradientTape(watch_accessed_variables=False) as outer,
         ):
             outer.watch(values)
