@@ -64,7 +64,7 @@ def remove_dead_units(model: keras.Model) -> tuple[keras.Model, tuple[tuple[str,
     """Return a model without its dead units.
 
     Units of Dense, Conv1D and Conv2D layers are removed where a chain of layers that treat each
-    channel by itself (activations, pooling, normalization, depthwise convolution, Flatten, ...)
+    channel by itself (activations, pooling, BatchNormalization, DepthwiseConv2D, Flatten, ...)
     leads to one other such layer. Each layer keeps at least one unit.
 
     Args:

@@ -23,7 +23,8 @@ def effective_gradient_flow(
 
     That is the mean of ``||m * g||_p`` (Tessera, Hooker & Rosman, "Keep the gradients flowing",
     2021), with m the masks the model holds, or its exact zeros if it holds none, and g the
-    gradient of the mean loss in inference mode.
+    gradient of the mean loss in inference mode. The loss of a compiled model has the losses that
+    its layers add, such as regularization, in it.
 
     Args:
         model: A built model.

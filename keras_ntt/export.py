@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -77,6 +77,7 @@ def export_tflite(
     target: str = "size",
     quantization: str | None = None,
     representative_data: Any = None,
+    sparse: bool = True,
     tolerance: float | str = "auto",
     cpu: str = "any",
     compact: bool = False,
@@ -100,7 +101,10 @@ def export_tflite(
             ``"int8_weights"`` rounds weights to int8, one scale an output channel; activations
             stay float. ``"int8"`` is the quantization of ``target="int8"``.
         representative_data: Inputs ``[n, ...]`` to compare outputs on, and to measure ranges for
-            int8; of more than 256 the first 256. None compares on 16 standard normal samples.
+            int8; of more than 256 the first 256. None compares on 16 standard normal samples, or
+            on one batch where the model fixes its size.
+        sparse: Whether weights may be stored sparsely. False stores them densely, whatever the
+            target.
         tolerance: Largest difference allowed, relative to the largest output. ``"auto"`` is 1e-4
             for float32, 1e-2 for float16, 0.1 for int8 weights and 0.2 for int8.
         cpu: What ``"latency"`` is for: ``"arm"``, ``"x86"`` (with AVX), or ``"any"``, which
@@ -134,6 +138,8 @@ def export_tflite(
     checks.check_model(model)
     target_path = files.writable(path)
     options = _options(target, quantization, cpu, tolerance, representative_data)
+    if not sparse and options.target != "int8":
+        options = replace(options, target="dense")
     functional = _host.functional_of(model)
     if functional is None or len(functional.inputs) != 1 or len(functional.outputs) != 1:
         raise ValueError(

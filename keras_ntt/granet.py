@@ -14,7 +14,7 @@ import tensorflow as tf
 from keras_ntt import _host, checks
 from keras_ntt.allocations import counts_by_threshold
 from keras_ntt.masks import keep_count
-from keras_ntt.policies import Filters, choose_weights
+from keras_ntt.policies import Filters, check_filters, check_policy, choose_weights
 from keras_ntt.saliency.base import gradient
 from keras_ntt.saliency.data import Batches
 from keras_ntt.schedules import check_sparsity
@@ -103,7 +103,9 @@ class GraNet(keras.callbacks.Callback):
                 f"loss. Received: data of type {type(data).__name__}"
             )
         self._data = data
-        self._batch_size = batch_size
+        self._batch_size = checks.check_count("batch_size", batch_size)
+        check_filters(filters)
+        check_policy(pruning_policy)
         self._choice = {"filters": filters, "pruning_policy": pruning_policy}
         self._step = 0
 

@@ -21,7 +21,7 @@ _LAYERS = (
     layers.ELU,
     layers.Dropout,
 )
-_ACTIVATIONS = ("relu", "relu6", "leaky_relu", "elu", "sigmoid")
+_ACTIVATIONS = ("relu", "relu6", "leaky_relu", "elu", "sigmoid", "silu", "hard_silu", "gelu")
 # The classes behind keras.ops.add, `a + b` and so on.
 _OPERATIONS = (
     "Identity",
@@ -33,17 +33,23 @@ _OPERATIONS = (
     "LeakyRelu",
     "Elu",
     "Sigmoid",
+    "Silu",
+    "HardSilu",
+    "Gelu",
 )
 
 
 class PruneForLatencyOnXNNPack(PruningPolicy):
-    """Prune the 1x1 convolutions of a model that XNNPACK can run sparse, with tfmot's rules.
+    """Prune the 1x1 convolutions of a model that XNNPACK can run sparse.
 
     XNNPACK runs the part of a network sparse that begins with a 3x3 convolution of an image
     (three channels, stride 2, ``padding="valid"`` after ``ZeroPadding2D(1)``), ends in
     `GlobalAveragePooling2D`, and has only certain layers between: 1x1 convolutions, depthwise
     ones of 3x3 and 5x5, additions, multiplications and some activations. There it speeds 1x1
-    convolutions up (Elsen, Dukhan, Gale & Simonyan, "Fast Sparse ConvNets", 2020).
+    convolutions up (Elsen, Dukhan, Gale & Simonyan, "Fast Sparse ConvNets", 2020). The rules are
+    those of tensorflow-model-optimization; of activations also SiLU, hard SiLU and GELU are taken,
+    and those in a convolution's ``activation=`` are looked at. `keras_ntt.explain_edge_latency`
+    looks at the converted graph itself.
 
     Nested Sequential and functional models are looked into.
     """
@@ -60,8 +66,8 @@ class PruneForLatencyOnXNNPack(PruningPolicy):
 
         Raises:
             TypeError: If it is no Keras 3 model.
-            ValueError: If it is not built, has code of its own, or has a part that XNNPACK
-                does not run sparse; the message says which.
+            ValueError: If it is not built, has code of its own, or has a part that is not in
+                these rules; the message says which.
         """
         checks.check_built(model)
         if _host.functional_of(model) is None:
@@ -84,19 +90,16 @@ class PruneForLatencyOnXNNPack(PruningPolicy):
                 "XNNPACK's sparse inference ends in GlobalAveragePooling2D. End every branch of "
                 f"the model so, and do the rest behind it. Received: {model.name!r}, which does not"
             )
+        for start in starts:
+            if not _is_activation_supported(start.operation):
+                raise _refusal(start.operation)
         ended = set(map(id, ends))
 
         def visit(call: Call) -> bool:
             if id(call) in ended:
                 return True
             if not graph.is_supported(call):
-                operation = call.operation
-                raise ValueError(
-                    "XNNPACK's sparse inference does not take this layer, in this form, between "
-                    "the first convolution and GlobalAveragePooling2D. Received: "
-                    f"{getattr(operation, 'name', operation)!r} of class "
-                    f"{type(operation).__name__}"
-                )
+                raise _refusal(call.operation)
             return False
 
         graph.search([c for start in starts for c in graph.after(start)], visit, graph.after)
@@ -163,10 +166,11 @@ class _Graph:
         if isinstance(layer, _LAYERS):
             return True
         if isinstance(layer, layers.DepthwiseConv2D):
-            return self._is_supported_depthwise(call)
+            return _is_activation_supported(layer) and self._is_supported_depthwise(call)
         if isinstance(layer, layers.Conv2D):
             sizes = (layer.kernel_size, layer.strides, layer.dilation_rate)
-            return layer.groups == 1 and all(tuple(size) == (1, 1) for size in sizes)
+            pointwise = layer.groups == 1 and all(tuple(size) == (1, 1) for size in sizes)
+            return pointwise and _is_activation_supported(layer)
         if isinstance(layer, layers.GlobalAveragePooling2D):
             return layer.keepdims
         if isinstance(layer, layers.BatchNormalization):
@@ -174,7 +178,7 @@ class _Graph:
         if isinstance(layer, layers.UpSampling2D):
             return layer.interpolation == "bilinear"
         if isinstance(layer, layers.Activation):
-            return getattr(layer.activation, "__name__", "") in _ACTIVATIONS
+            return _is_activation_supported(layer)
         of_keras = type(layer).__module__.startswith("keras.src.ops.")
         return of_keras and type(layer).__name__ in _OPERATIONS
 
@@ -197,6 +201,22 @@ class _Graph:
             return 0
         sides = {side for axis in calls[0].operation.padding for side in axis}
         return sides.pop() if len(sides) == 1 else 0
+
+
+def _is_activation_supported(layer: Any) -> bool:
+    return getattr(layer.activation, "__name__", "") in ("linear", *_ACTIVATIONS)
+
+
+def _refusal(operation: Any) -> ValueError:
+    name = getattr(operation, "name", operation)
+    activation = getattr(getattr(operation, "activation", None), "__name__", "linear")
+    with_activation = "" if activation == "linear" else f" with activation {activation!r}"
+    return ValueError(
+        "PruneForLatencyOnXNNPack does not take this layer, in this form, between the first "
+        "convolution and GlobalAveragePooling2D. keras_ntt.explain_edge_latency(model) says what "
+        f"XNNPACK does with the model as it is. Received: {name!r} of class "
+        f"{type(operation).__name__}{with_activation}"
+    )
 
 
 def _is_end(call: Any) -> bool:

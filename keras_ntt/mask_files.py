@@ -30,6 +30,7 @@ def save_masks(model: keras.Model, path: Path) -> None:
         path: The file to write.
 
     Raises:
+        FileNotFoundError: If the folder of `path` does not exist.
         TypeError: If `model` is not a Keras 3 model.
         ValueError: If the model holds no masks.
 

@@ -178,9 +178,9 @@ def empirical_ntk(
 
     Returns:
         For ``outputs="full"`` ``[n1, n2, c, c]``; for ``"trace"`` ``[n1, n2]``, the mean over
-        the outputs of the diagonal. The dtype is that of the model's outputs. With
-        `output_projections` the full kernel is that of the combinations, ``[n1, n2, k, k]``,
-        and the trace an unbiased estimate of the trace without.
+        the outputs of the diagonal. The dtype is that of the model's outputs, or
+        float32 if that is longer. With `output_projections` the full kernel is that of the
+        combinations, ``[n1, n2, k, k]``, and the trace an unbiased estimate of the trace without.
 
     Raises:
         TypeError: If `model` is not a Keras 3 model.

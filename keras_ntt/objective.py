@@ -22,7 +22,7 @@ class NTTLoss(NamedTuple):
         total: What is minimized.
         ntk_distance: Mean squared difference of the tangent kernels.
         output_distance: Mean squared difference of the outputs.
-        l2: Sum of the squares of the pruned kernels that are kept.
+        l2: Sum of the squares of the kept entries of the pruned kernels, without its weight.
     """
 
     total: tf.Tensor

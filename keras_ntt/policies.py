@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -52,11 +52,12 @@ class KernelPolicy(PruningPolicy):
     Attributes:
         depthwise: Whether depthwise kernels are pruned too. They are a small part of a network
             and each entry serves a whole channel.
-        embeddings: Whether tables of embeddings are pruned too.
+        embeddings: Whether tables of embeddings are pruned too. None leaves it to the function:
+            `keras_ntt.prune_low_magnitude` prunes them, as tfmot does, and nothing else does.
     """
 
     depthwise: bool = False
-    embeddings: bool = False
+    embeddings: bool | None = None
 
     def allow_pruning(self, layer: keras.layers.Layer) -> bool:
         """Return True: the options choose among the weights of a layer."""
@@ -144,12 +145,12 @@ def weights_by_magnitude(
 ) -> list[keras.Variable]:
     """Return the weights of one layer that pruning by magnitude may touch, as in tfmot.
 
-    These are what Neural Tangent Transfer prunes, and the tables of Embedding.
+    These are what Neural Tangent Transfer prunes, and the tables of Embedding unless a policy says
+    otherwise.
 
     Args:
         layer: A built layer.
-        policy: A policy, which may have a ``prunable_weights(layer)`` of its own. A `KernelPolicy`
-            adds what its options say.
+        policy: A policy, which may have a ``prunable_weights(layer)`` of its own.
 
     Returns:
         Trainable variables of the layer and, of a recurrent one, of its cells.
@@ -159,11 +160,16 @@ def weights_by_magnitude(
     >>> [v.name for v in weights_by_magnitude(layer)]
     ['kernel', 'recurrent_kernel']
     """
-    if policy is None or isinstance(policy, KernelPolicy):
-        policy = KernelPolicy(getattr(policy, "depthwise", False), embeddings=True)
-    elif not hasattr(policy, "prunable_weights"):
+    if not hasattr(policy, "prunable_weights"):
         policy = KernelPolicy(embeddings=True)
+    elif isinstance(policy, KernelPolicy) and policy.embeddings is None:
+        policy = replace(policy, embeddings=True)
     return prunable_weights(layer, policy)
+
+
+def check_filters(filters: Filters) -> None:
+    """Raise a ValueError unless something says which layers to prune, or is None."""
+    _as_predicate(filters, "")
 
 
 def check_policy(pruning_policy: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import keras
@@ -14,7 +15,7 @@ from keras_ntt.inputs import is_generator
 from keras_ntt.masks import Saliency
 from keras_ntt.model_copies import copy_of
 from keras_ntt.policies import Filters
-from keras_ntt.saliency import NetworkSaliency
+from keras_ntt.saliency import NetworkSaliency, as_saliency
 from keras_ntt.transfer import NeuralTangentTransfer
 
 
@@ -60,7 +61,9 @@ def prune_neural_tangent(
         pruning_policy: See `NeuralTangentTransfer`.
         filters: Which layers to prune: a regular expression, a list of them, or a callable.
         saliency: The score by which masks are chosen, see `NeuralTangentTransfer`.
-        saliency_data: Samples for a score that needs them; None takes `inputs`.
+        saliency_data: Samples for a score that looks at some. None takes `inputs`, if they can be
+            read more than once, which a generator cannot; of a ``tf.data.Dataset`` the
+            `steps_per_epoch` first batches, if that is given.
         allocation: How the sparsity is shared out, see `NeuralTangentTransfer`.
         count_rule: ``"nearest"`` or ``"original"``.
         pattern: ``"2:4"``, blocks or whole filters, see `NeuralTangentTransfer`.
@@ -72,7 +75,7 @@ def prune_neural_tangent(
             models with many outputs.
         memory_limit: Bytes that a step may take, see `NeuralTangentTransfer`.
         adversarial: An attack on the inputs of each step, see `NeuralTangentTransfer`.
-        seed: Seed of the order in which samples are drawn from arrays.
+        seed: Seed of all that is random, see `NeuralTangentTransfer`.
         steps_per_epoch: As in `keras.Model.fit`.
         callbacks: As in `keras.Model.fit`.
         verbose: As in `keras.Model.fit`.
@@ -85,6 +88,10 @@ def prune_neural_tangent(
         ValueError: If something does not fit.
         FloatingPointError: If the loss becomes NaN or infinite.
 
+    Warns:
+        UserWarning: If balanced masks cannot take the inputs' deviations into account, because the
+            inputs can be read only once.
+
     Examples:
         >>> import keras, numpy as np
         >>> from keras_ntt import prune_neural_tangent, sparsity_report
@@ -95,6 +102,16 @@ def prune_neural_tangent(
         0.8
     """
     checks.check_model(model)
+    score = as_saliency(saliency)
+    if saliency_data is None:
+        saliency_data = _readable_again(inputs, steps_per_epoch)
+        if saliency_data is None and score.takes_data:
+            warnings.warn(
+                f"{score.name} counts all inputs alike, because these can be read only once. Pass "
+                "samples as saliency_data to let those that vary more have more connections. "
+                f"Received: inputs of type {type(inputs).__name__}",
+                stacklevel=2,
+            )
     student = copy_of(model, inputs)
     transfer = NeuralTangentTransfer(
         student,
@@ -102,8 +119,8 @@ def prune_neural_tangent(
         pruning_schedule=sparsity,
         pruning_policy=pruning_policy,
         filters=filters,
-        saliency=saliency,
-        saliency_data=_readable_again(inputs) if saliency_data is None else saliency_data,
+        saliency=score,
+        saliency_data=saliency_data,
         allocation=allocation,
         count_rule=count_rule,
         pattern=pattern,
@@ -128,7 +145,10 @@ def prune_neural_tangent(
     return student
 
 
-def _readable_again(data: Any) -> Any:
+def _readable_again(data: Any, steps: int | None) -> Any:
     """Return data that can be read more than once and end, else None."""
-    endless = isinstance(data, tf.data.Dataset) and data.cardinality() < 0
-    return None if is_generator(data) or endless else data
+    if isinstance(data, tf.data.Dataset):
+        if steps is not None:
+            return data.take(steps)
+        return None if data.cardinality() == tf.data.INFINITE_CARDINALITY else data
+    return None if is_generator(data) else data

@@ -64,7 +64,7 @@ class SparsityReport:
 
     @property
     def nonzeros(self) -> int:
-        """Number of entries of all weights that are not zero."""
+        """Number of entries that are not zero, of the weights that are listed."""
         return sum(row.nonzeros for row in self.rows)
 
     def to_dict(self) -> dict[str, Any]:
@@ -157,10 +157,11 @@ def sparsity_report(model: keras.Model) -> SparsityReport:
 
 
 def _weights_of(layer: keras.layers.Layer) -> list[keras.Variable]:
-    """Return what may be pruned of a layer, and what was by magnitude."""
+    """Return what may be pruned of a layer, and what was with other options."""
     usual = prunable_weights(layer)
     others = weights_by_magnitude(layer, KernelPolicy(depthwise=True))
-    return usual or [v for v in others if is_masked(v) or _has_zeros(v)]
+    known = {id(v) for v in usual}
+    return [*usual, *(v for v in others if id(v) not in known and (is_masked(v) or _has_zeros(v)))]
 
 
 def _has_zeros(variable: keras.Variable) -> bool:

@@ -20,11 +20,15 @@ _TFMOT = "tensorflow_model_optimization"
 
 
 class PruningSchedule(ABC):
-    """Base class of schedules; a subclass defines ``__call__`` and ``get_config``."""
+    """Base class of schedules; a subclass defines ``__call__`` and ``get_config``.
+
+    Step 0 is before training. In a transfer step t is the moment after batch t; in
+    `keras_ntt.prune_low_magnitude` it is the moment before it, as in tfmot.
+    """
 
     @abstractmethod
     def __call__(self, step: int) -> tuple[bool, float]:
-        """Return whether to prune after `step` and to which fraction of zeros."""
+        """Return whether to prune at `step` and to which fraction of zeros."""
 
     @abstractmethod
     def get_config(self) -> dict[str, Any]:
@@ -46,12 +50,13 @@ class NTTSchedule(PruningSchedule):
 
     The masks are chosen before the first step and refreshed after every `frequency` steps, but
     not in the last interval, so that the chosen weights can settle (Liu & Zenke, "Finding
-    trainable sparse networks through Neural Tangent Transfer", ICML 2020).
+    trainable sparse networks through Neural Tangent Transfer", ICML 2020). A transfer fills in its
+    last step; for `keras_ntt.prune_low_magnitude` give it as `end_step`.
 
     Args:
         sparsity: Fraction of zeros, in [0, 1).
         frequency: Steps from one refresh to the next; None holds the first masks.
-        end_step: The last step of the run; None leaves it to the trainer to find out. Of data
+        end_step: The last step of the run; None leaves it to the transfer to find out. Of data
             of unknown length, such as a generator, it knows the length after one epoch only.
 
     Raises:
@@ -99,9 +104,9 @@ class NTTSchedule(PruningSchedule):
 class ConstantSparsity(PruningSchedule):
     """One sparsity, applied again at regular steps, with tfmot's arguments and meaning.
 
-    It fires at ``begin_step, begin_step + frequency, ...`` up to `end_step`. There is no batch 0,
-    so with ``begin_step=0`` the first time is step `frequency`; ``begin_step=1`` prunes before
-    the first batch.
+    It fires at ``begin_step, begin_step + frequency, ...`` up to `end_step`, but never at step 0:
+    with ``begin_step=0`` the first time is step `frequency`. ``begin_step=1`` prunes before the
+    first batch in `keras_ntt.prune_low_magnitude`, after it in a transfer.
 
     Args:
         target_sparsity: Fraction of zeros, in [0, 1).

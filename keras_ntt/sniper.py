@@ -12,7 +12,7 @@ import numpy as np
 from keras_ntt import checks
 from keras_ntt.allocations import counts_by_threshold
 from keras_ntt.masks import keep_count
-from keras_ntt.policies import Filters, choose_weights
+from keras_ntt.policies import Filters, check_filters, check_policy, choose_weights
 from keras_ntt.saliency import NetworkSaliency, as_saliency
 from keras_ntt.saliency.base import Function
 from keras_ntt.saliency.data import BATCH_SIZE
@@ -73,8 +73,10 @@ class SNIPER(keras.callbacks.Callback):
         self._saliency = as_saliency(saliency)
         self._saliency.check(data)
         self._data = data
+        check_filters(filters)
+        check_policy(pruning_policy)
         self._choice = {"filters": filters, "pruning_policy": pruning_policy}
-        self._seed = seed
+        self._seed = checks.check_seed(seed)
         self._masks: dict[float, list[np.ndarray]] = {}
         self._scored: Any = None
 

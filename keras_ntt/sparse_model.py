@@ -62,6 +62,10 @@ def strip_pruning(model: keras.Model) -> keras.Model:
     Returns:
         The same model, as free of masks as before pruning.
 
+    Raises:
+        TypeError: If `model` is not a Keras 3 model.
+        ValueError: If it is not built.
+
     Examples:
         >>> import keras
         >>> from keras_ntt import get_masks, prune_at_init, sparsity_report, strip_pruning

@@ -42,7 +42,7 @@ class NeuralTangentTransfer(TransferStep):
     (see `keras_ntt.apply_masks`), ready to be compiled and trained on labels.
 
     Args:
-        student: A built Keras model with one output, the one to be made sparse.
+        student: A built Keras model, the one to be made sparse.
         teacher: A built model with outputs of the same shape, for example a pretrained one.
             None takes the student as it is now, before pruning.
         pruning_schedule: A sparsity in [0, 1), which stands for `NTTSchedule(sparsity)`; or a
@@ -73,18 +73,20 @@ class NeuralTangentTransfer(TransferStep):
         outputs: ``"full"`` or ``"trace"``, see `keras_ntt.ntt_loss`.
         output_projections: Number of random combinations of the outputs that stand for all, for
             models with many outputs; drawn anew at each step; at most 10,000.
-        memory_limit: Bytes that the tensors of a step may take, apart from weights and state of
-            the optimizer. Where a batch does not fit, the step is taken in blocks, with the same
-            result, and takes longer. None sets no limit.
+        memory_limit: Bytes that the tensors of a step may take, as `estimate_memory` estimates
+            them. Where a batch does not fit, the step is taken in blocks, with the same result, and
+            takes longer. ``fit`` must then know the size of a batch: pass arrays, or a
+            ``tf.data.Dataset`` of batches with ``drop_remainder=True``. None sets no limit.
         adversarial: An attack that moves the inputs of each training step before they are used,
             such as ``keras_ntt.ProjectedGradient(epsilon=0.1)``; None takes them as they are.
-        seed: Seed of the order in which ``fit`` draws samples from arrays; None draws one from
-            NumPy's global generator. It is saved with the weights, so that a run that is
+        seed: Seed of all that is random: the first masks by a random score, the order in which
+            ``fit`` draws samples from arrays, the projections and attacks of each step. None draws
+            one from NumPy's global generator. It is saved with the weights, so that a run that is
             resumed sees the batches it would have seen.
         name: Name of the model.
 
     Raises:
-        TypeError: If `student` or `teacher` is not a Keras 3 model.
+        TypeError: If `student` or `teacher` is not a Keras 3 model, or `adversarial` no attack.
         ValueError: If models or settings do not fit. Nothing has been changed then.
 
     Attributes:
@@ -252,7 +254,8 @@ class NeuralTangentTransfer(TransferStep):
             shuffle: Whether arrays are drawn in a new order each epoch.
             validation_data: Inputs, of which the objective is reported as ``val_loss`` etc.
             callbacks: Keras callbacks.
-            **kwargs: As in `keras.Model.fit`.
+            **kwargs: As in `keras.Model.fit`, but for ``validation_split``, ``sample_weight`` and
+                ``class_weight``.
 
         Returns:
             Keras's history, with loss, ntk_distance, output_distance and sparsity.
@@ -274,6 +277,13 @@ class NeuralTangentTransfer(TransferStep):
                 "validation_split is not supported: split the inputs and pass validation_data. "
                 f"Received: validation_split={kwargs['validation_split']!r}"
             )
+        for argument in ("sample_weight", "class_weight"):
+            if kwargs.get(argument) is not None:
+                raise ValueError(
+                    f"{argument} is not supported: the objective compares the samples of a batch "
+                    "in pairs, without labels, and all count alike. "
+                    f"Received: {argument} of type {type(kwargs[argument]).__name__}"
+                )
         epochs = checks.check_count("epochs", epochs)
         checks.check_callbacks(callbacks)
         watches = [
@@ -334,7 +344,8 @@ class NeuralTangentTransfer(TransferStep):
 
         Returns:
             The number of bytes that its tensors need at one time, apart from weights and state
-            of the optimizer.
+            of the optimizer. What an operation takes for itself while it runs is not in it; the
+            truth is within about a third, as a rule.
 
         Raises:
             ValueError: If the batch does not fit, or its shape is not fully known.

@@ -231,6 +231,64 @@ def test_values_make_no_difference_and_the_seed_does():
         assert (a != c).any()
 
 
+def half_constant():
+    x = np.random.default_rng(0).normal(size=(32, 40)).astype("float32")
+    x[:, :20] = 0.5
+    return x
+
+
+def endless(x):
+    return x.repeat(), {"steps_per_epoch": 2}
+
+
+READABLE = {
+    "array": lambda x: (x, {}),
+    "data set": lambda x: (tf.data.Dataset.from_tensor_slices(x).batch(16), {}),
+    "unknown length": lambda x: (
+        tf.data.Dataset.from_tensor_slices(x).batch(16).filter(lambda batch: True),
+        {},
+    ),
+    "endless": lambda x: endless(tf.data.Dataset.from_tensor_slices(x).batch(16)),
+    "endless, of unknown length": lambda x: endless(
+        tf.data.Dataset.from_tensor_slices(x).batch(16).filter(lambda batch: True)
+    ),
+}
+
+
+def transferred(inputs, **options):
+    pruned = keras_ntt.prune_neural_tangent(
+        mlp(),
+        inputs,
+        sparsity=keras_ntt.NTTSchedule(0.8, frequency=None),
+        saliency="balanced",
+        epochs=1,
+        seed=0,
+        verbose=0,
+        **options,
+    )
+    return next(iter(keras_ntt.get_masks(pruned).values()))
+
+
+@pytest.mark.filterwarnings("ignore:Your input ran out of data:UserWarning")
+@pytest.mark.parametrize("name", READABLE)
+def test_a_transfer_shows_its_inputs_to_the_score(name):
+    inputs, options = READABLE[name](half_constant())
+    mask = transferred(inputs, **options)
+    assert not mask[:20].any()
+    assert mask[20:].any()
+
+
+@pytest.mark.filterwarnings("ignore:Your input ran out of data:UserWarning")
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_inputs_that_can_be_read_once_are_told_of():
+    x = half_constant()
+    with pytest.warns(UserWarning, match="Balanced counts all inputs alike.*of type generator"):
+        mask = transferred(batch for batch in np.split(x, 2))
+    assert mask[:20].any()
+    mask = transferred((batch for batch in np.split(x, 2)), saliency_data=x)
+    assert not mask[:20].any()
+
+
 def test_depthwise_filters_keep_as_many_taps():
     model = sequential(
         (8, 8, 6), layers.DepthwiseConv2D(3, depth_multiplier=2), layers.Flatten(), layers.Dense(2)

@@ -369,6 +369,35 @@ def test_depthwise_layers_by_themselves_and_in_lists():
     assert len(masks) == 1  # a policy adds to what is pruned anyway
 
 
+def test_a_policy_can_leave_embeddings_out_of_pruning_by_magnitude():
+    for embeddings, wanted in ((None, 2), (True, 2), (False, 1)):
+        parts = [layers.Embedding(9, 4), layers.Flatten(), layers.Dense(3)]
+        model = keras.Sequential([keras.Input((3,)), *parts])
+        policy = KernelPolicy(embeddings=embeddings)
+        assert len(get_masks(prune_low_magnitude(model, 0.5, pruning_policy=policy))) == wanted
+
+
+class Halved(KernelPolicy):
+    """A policy that takes nothing of separable layers."""
+
+    def prunable_weights(self, layer):
+        return [] if "separable" in layer.name else super().prunable_weights(layer)
+
+
+def test_a_subclass_of_the_policy_is_asked_by_magnitude_too():
+    masks = get_masks(prune_low_magnitude(depthwise(), 0.5, pruning_policy=Halved(depthwise=True)))
+    assert {path.split("/")[-2] for path in masks} == {"depthwise", "head"}
+
+
+def test_depthwise_kernels_of_a_stripped_model_are_counted():
+    model = depthwise()
+    pruned = prune_low_magnitude(model, 0.5, pruning_policy=KernelPolicy(depthwise=True))
+    sizes = sum(mask.size for mask in get_masks(pruned).values())
+    report = keras_ntt.sparsity_report(keras_ntt.strip_pruning(pruned))
+    assert sum(row.size for row in report.pruned) == sizes
+    assert report.sparsity == 0.5
+
+
 class WithUnused(keras.Model):
     """A model whose code never calls one of its layers."""
 

@@ -13,6 +13,8 @@ import pytest
 import tensorflow as tf
 
 from keras_ntt import (
+    SNIPER,
+    GraNet,
     NeuralTangentTransfer,
     NTTSchedule,
     PruningPolicy,
@@ -771,6 +773,37 @@ def test_an_optimizer_that_is_none():
     transfer = NeuralTangentTransfer(model, pruning_schedule=0.5)
     with refused(ValueError, "no_such_optimizer", model):
         transfer.compile("no_such_optimizer")
+
+
+@pytest.mark.parametrize("argument", ["sample_weight", "class_weight"])
+def test_weights_of_samples(argument):
+    model = small()
+    given = {"sample_weight": np.ones(len(samples())), "class_weight": {0: 2.0}}[argument]
+    with refused(ValueError, f"{argument} is not supported.*Received: {argument} of type", model):
+        ready(model).fit(samples(), **{argument: given})
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"filters": 3}, "filters must be a regular expression"),
+        ({"pruning_policy": 3}, "pruning_policy must be a PruningPolicy"),
+    ],
+)
+def test_callbacks_that_prune_look_at_their_settings_when_they_are_made(setting, message):
+    labelled = samples(), samples()
+    with refused(ValueError, message):
+        GraNet(0.5, labelled, end_step=9, **setting)
+    with refused(ValueError, message):
+        SNIPER({0: 0.5}, labelled, **setting)
+
+
+def test_numbers_of_callbacks_that_prune():
+    labelled = samples(), samples()
+    with refused(ValueError, "batch_size must be a positive integer.*Received: batch_size=-3"):
+        GraNet(0.5, labelled, end_step=9, batch_size=-3)
+    with refused(ValueError, "seed must be.*Received: seed=-5"):
+        SNIPER({0: 0.5}, labelled, seed=-5)
 
 
 def test_a_validation_split():

@@ -259,6 +259,15 @@ def test_latency_on_any_cpu_takes_what_wins_on_both(tmp_path):
     assert storages == {"any": {"dense"}, "arm": {"direct"}}
 
 
+@pytest.mark.parametrize("target", ["size", "latency"])
+def test_storing_nothing_sparsely_is_the_dense_target(target, tmp_path):
+    model = pruned(mlp(), 0.95)
+    export_tflite(model, tmp_path / "dense.tflite", target="dense")
+    report = export_tflite(model, tmp_path / "m.tflite", target=target, sparse=False)
+    assert (tmp_path / "m.tflite").read_bytes() == (tmp_path / "dense.tflite").read_bytes()
+    assert report.target == "dense"
+
+
 def test_a_mobilenet_by_target(tmp_path):
     model = pruned(
         edge_mobilenet((32, 32, 3), 4, width=1, blocks=((32, 1), (64, 2), (256, 1))), 0.9

@@ -43,6 +43,10 @@ SUPPORTED = {
     "operators": lambda: network([lambda y: (y + 1.0) * 2.0 - 3.0]),
     "sum": lambda: network([lambda y: y + layers.Conv2D(4, 1)(y)]),
     "activation": lambda: network([layers.Activation("relu6"), layers.Activation("sigmoid")]),
+    "as XNNPACK was measured": lambda: network(
+        [layers.Activation("hard_silu"), layers.Activation("silu"), keras.ops.gelu]
+    ),
+    "activation of a convolution": lambda: network([layers.Conv2D(4, 1, activation="hard_silu")]),
     "function": lambda: network([keras.ops.relu]),
     "upsampling": lambda: network([layers.UpSampling2D(interpolation="bilinear")]),
     "squeeze": lambda: network(
@@ -79,6 +83,18 @@ REFUSED = {
         "class DepthwiseConv2D",
     ),
     "tanh": (lambda: network([layers.Activation("tanh")]), "class Activation"),
+    "first activation": (
+        lambda: network(first=[pad(1), layers.Conv2D(4, 3, strides=2, activation="softmax")]),
+        "class Conv2D with activation 'softmax'",
+    ),
+    "conv activation": (
+        lambda: network([layers.Conv2D(4, 1, activation="softplus")]),
+        "class Conv2D with activation 'softplus'",
+    ),
+    "depthwise activation": (
+        lambda: network([layers.DepthwiseConv2D(3, padding="same", activation="selu")]),
+        "class DepthwiseConv2D with activation 'selu'",
+    ),
     "pooling": (lambda: network([layers.MaxPooling2D()]), "class MaxPooling2D"),
     "nearest": (lambda: network([layers.UpSampling2D()]), "class UpSampling2D"),
     "exp": (lambda: network([keras.ops.exp]), "class Exp"),

@@ -25,8 +25,8 @@ class Balanced(NetworkSaliency):
     At low densities many units of a random mask have connections on one side only, and those are
     wasted. Here, as far as the numbers of entries allow it,
 
-    - every output of a weight keeps as many entries as any other, up to one, and so does every
-      input, up to a few;
+    - every output of a weight keeps as many entries as any other, give or take one, and so does
+      every input, give or take a few;
     - of the units between two layers only so many are connected that each is read by at least
       `min_fan_out` entries; the others lose all their weights, so that
       `keras_ntt.remove_dead_units` can remove them;
@@ -49,6 +49,8 @@ class Balanced(NetworkSaliency):
             connects all units. Units are left out where a Dense, Conv1D or Conv2D layer is read
             by one other such layer of the same Sequential or functional model.
     """
+
+    takes_data = True
 
     def __init__(self, *, min_fan_out: int = 6):
         if checks.whole(min_fan_out) is None or min_fan_out < 0:

@@ -96,11 +96,13 @@ class NetworkSaliency(ABC):
     Attributes:
         needs_data: Whether samples are needed.
         needs_labels: Whether they need labels.
+        takes_data: Whether samples are looked at where there are any.
         rounds: The number of rounds in which its authors prune.
     """
 
     needs_data: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False
+    takes_data: ClassVar[bool] = False
     rounds: int = 1
 
     @property
