@@ -88,7 +88,7 @@ def time_file(
     name: str, sparsity: float, kind: str, path: Path, dense: Path, shape: list[int], options: Any
 ) -> dict[str, Any]:
     sample = np.random.default_rng(0).normal(size=shape).astype("float32")
-    found = measure(str(path), str(dense), sample, rounds=options.rounds)
+    found = measure(str(path), str(dense), [sample], rounds=options.rounds)
     cpu = f"{cpu_class()}, AVX hidden" if options.without_avx else cpu_class()
     numbers = {**found.to_dict(), "cpu": cpu, "load": os.getloadavg()[0]}
     return {"network": name, "sparsity": sparsity, "file": kind, **numbers}

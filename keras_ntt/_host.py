@@ -129,6 +129,11 @@ def input_structure(functional: Any) -> Any:
     return functional._inputs_struct
 
 
+def output_structure(functional: Any) -> Any:
+    """Return the symbolic outputs of a functional graph, nested as its model returns them."""
+    return functional._outputs_struct
+
+
 def names_of_inputs(functional: Any) -> list[str] | None:
     """Return the names by which a graph takes a dict of inputs; None if it has a dict of its own.
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import pathlib
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
-from keras_ntt import _host, checks, files, input_checks
+from keras_ntt import _host, checks, files, input_checks, input_kinds
 from keras_ntt.compaction import remove_dead_units
 from keras_ntt.litert import advice, sizes
 from keras_ntt.litert import benchmark as timing
@@ -21,6 +23,7 @@ from keras_ntt.litert.checks import ExportError
 from keras_ntt.litert.choose import CPUS
 from keras_ntt.litert.convert import QUANTIZATIONS, convert, in_float32
 from keras_ntt.litert.inspect import FileReport, inspect_tflite, stored_weights
+from keras_ntt.litert.ports import Ports, ports_of
 from keras_ntt.litert.reencode import TARGETS, Reencoded, reencode
 from keras_ntt.litert.report import ExportReport
 
@@ -85,14 +88,17 @@ def export_tflite(
 ) -> ExportReport:
     """Write a LiteRT file of a model, small or fast by its zeros, and check it against Keras.
 
+    A file has its inputs and outputs in the model's order, those of a dictionary in that of their
+    names; where there are several its signature names them.
+
     The model is converted densely; then each weight is stored as the target wants. The file is
     written beside its place, run in several ways and moved to `path` only if its outputs are the
     model's.
 
     Args:
-        model: A built model with one input and one output. Masks it holds do no harm. Of one
-            whose layers compute in float16, bfloat16 or float64, as in mixed precision, a copy
-            in float32 with the same weights is written and compared.
+        model: A built model; one with code of its own needs `representative_data`. Masks it holds
+            do no harm. Of one whose layers compute in float16, bfloat16 or float64, as in mixed
+            precision, a copy in float32 with the same weights is written and compared.
         path: The file to write. An older file is replaced only on success.
         target: ``"size"``: each weight takes the fewest bytes, sparse where that is smaller.
             ``"latency"``: sparse only where a sparse kernel is faster at batch 1, else dense.
@@ -100,13 +106,15 @@ def export_tflite(
         quantization: None keeps float32 exactly. ``"float16"`` rounds constants.
             ``"int8_weights"`` rounds weights to int8, one scale an output channel; activations
             stay float. ``"int8"`` is the quantization of ``target="int8"``.
-        representative_data: Inputs ``[n, ...]`` to compare outputs on, and to measure ranges for
-            int8; of more than 256 the first 256. None compares on 16 standard normal samples, or
-            on one batch where the model fixes its size.
+        representative_data: Inputs ``[n, ...]``, nested as the model takes them, to compare
+            outputs on, and to measure ranges for int8; of more than 256 the first 256. None
+            compares on 16 samples, or one batch where the model fixes its size: standard normal
+            ones, or zeros and ones where the model takes whole numbers.
         sparse: Whether weights may be stored sparsely. False stores them densely, whatever the
             target.
-        tolerance: Largest difference allowed, relative to the largest output. ``"auto"`` is 1e-4
-            for float32, 1e-2 for float16, 0.1 for int8 weights and 0.2 for int8.
+        tolerance: Largest difference allowed, relative to the largest number of an output.
+            ``"auto"`` is 1e-4 for float32, 1e-2 for float16, 0.1 for int8 weights and 0.2 for
+            int8.
         cpu: What ``"latency"`` is for: ``"arm"``, ``"x86"`` (with AVX), or ``"any"``, which
             takes sparse kernels only where they win on both.
         compact: Whether to remove units that are constant or that nothing reads before the
@@ -140,10 +148,10 @@ def export_tflite(
     options = _options(target, quantization, cpu, tolerance, representative_data)
     if not sparse and options.target != "int8":
         options = replace(options, target="dense")
-    functional = _host.functional_of(model)
-    if functional is None or len(functional.inputs) != 1 or len(functional.outputs) != 1:
+    if _host.functional_of(model) is None and representative_data is None:
         raise ValueError(
-            "export_tflite takes Sequential and functional models with one input and one output. "
+            "The model has code of its own, which does not say what it takes. Pass some inputs as "
+            "representative_data, with the shapes that the file is to take. "
             f"Received: model={model.name!r} of type {type(model).__name__}"
         )
     stateful = [
@@ -155,18 +163,20 @@ def export_tflite(
             f"without stateful=True. Received: model={model.name!r} with {', '.join(stateful)}"
         )
     exact = in_float32(model)
-    samples, batch = _samples(_host.functional_of(exact), representative_data)
+    samples, ports = _samples(exact, representative_data)
+    batch = ports.batch
     smaller, removed = remove_dead_units(exact) if compact else (exact, ())
-    dense, result = _store(smaller, options, samples)
+    dense, result = _store(smaller, options, samples, ports)
     if removed:
-        (dense,) = convert(exact, [None])
+        (dense,) = convert(exact, [None], ports=ports)
     content = fb.write(result.model)
-    expected = _expected(exact, samples, batch)
+    expected = _expected(exact, samples, ports)
     with files.replacing(target_path) as temporary:
         temporary.write_bytes(content)
         found = runs.compare(os.fspath(temporary), samples, expected, batch=batch)
         difference, allowed = _judge(model, found, expected, options.tolerance)
-        timed = _benchmark(temporary, dense, samples[: batch or 1]) if benchmark else None
+        sample = [array[: batch or 1] for array in samples]
+        timed = _benchmark(temporary, dense, sample) if benchmark else None
     values = [keras.ops.convert_to_numpy(w) for w in model.weights]
     reasons = {weight.name: choice.reason for weight, choice in result.choices.values()}
     tensors = stored_weights(result.model, reasons)
@@ -176,7 +186,7 @@ def export_tflite(
         size=measured.raw,
         max_difference=difference,
         tolerance=allowed,
-        samples=len(samples),
+        samples=len(samples[0]),
         nonzeros=sum(int(np.count_nonzero(v)) for v in values),
         weights=sum(v.size for v in values),
         target=options.target,
@@ -193,23 +203,36 @@ def export_tflite(
     )
 
 
-def tflite_predict(path: str | os.PathLike, x: np.ndarray) -> np.ndarray:
-    """Run a LiteRT file with one input and one output.
+def tflite_predict(path: str | os.PathLike, x: Any) -> Any:
+    """Run a LiteRT file.
 
     Args:
         path: The file.
-        x: Inputs ``[n, ...]``, any number of them, also where the file fixes the batch.
+        x: Inputs ``[n, ...]``, any number of them, also where the file fixes the batch: an array,
+            or for a file with several inputs a list of arrays in its order or a dictionary by the
+            names of its signature.
 
     Returns:
-        Outputs ``[n, ...]``.
+        Outputs ``[n, ...]``: an array, or for a file with several outputs a list in its order.
 
     Raises:
         ImportError: If `ai_edge_litert` is not installed.
         ExportError: If the file does not run.
         TypeError: If `path` is no path.
-        ValueError: If `x` is no array of samples.
+        ValueError: If `x` holds no arrays of samples, or different numbers of them.
     """
-    return runs.run(os.fspath(files.as_path(path)), _batch_of(x))
+    names = list(x) if isinstance(x, Mapping) else None
+    several = isinstance(x, list | tuple) and x and all(hasattr(part, "shape") for part in x)
+    arrays = [_batch_of(a) for a in (x.values() if names else x if several else [x])]
+    counts = {len(array) for array in arrays}
+    if len(counts) != 1:
+        raise ValueError(
+            "The inputs of a file must all have as many samples. "
+            f"Received: x with {sorted(counts)} samples"
+        )
+    given = dict(zip(names, arrays, strict=True)) if names else arrays
+    outputs = runs.run(os.fspath(files.as_path(path)), given)
+    return outputs[0] if len(outputs) == 1 else outputs
 
 
 def _batch_of(x: Any) -> np.ndarray:
@@ -223,44 +246,58 @@ def _batch_of(x: Any) -> np.ndarray:
     return array
 
 
-def _samples(functional: Any, representative_data: Any) -> tuple[np.ndarray, int | None]:
-    """Return what to compare outputs on, and the batch size if the model fixes it."""
-    symbol = functional.inputs[0]
-    batch = symbol.shape[0]
-    if representative_data is not None:
-        input_checks.check_arrays(representative_data, functional, "representative_data")
-        # A dict may have more in it than the input, which it names then.
-        (data,) = _host.flat_inputs(representative_data, _host.names_of_inputs(functional))
-        data = np.asarray(data)[:256].astype(symbol.dtype)
-        if batch is not None and len(data) % batch:
-            if len(data) < batch:
-                raise ValueError(
-                    "representative_data must fill a batch of the size that the model fixes. "
-                    f"Received: {len(data)} samples for batches of {batch}"
-                )
-            data = data[: len(data) // batch * batch]
-        return data, batch
-    if None in symbol.shape[1:]:
+def _samples(model: keras.Model, representative_data: Any) -> tuple[list[np.ndarray], Ports]:
+    """Return what to compare outputs on, flat, and what the model takes and returns."""
+    if representative_data is None:
+        ports = ports_of(model)
+        assert ports is not None
+        kinds = input_kinds.are_indices(ports.structure, model)
+        rng = np.random.default_rng(0)
+        pairs = zip(ports.inputs, kinds, strict=True)
+        return [_drawn(rng, spec, ports.batch or 16, kind) for spec, kind in pairs], ports
+    input_checks.check_arrays(representative_data, model, "representative_data")
+    functional = _host.functional_of(model)
+    names = None if functional is None else _host.names_of_inputs(functional)
+    # A dict may have more in it than the inputs, which it names then.
+    leaves = [np.asarray(leaf) for leaf in _host.flat_inputs(representative_data, names)]
+    ports = ports_of(model, representative_data)
+    assert ports is not None
+    types = [spec.dtype.as_numpy_dtype for spec in ports.inputs]
+    data = [leaf[:256].astype(kind) for leaf, kind in zip(leaves, types, strict=True)]
+    batch, count = ports.batch or 1, len(data[0])
+    if count < batch:
+        raise ValueError(
+            "representative_data must fill a batch of the size that the model fixes. "
+            f"Received: {count} samples for batches of {batch}"
+        )
+    return [array[: count // batch * batch] for array in data], ports
+
+
+def _drawn(rng: np.random.Generator, spec: tf.TensorSpec, count: int, indices: bool) -> np.ndarray:
+    """Return random inputs: normal, or small whole numbers where the model takes such."""
+    if None in spec.shape[1:]:
         raise ValueError(
             "The model leaves a size of its input open, so there is nothing to compare outputs "
-            f"on. Pass representative_data. Received: input of shape {tuple(symbol.shape)}"
+            f"on. Pass representative_data. Received: input of shape {tuple(spec.shape)}"
         )
-    shape = (batch or 16, *symbol.shape[1:])
-    return np.random.default_rng(0).standard_normal(shape).astype(symbol.dtype), batch
+    shape = (count, *spec.shape[1:])
+    whole = indices or not spec.dtype.is_floating
+    drawn = rng.integers(0, 2, shape) if whole else rng.standard_normal(shape)
+    return drawn.astype(spec.dtype.as_numpy_dtype)
 
 
-def _expected(model: keras.Model, samples: np.ndarray, batch: int | None) -> np.ndarray:
-    """Return the outputs of a model with one input and one output, however they are nested."""
-    structure = _host.input_structure(_host.functional_of(model))
-    size, outputs = batch or len(samples), []
-    for start in range(0, len(samples), size):
-        x = keras.tree.pack_sequence_as(structure, [samples[start : start + size]])
-        (output,) = keras.tree.flatten(model(x, training=False))
-        outputs.append(keras.ops.convert_to_numpy(output))
-    return np.concatenate(outputs)
+def _expected(model: keras.Model, samples: Sequence[np.ndarray], ports: Ports) -> list[np.ndarray]:
+    """Return the outputs of a model, flat."""
+    size, parts = ports.batch or len(samples[0]), []
+    for start in range(0, len(samples[0]), size):
+        outputs = ports.call(model, [array[start : start + size] for array in samples])
+        parts.append([keras.ops.convert_to_numpy(output) for output in outputs])
+    return [np.concatenate(found) for found in zip(*parts, strict=True)]
 
 
-def _store(model: keras.Model, options: _Options, samples: np.ndarray) -> tuple[bytes, Reencoded]:
+def _store(
+    model: keras.Model, options: _Options, samples: Sequence[np.ndarray], ports: Ports
+) -> tuple[bytes, Reencoded]:
     """Return the dense float32 file, and the model stored as the options want."""
     weights_only = options.quantization == "int8_weights"
     wanted: list[str | None] = [None]
@@ -269,7 +306,7 @@ def _store(model: keras.Model, options: _Options, samples: np.ndarray) -> tuple[
     )
     if by_converter:
         wanted.append(options.quantization)
-    contents = convert(model, wanted, samples)
+    contents = convert(model, wanted, samples, ports=ports)
     dense = fb.read(contents[0])
     if weights_only and options.target in ("size", "latency"):
         result = reencode(dense, target=options.target, int8=True, cpu=options.cpu)
@@ -282,22 +319,30 @@ def _store(model: keras.Model, options: _Options, samples: np.ndarray) -> tuple[
 
 
 def _judge(
-    model: keras.Model, found: tuple[runs.Run, ...], expected: np.ndarray, tolerance: float
+    model: keras.Model,
+    found: tuple[runs.Run, ...],
+    expected: Sequence[np.ndarray],
+    tolerance: float,
 ) -> tuple[float, float]:
-    """Return the largest difference and the largest allowed, or raise if it is too large."""
+    """Return the difference and the limit of the output that is nearest to its limit, or raise."""
     with np.errstate(invalid="ignore", over="ignore"):
-        scale = max(float(np.abs(expected).max()), 1e-30)
-    worst = max(found, key=lambda run: (not np.isfinite(run.difference), run.difference))
-    if not worst.difference <= tolerance * scale:
+        scales = [max(float(np.abs(output).max()), 1e-30) for output in expected]
+    differences = [
+        (difference / scale, difference, scale, run)
+        for run in found
+        for difference, scale in zip(run.differences, scales, strict=True)
+    ]
+    _, difference, scale, run = max(differences, key=lambda d: (not np.isfinite(d[0]), d[0]))
+    if not difference <= tolerance * scale:
         raise ExportError(
             f"The LiteRT file computes something else than the model {model.name!r}, so it "
-            f"was not written. Received: outputs that differ by {worst.difference:.3g}, where "
-            f"{tolerance * scale:.3g} is allowed ({worst})"
+            f"was not written. Received: outputs that differ by {difference:.3g}, where "
+            f"{tolerance * scale:.3g} is allowed ({run})"
         )
-    return worst.difference, tolerance * scale
+    return difference, tolerance * scale
 
 
-def _benchmark(path: pathlib.Path, dense: bytes, sample: np.ndarray) -> timing.Benchmark:
+def _benchmark(path: pathlib.Path, dense: bytes, sample: Sequence[np.ndarray]) -> timing.Benchmark:
     with tempfile.TemporaryDirectory() as folder:
         twin = pathlib.Path(folder) / "dense.tflite"
         twin.write_bytes(dense)

@@ -322,7 +322,7 @@ def test_integers_that_differ_do_not_wrap(tmp_path):
     x = keras.Input((1,))
     export_tflite(keras.Model(x, keras.ops.cast(keras.ops.relu(x), "uint8")), path)
     samples = np.array([[3.0]], "float32")
-    for found in compare(str(path), samples, np.array([[250]], "uint8"), batch=None):
+    for found in compare(str(path), [samples], [np.array([[250]], "uint8")], batch=None):
         assert found.difference == 247
 
 
@@ -418,11 +418,6 @@ def several_inputs():
     return keras.Model([a, b], keras.layers.Dense(2)(keras.layers.Add()([a, b])))
 
 
-def several_outputs():
-    a = keras.Input((2,))
-    return keras.Model(a, [keras.layers.Dense(2)(a), keras.layers.Dense(2)(a)])
-
-
 def open_size():
     return keras.Sequential(
         [keras.Input((None, 2)), keras.layers.Dense(2), keras.layers.GlobalMaxPooling1D()]
@@ -486,9 +481,18 @@ FAILURES = {
         ExportError,
         "length that is fixed in keras.Input.*Received",
     ),
-    "several inputs": (several_inputs, {}, ValueError, "one input and one output.*Received"),
-    "several outputs": (several_outputs, {}, ValueError, "one input and one output.*Received"),
-    "own call": (subclassed, {}, ValueError, "Sequential and functional models.*Received.*Own"),
+    "own call": (
+        subclassed,
+        {},
+        ValueError,
+        "Pass some inputs as repres.*Received.*Own",
+    ),
+    "too few inputs": (
+        several_inputs,
+        {"representative_data": np.zeros((3, 2), "float32")},
+        ValueError,
+        r"takes 2 input\(s\).*1 array",
+    ),
     "open size": (open_size, {}, ValueError, r"Pass representative_data.*\(None, None, 2\)"),
     "not a model": (lambda: "model", {}, TypeError, "must be a keras.Model.*str"),
     "rounding": (rounding, {"tolerance": 0.0}, ExportError, "computes something else.*0 is all"),

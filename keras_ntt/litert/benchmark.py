@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -88,13 +88,13 @@ def cpu_class() -> str:
     return next((name for flag, name in known if flag in flags), "x86 CPU without AVX")
 
 
-def measure(path: str, dense: str, sample: np.ndarray, *, rounds: int = 21) -> Benchmark:
+def measure(path: str, dense: str, sample: Sequence[np.ndarray], *, rounds: int = 21) -> Benchmark:
     """Time two files in turns, and measure what memory they take.
 
     Args:
         path: The file.
         dense: Its dense twin.
-        sample: One sample with its batch axis.
+        sample: One sample with its batch axis, of each input.
         rounds: How many times each takes its turn.
 
     Returns:
@@ -124,12 +124,14 @@ def measure(path: str, dense: str, sample: np.ndarray, *, rounds: int = 21) -> B
     )
 
 
-def _inference(path: str, sample: np.ndarray) -> Callable[[], None]:
+def _inference(path: str, sample: Sequence[np.ndarray]) -> Callable[[], None]:
     loaded = checks.interpreter(path)
-    (given,) = loaded.get_input_details()
-    loaded.resize_tensor_input(given["index"], sample.shape)
+    given = list(zip(loaded.get_input_details(), sample, strict=True))
+    for port, array in given:
+        loaded.resize_tensor_input(port["index"], array.shape)
     loaded.allocate_tensors()
-    loaded.set_tensor(given["index"], sample.astype(given["dtype"]))
+    for port, array in given:
+        loaded.set_tensor(port["index"], array.astype(port["dtype"]))
     loaded.invoke()
     return loaded.invoke
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,13 +21,18 @@ class Run:
         xnnpack: Whether the XNNPACK delegate ran, as it does by default.
         threads: Number of threads.
         batch: Samples at a time.
-        difference: Largest difference of an output from the expected one.
+        differences: Largest difference from the expected one, of each output.
     """
 
     xnnpack: bool
     threads: int
     batch: int
-    difference: float
+    differences: tuple[float, ...]
+
+    @property
+    def difference(self) -> float:
+        """The largest difference of all outputs."""
+        return float(np.max(self.differences))
 
     def __str__(self) -> str:
         """Return the way to run in words."""
@@ -61,19 +67,24 @@ def interpreter(path: str, *, xnnpack: bool = True, threads: int = 1) -> Any:
 
 
 def run(
-    path: str, x: np.ndarray, *, batch: int | None = None, xnnpack: bool = True, threads: int = 1
-) -> np.ndarray:
-    """Run a file with one input and one output.
+    path: str,
+    x: Sequence[np.ndarray] | Mapping[str, np.ndarray],
+    *,
+    batch: int | None = None,
+    xnnpack: bool = True,
+    threads: int = 1,
+) -> list[np.ndarray]:
+    """Run a file.
 
     Args:
         path: The file.
-        x: Inputs ``[n, ...]``.
+        x: Inputs ``[n, ...]`` in the order of the file, or by name.
         batch: Samples at a time; None takes as many as the file fixes, or all at once.
         xnnpack: Whether to use the XNNPACK delegate.
         threads: Number of threads.
 
     Returns:
-        Outputs ``[n, ...]``.
+        Outputs ``[n, ...]`` in the order of the file.
 
     Raises:
         ImportError: If `ai_edge_litert` is not installed.
@@ -81,36 +92,61 @@ def run(
     """
     try:
         loaded = interpreter(path, xnnpack=xnnpack, threads=threads)
-        (given,) = loaded.get_input_details()
-        (result,) = loaded.get_output_details()
-        fixed = (int(n) for n in given["shape_signature"][:1] if n > 0)
-        size = next(fixed, len(x)) if batch is None else batch
-        loaded.resize_tensor_input(given["index"], (size, *x.shape[1:]))
+        given = _in_order(loaded, x)
+        count = len(given[0][1])
+        fixed = (int(n) for port, _ in given for n in port["shape_signature"][:1] if n > 0)
+        size = next(fixed, count) if batch is None else batch
+        for port, array in given:
+            loaded.resize_tensor_input(port["index"], (size, *array.shape[1:]))
         loaded.allocate_tensors()
-        outputs = []
-        for start in range(0, len(x), max(size, 1)):
-            part = x[start : start + size].astype(given["dtype"])
-            rest = np.zeros((size - len(part), *x.shape[1:]), part.dtype)
-            loaded.set_tensor(given["index"], np.concatenate([part, rest]))
+        results = loaded.get_output_details()
+        outputs: list[list[np.ndarray]] = [[] for _ in results]
+        for start in range(0, count, max(size, 1)):
+            filled = min(size, count - start)
+            for port, array in given:
+                part = array[start : start + size].astype(port["dtype"])
+                rest = np.zeros((size - filled, *array.shape[1:]), part.dtype)
+                loaded.set_tensor(port["index"], np.concatenate([part, rest]))
             loaded.invoke()
-            output = loaded.get_tensor(result["index"])
-            outputs.append(output[: len(part)].copy() if len(rest) else output.copy())
-        return np.concatenate(outputs)
+            for found, port in zip(outputs, results, strict=True):
+                output = loaded.get_tensor(port["index"])
+                found.append(output[:filled].copy() if filled < size else output.copy())
+        return [np.concatenate(found) for found in outputs]
     except (RuntimeError, ValueError) as error:
         raise ExportError(
             f"The LiteRT interpreter could not run the file: {error}. Received: path={path!r}"
         ) from error
 
 
+def _in_order(
+    loaded: Any, x: Sequence[np.ndarray] | Mapping[str, np.ndarray]
+) -> list[tuple[dict[str, Any], np.ndarray]]:
+    """Return what the file says of each input, and the array for it."""
+    ports: Any = loaded.get_input_details()
+    if isinstance(x, Mapping):
+        (signature,) = loaded.get_signature_list()
+        ports = loaded.get_signature_runner(signature).get_input_details()
+        if ports.keys() != x.keys():
+            raise ValueError(f"it takes inputs of the names {sorted(ports)}, not {sorted(x)}")
+        return [(ports[name], array) for name, array in x.items()]
+    if len(ports) != len(x):
+        raise ValueError(f"it takes {len(ports)} inputs, not {len(x)}")
+    return list(zip(ports, x, strict=True))
+
+
 def compare(
-    path: str, samples: np.ndarray, expected: np.ndarray, *, batch: int | None
+    path: str,
+    samples: Sequence[np.ndarray],
+    expected: Sequence[np.ndarray],
+    *,
+    batch: int | None,
 ) -> tuple[Run, ...]:
     """Run a file with XNNPACK and without, on one and two threads, singly and in batches.
 
     Args:
         path: The file.
-        samples: Inputs ``[n, ...]``.
-        expected: The outputs that they should give.
+        samples: Inputs ``[n, ...]`` in the order of the file.
+        expected: The outputs that they should give, likewise.
         batch: The batch size if the model fixes it, else None.
 
     Returns:
@@ -120,16 +156,20 @@ def compare(
         ImportError: If `ai_edge_litert` is not installed.
         ExportError: If the file does not run in one of the ways.
     """
-    whole = len(samples) if batch is None else batch
+    whole = len(samples[0]) if batch is None else batch
     ways = [(True, 1, whole), (True, 2, whole), (False, 1, whole)]
     if batch is None and whole > 1:
         ways += [(True, 1, 1), (False, 1, 1)]
     runs = []
     for xnnpack, threads, size in ways:
-        x = samples[:4] if size == 1 else samples
+        x = [array[:4] for array in samples] if size == 1 else samples
         found = run(path, x, batch=size, xnnpack=xnnpack, threads=threads)
-        with np.errstate(invalid="ignore", over="ignore"):
-            # In float64, because integers would wrap and booleans have no difference.
-            difference = float(np.abs(found.astype(np.float64) - expected[: len(found)]).max())
-        runs.append(Run(xnnpack, threads, size, difference))
+        pairs = zip(found, expected, strict=True)
+        runs.append(Run(xnnpack, threads, size, tuple(_difference(a, b) for a, b in pairs)))
     return tuple(runs)
+
+
+def _difference(found: np.ndarray, expected: np.ndarray) -> float:
+    with np.errstate(invalid="ignore", over="ignore"):
+        # In float64, because integers would wrap and booleans have no difference.
+        return float(np.abs(found.astype(np.float64) - expected[: len(found)]).max())

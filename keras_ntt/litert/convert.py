@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import tempfile
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ import tensorflow as tf
 
 from keras_ntt import _host
 from keras_ntt.litert.checks import ExportError
+from keras_ntt.litert.ports import Ports, ports_of
 from keras_ntt.loops import are_of_open_length, loops_of, unrolled
 from keras_ntt.model_copies import hand_over
 
@@ -23,7 +25,11 @@ _NAMES = (*_OTHERS, "mixed_float16", "mixed_bfloat16")  # of types and of polici
 
 
 def convert(
-    model: keras.Model, quantizations: Sequence[str | None], samples: np.ndarray | None = None
+    model: keras.Model,
+    quantizations: Sequence[str | None],
+    samples: Sequence[np.ndarray] | None = None,
+    *,
+    ports: Ports | None = None,
 ) -> list[bytes]:
     """Convert a model by way of one SavedModel, without the prints about it.
 
@@ -35,24 +41,30 @@ def convert(
         model: The model.
         quantizations: One file for each: None, ``"float16"``, ``"int8_weights"`` (activations
             stay float) or ``"int8"``.
-        samples: Inputs, from which ``"int8"`` measures the ranges of activations; the others
-            have no need of them.
+        samples: Inputs in the order of the model, from which ``"int8"`` measures the ranges of
+            activations; the others have no need of them.
+        ports: What the model takes and returns; None finds out, as far as Keras knows it.
 
     Returns:
-        The files, which take and compute float32 whatever the policies of the model's layers.
+        The files, which take and compute float32 whatever the policies of the model's layers, and
+        have their inputs and outputs in the model's order.
 
     Raises:
         ExportError: If the model cannot be converted.
     """
     model = in_float32(model)
+    ports = ports or ports_of(model)
     try:
         with (
             tempfile.TemporaryDirectory() as folder,
             contextlib.redirect_stdout(io.StringIO()),
         ):
-            _save(model, folder)
-            batches = [] if samples is None else _batches(model, samples)
-            return [_convert(folder, kind, batches) for kind in quantizations]
+            _save(model, folder, ports)
+            batches = [] if samples is None or ports is None else _batches(ports, samples)
+            files = [_convert(folder, kind, batches) for kind in quantizations]
+            if ports is None or ports.is_single:
+                return files
+            return [ports.in_order(content) for content in files]
     except Exception as error:  # the converter raises whatever its passes raise
         raise ExportError(
             f"TensorFlow could not convert the model {model.name!r} to LiteRT. {_hint(model)}"
@@ -117,20 +129,21 @@ def _renamed(value: Any) -> Any:
     return "float32" if isinstance(value, str) and value in _NAMES else value
 
 
-def _save(model: keras.Model, folder: str) -> None:
+def _save(model: keras.Model, folder: str, ports: Ports | None) -> None:
     """Write a SavedModel of inference, which `Model.export` takes for the default of each layer."""
-    functional = _host.functional_of(model)
-    if functional is None:  # the shapes that a call of its own takes are known to Keras alone
+    if ports is None:  # the shapes that a call of its own takes are known to Keras alone
         with unrolled(model, []):
             model.export(folder)
         return
-    spec = keras.tree.map_structure(
-        lambda t: tf.TensorSpec(t.shape, t.dtype, t.name), _host.input_structure(functional)
-    )
     archive = keras.export.ExportArchive()
     archive.track(model)
-    with unrolled(model, keras.tree.flatten(spec)):
-        archive.add_endpoint("serve", lambda x: model(x, training=False), [spec])
+    specs = list(ports.inputs)
+    with unrolled(model, specs):
+        if ports.is_single:
+            spec = keras.tree.pack_sequence_as(ports.structure, specs)
+            archive.add_endpoint("serve", lambda x: model(x, training=False), [spec])
+        else:
+            archive.add_endpoint("serve", ports.endpoint(model), specs)
         archive.write_out(folder)
 
 
@@ -142,18 +155,26 @@ def _hint(model: keras.Model) -> str:
     return ""
 
 
-def _batches(model: keras.Model, samples: np.ndarray) -> list[np.ndarray]:
-    size = model.inputs[0].shape[0] or 1
-    return [samples[i : i + size] for i in range(0, len(samples) - size + 1, size)]
+def _batches(ports: Ports, samples: Sequence[np.ndarray]) -> list[Any]:
+    """Return samples as the converter wants them: in a list, or by name where there are several."""
+    size, count = ports.batch or 1, len(samples[0])
+    cut = [[array[i : i + size] for array in samples] for i in range(0, count - size + 1, size)]
+    if len(samples) == 1:
+        return cut
+    names = [spec.name for spec in ports.inputs]
+    return [dict(zip(names, batch, strict=True)) for batch in cut]
 
 
-def _convert(folder: str, quantization: str | None, batches: list[np.ndarray]) -> bytes:
+def _convert(folder: str, quantization: str | None, batches: list[Any]) -> bytes:
     converter = tf.lite.TFLiteConverter.from_saved_model(folder)
     if quantization is not None:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if quantization == "float16":
         converter.target_spec.supported_types = [tf.float16]
     if quantization == "int8":
-        converter.representative_dataset = lambda: ([batch] for batch in batches)
+        converter.representative_dataset = lambda: iter(batches)
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-    return converter.convert()
+    with warnings.catch_warnings():
+        # Of the converter's own way to measure ranges, which nobody can change.
+        warnings.filterwarnings("ignore", r"[\s\S]*tf.lite.Interpreter is deprecated")
+        return converter.convert()

@@ -1,0 +1,140 @@
+"""The inputs and outputs of a model as those of a file: flat, in the model's order, by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_ntt import _host
+from keras_ntt.litert import flatbuffer as fb
+
+
+@dataclass(frozen=True)
+class Ports:
+    """What a model takes and returns.
+
+    Attributes:
+        structure: How the model nests its inputs.
+        inputs: Name, shape and dtype of each input, in the order of the model.
+        outputs: The names of its outputs in their order, or None where only a call tells how many
+            there are.
+    """
+
+    structure: Any
+    inputs: tuple[tf.TensorSpec, ...]
+    outputs: tuple[str, ...] | None
+
+    @property
+    def batch(self) -> int | None:
+        """The number of samples at a time, if the model fixes it."""
+        return next((spec.shape[0] for spec in self.inputs if spec.shape[0] is not None), None)
+
+    @property
+    def is_single(self) -> bool:
+        """Whether there is one input and one output."""
+        return len(self.inputs) == 1 and self.outputs is not None and len(self.outputs) == 1
+
+    def call(self, model: keras.Model, tensors: Sequence[Any]) -> list[Any]:
+        """Return the outputs of a model in inference mode, flat.
+
+        Args:
+            model: The model.
+            tensors: Its inputs, flat.
+
+        Returns:
+            Its outputs.
+        """
+        x = keras.tree.pack_sequence_as(self.structure, list(tensors))
+        return keras.tree.flatten(model(x, training=False))
+
+    def endpoint(self, model: keras.Model) -> Callable[..., dict[str, tf.Tensor]]:
+        """Return a function of the flat inputs to the outputs by name."""
+
+        def serve(*tensors: tf.Tensor) -> dict[str, tf.Tensor]:
+            found = self.call(model, tensors)
+            names = self.outputs or _numbered(len(found))
+            return {name: tf.identity(t) for name, t in zip(names, found, strict=True)}
+
+        return serve
+
+    def in_order(self, content: bytes) -> bytes:
+        """Return a file that has its inputs and outputs in the order of the model.
+
+        Args:
+            content: A file that was converted from a SavedModel of `endpoint`.
+
+        Returns:
+            The file, with the inputs and outputs of its graph sorted.
+        """
+        model = fb.read(content)
+        (signature,) = model.signatureDefs
+        graph = model.subgraphs[signature.subgraphIndex]
+        outputs = self.outputs or _numbered(len(signature.outputs))
+        graph.inputs = _sorted(signature.inputs, [spec.name for spec in self.inputs])
+        graph.outputs = _sorted(signature.outputs, outputs)
+        return fb.write(model)
+
+
+def ports_of(model: keras.Model, data: Any = None) -> Ports | None:
+    """Return the ports of a model.
+
+    Args:
+        model: A built model.
+        data: Inputs, nested as the model takes them, which tell of a model with code of its own
+            what it takes.
+
+    Returns:
+        The `Ports`; None for a model with code of its own without data.
+    """
+    functional = _host.functional_of(model)
+    if functional is not None:
+        inputs = functional.inputs
+        names = _told_apart([tensor.name for tensor in inputs])
+        specs = [tf.TensorSpec(t.shape, t.dtype, n) for t, n in zip(inputs, names, strict=True)]
+        return Ports(_host.input_structure(functional), tuple(specs), _output_names(functional))
+    if data is None:
+        return None
+    arrays = keras.tree.flatten(data)
+    named = sorted(data) if isinstance(data, dict) and len(data) == len(arrays) else None
+    names = _told_apart(named or [f"input_{i}" for i in range(len(arrays))])
+    specs = [
+        tf.TensorSpec((None, *array.shape[1:]), array.dtype, name)
+        for array, name in zip(arrays, names, strict=True)
+    ]
+    return Ports(data, tuple(specs), None)
+
+
+def _output_names(functional: Any) -> tuple[str, ...]:
+    structure = _host.output_structure(functional)
+    if isinstance(structure, dict) and len(structure) == len(functional.outputs):
+        return tuple(_told_apart(sorted(structure)))
+    return tuple(_told_apart([t._keras_history.operation.name for t in functional.outputs]))
+
+
+def _numbered(count: int) -> list[str]:
+    return [f"output_{i}" for i in range(count)]
+
+
+def _told_apart(names: Iterable[Any]) -> list[str]:
+    """Return names of letters, digits and underscores, no two alike."""
+    found: list[str] = []
+    for name in names:
+        plain = re.sub(r"\W", "_", str(name), flags=re.ASCII)
+        plain = plain if plain[:1].isalpha() else f"x{plain}"
+        number, candidate = 1, plain
+        while candidate in found:
+            number += 1
+            candidate = f"{plain}_{number}"
+        found.append(candidate)
+    return found
+
+
+def _sorted(maps: Iterable[Any], names: Sequence[str]) -> list[int]:
+    """Return the tensors of a signature in the order of some names."""
+    tensors = {entry.name.decode(): entry.tensorIndex for entry in maps}
+    return [tensors[name] for name in names if name in tensors]
