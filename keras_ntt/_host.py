@@ -15,6 +15,7 @@ import keras
 import keras.src.ops
 import numpy as np
 import tensorflow as tf
+from keras.src.backend.common.variables import AutocastScope
 from keras.src.layers.rnn.conv_lstm import ConvLSTMCell
 from keras.src.models.functional import Functional
 from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
@@ -70,6 +71,12 @@ def when_initialized(variable: keras.Variable, act: Callable[[], None]) -> None:
             act()
 
     variable._deferred_initialize = initialize_and_act
+
+
+def set_path(variable: keras.Variable, path: str) -> None:
+    """Give a variable the path of another one."""
+    name = "_path" if hasattr(variable, "_path") else "path"
+    setattr(variable, name, path)
 
 
 def copies(variable: keras.Variable) -> list[tf.Variable]:
@@ -262,7 +269,8 @@ def in_float64(model: Any, values: Mapping[int, tuple[Any, tf.Tensor]]) -> Itera
     try:
         for layer in layers:
             layer._dtype_policy = keras.dtype_policies.DTypePolicy("float64")
-        with scope:
+        # Variables then say that they are of float64, by which the layers' own products go.
+        with scope, AutocastScope("float64"):
             yield
     finally:
         for layer, policy in zip(layers, policies, strict=True):

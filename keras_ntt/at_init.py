@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -10,7 +10,6 @@ import numpy as np
 
 from keras_ntt import checks
 from keras_ntt.allocations import Allocation
-from keras_ntt.mask_names import keys_of
 from keras_ntt.model_copies import copy_of
 from keras_ntt.policies import Filters, choose_weights
 from keras_ntt.saliency import NetworkSaliency, as_saliency
@@ -157,16 +156,7 @@ def prune_at_init(
     after_round = _progress(recipe.rounds, verbose)
     masks = find_masks(subject, recipe, sparsity, after_round=after_round)
     copy = copy_of(model, next(subject.batches())[0] if subject.data is not None else None)
-    return apply_masks(copy, dict(zip(_same_paths(model, copy, variables), masks, strict=True)))
-
-
-def _same_paths(
-    model: keras.Model, copy: keras.Model, variables: Sequence[keras.Variable]
-) -> list[str]:
-    """Return the names, in a copy of a model, of the variables that some of the model's became."""
-    places = {id(v): i for i, v in enumerate(model.weights)}
-    names = keys_of(copy.weights)
-    return [names[places[id(v)]] for v in variables]
+    return apply_masks(copy, dict(zip(paths_of(model, variables), masks, strict=True)))
 
 
 def _progress(rounds: int, verbose: Any) -> Callable[[int], None]:

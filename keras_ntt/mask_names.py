@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -99,9 +100,10 @@ def _as_array(key: str, mask: Any) -> np.ndarray:
 def renamed(masks: MaskDict, names: Iterable[str]) -> dict[str, Any]:
     """Give masks the names that a model's weights have now.
 
-    Keras drops the model's name from the paths of a model that is loaded or rebuilt from its
-    configuration. A mask whose path is not among the names goes to the one weight that ends in
-    the same ``layer/weight``, if there is exactly one.
+    Keras drops the model's name, and those of some layers around others, from the paths of a model
+    that is loaded or rebuilt from its configuration. A mask whose path is not among the names goes
+    to the weight whose path ends most like it, at least in the same ``layer/weight``, if there is
+    exactly one.
 
     Args:
         masks: Masks by path.
@@ -121,10 +123,18 @@ def renamed(masks: MaskDict, names: Iterable[str]) -> dict[str, Any]:
     for key, mask in masks.items():
         if key not in names:
             ending = ends.get(_end(key), []) if isinstance(key, str) else []
-            candidates = [name for name in ending if name not in found]
+            alike = {name: _alike(key, name) for name in ending if name not in found}
+            most = max(alike.values(), default=0)
+            candidates = [name for name, number in alike.items() if number == most]
             found[candidates[0] if len(candidates) == 1 else key] = mask
     return found
 
 
 def _end(path: str) -> str:
     return "/".join(path.split("/")[-2:])
+
+
+def _alike(path: str, other: str) -> int:
+    """Return in how many of their last parts two paths are the same."""
+    pairs = zip(reversed(path.split("/")), reversed(other.split("/")), strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import random
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 import numpy as np
+
+from keras_ntt import _host
 
 
 def copy_of(model: keras.Model, inputs: Any = None) -> keras.Model:
@@ -18,11 +23,25 @@ def copy_of(model: keras.Model, inputs: Any = None) -> keras.Model:
         inputs: Inputs to build a copy on whose class does not know its input shape.
 
     Returns:
-        The copy.
+        The copy, whose variables have the paths of the model's.
 
     Raises:
         ValueError: If the class of the model cannot be rebuilt from its configuration.
     """
+    with _undisturbed(), keras.saving.custom_object_scope(_classes_in(model)):
+        copy = _copied(model, inputs)
+    # Parents come first, and hand their state down; configurations of subclassed models have none.
+    for new, old in zip(copy._flatten_layers(), model._flatten_layers(), strict=False):
+        if new.trainable != old.trainable:
+            new.trainable = old.trainable
+    for mine, theirs in zip(copy.variables, model.variables, strict=True):
+        mine.trainable = theirs.trainable
+        # Keras leaves some layers' names out of the paths of a model that it makes again.
+        _host.set_path(mine, theirs.path)
+    return copy
+
+
+def _copied(model: keras.Model, inputs: Any) -> keras.Model:
     try:
         copy = type(model).from_config(model.get_config())
         if not copy.built or len(copy.weights) != len(model.weights):
@@ -45,13 +64,24 @@ def copy_of(model: keras.Model, inputs: Any = None) -> keras.Model:
             "NeuralTangentTransfer(student=model, pruning_schedule=sparsity). "
             f"Received: a {type(model).__name__}, and {type(error).__name__}: {error}"
         ) from error
-    # Parents come first, and hand their state down; configurations of subclassed models have none.
-    for new, old in zip(copy._flatten_layers(), model._flatten_layers(), strict=False):
-        if new.trainable != old.trainable:
-            new.trainable = old.trainable
-    for mine, theirs in zip(copy.variables, model.variables, strict=True):
-        mine.trainable = theirs.trainable
     return copy
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Leave Python's random numbers, of which Keras takes seeds for initializers, as they are."""
+    state = random.getstate()
+    try:
+        yield
+    finally:
+        random.setstate(state)
+
+
+def _classes_in(model: keras.Model) -> dict[str, type]:
+    """Return the classes of a model's layers by name, so that none has to be registered."""
+    classes = {type(layer) for layer in model._flatten_layers(include_self=False)}
+    count = collections.Counter(cls.__name__ for cls in classes)
+    return {cls.__name__: cls for cls in classes if count[cls.__name__] == 1}
 
 
 def redrawn(model: keras.Model) -> keras.Model:
@@ -63,7 +93,8 @@ def redrawn(model: keras.Model) -> keras.Model:
     Returns:
         The copy.
     """
-    copy = keras.models.clone_model(model)
+    with _undisturbed():
+        copy = keras.models.clone_model(model)
     adapted = [
         [part for part in m._flatten_layers() if hasattr(part, "adapt")] for m in (model, copy)
     ]

@@ -169,7 +169,7 @@ def weights_by_magnitude(
 
 def check_filters(filters: Filters) -> None:
     """Raise a ValueError unless something says which layers to prune, or is None."""
-    _as_predicate(filters, "")
+    _as_predicate(filters, None)
 
 
 def check_policy(pruning_policy: Any) -> None:
@@ -194,8 +194,9 @@ def choose_weights(
 
     Args:
         model: A built model.
-        filters: Which layers: a regular expression or a list of them, searched in the layer's
-            name and in the paths of its weights, or a callable on the layer. None takes all.
+        filters: Which layers: a regular expression or a list of them, searched in the names of the
+            layer and of those that it is in, and in the paths of its weights, or a callable on the
+            layer. None takes all.
         pruning_policy: An object with ``allow_pruning(layer)`` and, if it has requirements,
             ``ensure_model_supports_pruning(model)``; for depthwise kernels and embeddings
             ``KernelPolicy(depthwise=True, embeddings=True)``.
@@ -208,7 +209,7 @@ def choose_weights(
     Raises:
         ValueError: If nothing is left to prune, or the policy refuses the model.
     """
-    accepts = _as_predicate(filters, f"{model.name}/")
+    accepts = _as_predicate(filters, model)
     check_policy(pruning_policy)
     if pruning_policy is not None:
         ensure = getattr(pruning_policy, "ensure_model_supports_pruning", None)
@@ -263,6 +264,20 @@ def _reason(variable: keras.Variable, layer: keras.layers.Layer | None) -> str:
     return f"{kind} has no get_prunable_weights()"
 
 
+def _names_around(whole: keras.Layer) -> dict[int, tuple[str, ...]]:
+    """Return the names of the layers that each layer is in, which its paths may leave out."""
+    found: dict[int, tuple[str, ...]] = {}
+
+    def visit(layer: keras.Layer, names: tuple[str, ...]) -> None:
+        for part in layer._flatten_layers(include_self=False, recursive=False):
+            if id(part) not in found:
+                found[id(part)] = names
+                visit(part, (*names, part.name))
+
+    visit(whole, ())
+    return found
+
+
 def without_root(expression: str, root: str) -> str:
     """Return a regular expression for paths without their root, the name of the model.
 
@@ -273,8 +288,14 @@ def without_root(expression: str, root: str) -> str:
     return expression.replace(root, "", 1) if found else expression
 
 
-def _as_predicate(filters: Filters, root: str) -> Callable[[keras.layers.Layer], bool]:
-    """Return what accepts a layer; paths are searched without their root, the model's name."""
+def _as_predicate(
+    filters: Filters, model: keras.Layer | None
+) -> Callable[[keras.layers.Layer], bool]:
+    """Return what accepts a layer of a model, or part of a layer.
+
+    Paths are searched without their root, the model's name.
+    """
+    root = "" if model is None else f"{model.name}/"
     if filters is None:
         return lambda layer: True
     if callable(filters) and not isinstance(filters, type):
@@ -295,8 +316,11 @@ def _as_predicate(filters: Filters, root: str) -> Callable[[keras.layers.Layer],
             f"{error}. Received: filters={filters!r}"
         ) from error
 
+    around = {} if model is None else _names_around(model)
+
     def accepts(layer: keras.layers.Layer) -> bool:
-        names = [layer.name, *(v.path.removeprefix(root) for v in layer.variables)]
+        paths = [v.path.removeprefix(root) for v in layer.variables]
+        names = [layer.name, *around.get(id(layer), ()), *paths]
         return any(p.search(name) for p in compiled for name in names)
 
     return accepts

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import warnings
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from architectures import sequential
 from keras import layers
 
@@ -164,3 +166,108 @@ def test_a_model_of_code_of_ones_own_is_copied_by_the_shapes_it_was_built_with()
     assert keras_ntt.sparsity_report(
         keras_ntt.prune_at_init(model, sparsity=0.5, saliency="random")
     ).sparsity == pytest.approx(0.5)
+
+
+# --- names -------------------------------------------------------------------------------------
+
+
+def wrapped():
+    parts = [
+        layers.Bidirectional(layers.LSTM(3, return_sequences=True), name="encoder"),
+        layers.TimeDistributed(layers.Dense(4), name="steps"),
+        layers.Flatten(),
+        layers.SpectralNormalization(layers.Dense(3), name="bounded"),
+    ]
+    return sequential((5, 4), *parts, layers.Dense(2, name="last"))
+
+
+def steps():
+    return np.random.default_rng(0).normal(size=(8, 5, 4)).astype("float32")
+
+
+def kernels_in(masks):
+    return sorted(mask.shape for mask in masks.values())
+
+
+def test_a_copy_has_the_paths_of_its_model():
+    model = wrapped()
+    copy = copy_of(model)
+    assert [v.path for v in copy.variables] == [v.path for v in model.variables]
+    masks = keras_ntt.get_masks(
+        keras_ntt.prune_at_init(model, sparsity=0.5, saliency="magnitude", filters="encoder")
+    )
+    assert len(masks) == 4
+    keras_ntt.apply_masks(model, masks)
+    for path, mask in keras_ntt.get_masks(model).items():
+        np.testing.assert_array_equal(mask, masks[path])
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+@pytest.mark.parametrize(
+    ("filters", "wanted"),
+    [
+        ("encoder", [(3, 12), (3, 12), (4, 12), (4, 12)]),
+        (["^steps$", "^last$"], [(3, 2), (6, 4)]),
+        ("bounded", [(20, 3)]),
+    ],
+)
+def test_layers_in_wrappers_are_chosen_by_the_wrapper(filters, wanted, loaded, tmp_path):
+    model = wrapped()
+    if loaded:  # where Keras leaves the wrappers' names out of the paths
+        model.save(tmp_path / "m.keras")
+        model = keras.models.load_model(tmp_path / "m.keras")
+    options = {"sparsity": 0.5, "filters": filters}
+    pruned = keras_ntt.prune_at_init(model, saliency="magnitude", **options)
+    assert kernels_in(keras_ntt.get_masks(pruned)) == wanted
+    pruned = keras_ntt.prune_neural_tangent(model, steps(), epochs=1, verbose=0, **options)
+    assert kernels_in(keras_ntt.get_masks(pruned)) == wanted
+
+
+def test_shares_by_the_name_of_a_wrapper():
+    pruned = keras_ntt.prune_neural_tangent(
+        wrapped(), steps(), sparsity=0.5, allocation={"encoder": 0.75}, epochs=1, verbose=0
+    )
+    for path, mask in keras_ntt.get_masks(pruned).items():
+        assert mask.mean() == pytest.approx(0.25 if "encoder" in path else 0.5, abs=0.03)
+
+
+def test_masks_go_to_the_path_that_ends_most_like_theirs(tmp_path):
+    model = wrapped()
+    masks = keras_ntt.get_masks(
+        keras_ntt.prune_at_init(model, sparsity=0.5, saliency="random", filters="encoder")
+    )
+    model.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras")
+    keras_ntt.apply_masks(loaded, masks)
+    given = [masks.get(v.path) for v in model.weights]
+    found = keras_ntt.get_masks(loaded)
+    held = [found.get(v.path) for v in loaded.weights]
+    for ours, theirs in zip(held, given, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+class Unregistered(layers.Dense):
+    """A layer that no registry knows."""
+
+
+def test_layers_that_are_not_registered():
+    model = sequential((6,), Unregistered(4), layers.Dense(2))
+    copy = copy_of(model)
+    assert type(copy.layers[0]) is Unregistered
+    np.testing.assert_array_equal(copy(X), model(X))
+
+
+@pytest.mark.parametrize("saliency", ["magnitude", "ntk_sap", "synflow"])
+def test_pruning_leaves_all_random_numbers_as_they_were(saliency):
+    model = sequential((6,), layers.Dense(5), layers.Dense(2))
+    kernels = []
+    for prune in (False, True):
+        keras.utils.set_random_seed(1)
+        if prune:
+            keras_ntt.prune_at_init(model, sparsity=0.5, saliency=saliency, rounds=1)
+        drawn = [random.random(), np.random.random(), float(tf.random.uniform(()))]
+        layer = layers.Dense(3)
+        layer.build((None, 4))
+        kernels.append((drawn, keras.ops.convert_to_numpy(layer.kernel)))
+    assert kernels[0][0] == kernels[1][0]
+    np.testing.assert_array_equal(kernels[0][1], kernels[1][1])

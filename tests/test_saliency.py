@@ -303,6 +303,32 @@ def test_synflow_of_a_deep_network_does_not_overflow():
     assert [layer.dtype_policy.name for layer in model.layers] == policies
 
 
+def test_synflow_through_lora():
+    model = linear_chain([6, 8, 5, 3], [np.ones((6, 8)), np.ones((8, 5)), np.ones((5, 3))])
+    model.layers[0].enable_lora(2)
+    rng = np.random.default_rng(0)
+    for variable in model.weights:
+        variable.assign(rng.normal(size=variable.shape))
+    first = model.layers[0]
+    a, b = (np.abs(np.asarray(v, "float64")) for v in (first.lora_kernel_a, first.lora_kernel_b))
+    scale = getattr(first, "lora_alpha", 2) / 2  # by rank, where Keras divides by it
+    one = np.abs(np.asarray(first._kernel, "float64")) + scale * a @ b
+    two, three = (np.abs(np.asarray(la.kernel, "float64")) for la in model.layers[1:])
+    forward = np.ones(6) @ one
+    wanted = [forward[:, None] * two * three.sum(1), (forward @ two)[:, None] * three]
+    found = saliency_scores(model, "synflow").values()
+    for ours, theirs in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12)
+
+
+@pytest.mark.parametrize("saliency", ["synflow", "synflow_l2"])
+def test_synflow_of_a_quantized_model(saliency):
+    model = linear_chain([6, 8, 3], [np.ones((6, 8)), np.ones((8, 3))])
+    model.layers[0].quantize("int8")
+    with pytest.raises(ValueError, match=r"before it is quantized\. Received.*with dense"):
+        saliency_scores(model, saliency)
+
+
 def test_synflow_counts_all_weights_as_positive():
     """Signs of kernels, biases and inputs have no influence."""
     model = keras.Sequential(

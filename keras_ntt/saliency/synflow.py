@@ -34,6 +34,17 @@ class SynFlow(NetworkSaliency):
 
     def __call__(self, subject: Subject) -> list[tf.Tensor]:
         """Return the scores, in float64."""
+        quantized = [
+            layer.name
+            for layer in subject.model._flatten_layers()
+            if getattr(layer, "quantization_mode", None) is not None
+        ]
+        if quantized:
+            raise ValueError(
+                f"{self.name} computes in float64, which quantized layers do not. Score the model "
+                "before it is quantized. "
+                f"Received: model={subject.model.name!r} with {', '.join(quantized)}"
+            )
         x = keras.tree.map_structure(tf.ones_like, example(subject, 1, self.name))
         values = [self._absolute(v) for v in subject.values]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
