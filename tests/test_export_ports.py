@@ -160,17 +160,18 @@ def test_each_output_is_judged_by_its_own_scale(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("make", "options"),
     [
-        {"target": "latency"},
-        {"target": "int8"},
-        {"quantization": "float16"},
-        {"quantization": "int8_weights"},
-        {"compact": True, "benchmark": True},
+        (inputs_out_of_order, {"target": "latency"}),
+        (inputs_out_of_order, {"target": "int8"}),
+        (dict_in_dict_out, {"target": "int8"}),
+        (inputs_out_of_order, {"quantization": "float16"}),
+        (inputs_out_of_order, {"quantization": "int8_weights"}),
+        (dict_in_dict_out, {"compact": True, "benchmark": True}),
+        (half_precision, {}),
     ],
-    ids=str,
+    ids=lambda case: case.__name__ if callable(case) else str(case),
 )
-@pytest.mark.parametrize("make", [inputs_out_of_order, dict_in_dict_out, half_precision])
 def test_every_target(make, options, tmp_path):
     model = pruned(make())
     x = draw(model.input, 40)
