@@ -115,7 +115,8 @@ def m_of_n(scores: tf.Tensor, m: int, n: int) -> tf.Tensor:
 
     Consecutive is meant as in a LiteRT file: a Dense kernel is read output by output, a Conv2D
     kernel output by output and position by position. If `n` does not divide the number of
-    channels, the rest counts as filled up with zeros.
+    channels, the last group is filled up with zeros, which are the first to go, whatever the
+    scores.
 
     Args:
         scores: Scores of a kernel ``[inputs, outputs]`` or ``[height, width, inputs, outputs]``.
@@ -131,7 +132,9 @@ def m_of_n(scores: tf.Tensor, m: int, n: int) -> tf.Tensor:
     channels = scores.shape[-2]
     by_output = tf.linalg.matrix_transpose(scores)
     # Groups run along the channels only, so what is before them may be in any order.
-    padded = tf.pad(by_output, [[0, 0]] * (len(scores.shape) - 1) + [[0, -channels % n]])
+    paddings = [[0, 0]] * (len(scores.shape) - 1) + [[0, -channels % n]]
+    # Not with zeros: scores may be below zero. Of equal ones the first are kept, so real entries.
+    padded = tf.pad(by_output, paddings, constant_values=-np.inf)
     groups = tf.reshape(padded, [-1, n])
     order = tf.argsort(groups, axis=-1, direction="DESCENDING", stable=True)
     rank = tf.argsort(order, axis=-1)

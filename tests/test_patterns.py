@@ -81,6 +81,15 @@ def test_m_of_n_by_hand():
     assert as_lists(m_of_n(tf.constant([[1.0], [2.0], [0.5]]), 1, 2)) == [[0], [1], [1]]
 
 
+@pytest.mark.parametrize("least", [0.0, -7.0, -1e6, -np.inf])
+def test_what_is_filled_up_never_goes_before_an_entry(least):
+    # 5 inputs in groups of 4: the fifth shares its group with padding only.
+    scores = tf.constant([[least], [-3], [-1], [-2], [least]], tf.float64)
+    assert as_lists(m_of_n(scores, 2, 4)) == [[int(least > -1)], [0], [1], [int(least < -1)], [1]]
+    # One input: nothing to choose from.
+    assert as_lists(m_of_n(tf.fill([3, 3, 1, 2], least), 2, 4)) == np.ones((3, 3, 1, 2)).tolist()
+
+
 shapes = st.tuples(st.integers(1, 9), st.integers(1, 9))
 
 
@@ -123,7 +132,7 @@ def test_m_of_n_against_a_loop(seed, rank, n, data):
     m = data.draw(st.integers(1, n - 1))
     rng = np.random.default_rng(seed)
     shape = tuple(int(k) for k in rng.integers(1, 8, size=rank))
-    scores = np.abs(rng.normal(size=shape)).astype("float32")
+    scores = rng.normal(size=shape).astype("float32")
     mask = m_of_n(tf.constant(scores), m, n).numpy()
     for index in np.ndindex(*shape[:-2]):
         for output in range(shape[-1]):
