@@ -22,7 +22,10 @@ BY_SCORE: tuple[str, ...] = ("global", "plsr")
 ALLOCATIONS: tuple[str, ...] = ("layerwise", "global", "er", "erk", "plsr")
 
 Allocation = str | Mapping[str, float]
-"""One of `ALLOCATIONS`, or ``layer name, path or regular expression -> sparsity``."""
+"""One of `ALLOCATIONS`, or ``layer name, path or regular expression -> sparsity``.
+
+What is exactly the name of a layer, or the path of a weight, means that one alone.
+"""
 
 
 def erdos_renyi(
@@ -148,12 +151,15 @@ class Shares:
         shapes: Their shapes.
         allocation: The allocation.
         count_rule: See `keras_ntt.masks.keep_count`.
+        layers: Names of layers of the model. As keys of a mapping they mean themselves alone;
+            those in the paths of the weights need not be among them.
     """
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     allocation: Allocation = "layerwise"
     count_rule: str = "nearest"
+    layers: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if isinstance(self.allocation, Mapping):
@@ -207,9 +213,14 @@ class Shares:
                     "[0, 1], where 1 prunes a layer to nothing. "
                     f"Received: allocation with {given!r}: {value!r}"
                 )
+        layers = self.layers.union(*(_own_names(name) for name in self.names))
+        expressions = [key for key in self.allocation if key not in layers]
         used, counts = set(), []
         for name, size in zip(self.names, self.sizes, strict=True):
-            key = _key_of(name, list(self.allocation))
+            own_names = _own_names(name)
+            key = next((own for own in own_names if own in self.allocation), None)
+            if key is None:
+                key = _first_match(expressions, own_names)
             used.add(key)
             own = sparsity if key is None else float(self.allocation[key])
             counts.append(0 if own == 1 else keep_count(size, own, self.count_rule))
@@ -221,14 +232,20 @@ class Shares:
         return counts
 
 
-def _key_of(name: str, keys: Sequence[str]) -> str | None:
-    """Return the entry for a weight: that of its own name, or the first expression that fits."""
-    exact = [key for key in keys if key in (name, name.rpartition("/")[0].rpartition("/")[2])]
-    if exact:
-        return exact[0]
-    for key in keys:
+def _own_names(path: str) -> list[str]:
+    """Return what a weight can be named by exactly: its path, and its layers from the inside out.
+
+    >>> _own_names("block/dense/kernel")
+    ['block/dense/kernel', 'dense', 'block']
+    """
+    return [path, *reversed(path.split("/")[:-1])]
+
+
+def _first_match(expressions: Sequence[str], names: Sequence[str]) -> str | None:
+    """Return the first regular expression that is found in one of a weight's names."""
+    for key in expressions:
         try:
-            if re.search(key, name):
+            if any(re.search(key, name) for name in names):
                 return key
         except re.error as error:
             raise ValueError(

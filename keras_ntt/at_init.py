@@ -97,7 +97,9 @@ def prune_at_init(
             weights. ``"layerwise"``: the same sparsity in every weight. ``"er"``, ``"erk"``: see
             `keras_ntt.allocations.erdos_renyi`. ``"plsr"``: each weight keeps as many entries as
             by ``"global"``, but its largest magnitudes (Zhao et al., 2023). A mapping from layer
-            names or regular expressions to sparsities; `sparsity` is then that of the others.
+            names or regular expressions to sparsities; `sparsity` is then that of the others. A
+            key that is the name of a layer, or the path of a weight, means that one alone;
+            expressions are searched in both, and the first that is found counts.
         pattern: How the entries of a weight are chosen. None keeps the largest scores, ``"2:4"``
             two of every four consecutive ones along the inputs, ``(4, 1)`` blocks of four inputs
             and one output, ``"filters"`` whole output channels. Or a function of a weight's

@@ -269,7 +269,8 @@ def recipe_of(
             without_root(key, root) if isinstance(key, str) else key: value
             for key, value in allocation.items()
         }
-    shares = Shares(names, shapes, allocation, count_rule)
+    layers = frozenset(layer.name for layer in model._flatten_layers() if layer is not model)
+    shares = Shares(names, shapes, allocation, count_rule, layers)
     number = saliency.rounds if rounds is None else checks.check_count("rounds", rounds)
     most = max(1000, sum(map(math.prod, shapes)))
     if number > most:

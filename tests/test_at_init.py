@@ -167,6 +167,55 @@ def test_sparsities_of_single_layers(allocation, wanted):
     assert counts_of(pruned) == wanted
 
 
+def many_blocks():
+    """Return 12 layers of 8 entries, of which the names of some begin with those of others."""
+    return keras.Sequential(
+        [
+            keras.Input((1,)),
+            *(layers.Dense(8 if i % 2 == 0 else 1, name=f"block_{i}") for i in range(12)),
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("allocation", "dense"),
+    [
+        ({"block_1": 0.0}, {1}),  # a name: not block_10 and block_11
+        ({"block_1/kernel": 0.0}, {1}),
+        ({"block_1$": 0.0}, {1}),  # an expression for names, as filters take it
+        ({"block_1[01]$": 0.0}, {10, 11}),
+        ({"^block_1": 0.0}, {1, 10, 11}),  # and one for paths
+        ({"block_1.*": 0.0, "block_10": 0.5}, {1, 11}),
+        ({"block_1": 0.5, "block_1.": 0.0}, {10, 11}),
+    ],
+)
+def test_a_name_means_one_layer_and_an_expression_all_that_have_it(allocation, dense):
+    pruned = prune_at_init(many_blocks(), sparsity=0.5, saliency="random", allocation=allocation)
+    assert counts_of(pruned) == [8 if i in dense else 4 for i in range(12)]
+
+
+def test_the_name_of_a_layer_that_is_not_pruned_is_no_expression():
+    with pytest.raises(ValueError, match=r"names layers that are not pruned.*\['block_1'\]"):
+        prune_at_init(
+            many_blocks(),
+            sparsity=0.5,
+            saliency="random",
+            allocation={"block_1": 0.0},
+            filters="block_1[01]",
+        )
+
+
+def test_the_name_of_a_layer_of_layers_means_all_in_it():
+    attention = [layers.MultiHeadAttention(2, 4, name=name) for name in ("mix", "mix_1")]
+    x = keras.Input((3, 8))
+    y = attention[1](attention[0](x, x), x)
+    pruned = prune_at_init(
+        keras.Model(x, y), sparsity=0.5, saliency="random", allocation={"mix": 0.0, "query": 0.75}
+    )
+    # Query, key, value and output: 8 x 2 x 4 entries each; the inner name goes before the outer.
+    assert counts_of(pruned) == [16, 64, 64, 64, 16, 32, 32, 32]
+
+
 @pytest.mark.parametrize(
     ("allocation", "message"),
     [
