@@ -78,7 +78,7 @@ def start_of_transfer(
         assert masks is not None
         counts = _in_proportion(shares, [int(m.sum()) for m in masks], sparsity or 0.0)
     kind, sizes = _kind_of(shares), tuple(shares.sizes)
-    return MaskRule(sizes, function, kind, count_rule, counts, recipe.pattern), masks
+    return MaskRule(sizes, function, kind, count_rule, counts, recipe.pattern, recipe.axes), masks
 
 
 def _kind_of(shares: Shares) -> str:

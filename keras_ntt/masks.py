@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import tensorflow as tf
 
 from keras_ntt import checks
+from keras_ntt.kernel_axes import Axes
 from keras_ntt.patterns import Pattern, largest
 from keras_ntt.structures import choose
 
@@ -75,6 +76,7 @@ class MaskRule:
         own_counts: Sparsity to the number of entries that each weight keeps, where an allocation
             gives each its own; None follows `allocation`.
         pattern: How the entries of a weight are chosen; None takes the highest scores.
+        axes: What the axes of each weight stand for.
     """
 
     sizes: tuple[int, ...]
@@ -83,6 +85,7 @@ class MaskRule:
     count_rule: str = "nearest"
     own_counts: Callable[[float], list[int]] | None = None
     pattern: Pattern | None = None
+    axes: tuple[Axes, ...] | None = None
 
     def __post_init__(self) -> None:
         checks.check_choice("allocation", self.allocation, ALLOCATIONS)
@@ -128,13 +131,14 @@ class MaskRule:
             chosen = [largest(score, counts[i]) for i, score in enumerate(flat)]
         if self.pattern is None:
             return [tf.reshape(m, w.shape) for m, w in zip(chosen, weights, strict=True)]
-        return [self._in_pattern(score, counts[i]) for i, score in enumerate(scores)]
+        return [self._in_pattern(i, score, counts[i]) for i, score in enumerate(scores)]
 
-    def _in_pattern(self, scores: tf.Tensor, count: int | tf.Tensor) -> tf.Tensor:
-        """Return the mask of one weight by the pattern; a count of 0 prunes all of it."""
+    def _in_pattern(self, i: int, scores: tf.Tensor, count: int | tf.Tensor) -> tf.Tensor:
+        """Return the mask of weight i by the pattern; a count of 0 prunes all of it."""
         assert self.pattern is not None
         density = tf.cast(count, tf.float64) / scores.shape.num_elements()
-        mask = choose(self.pattern, scores, 1 - density)
+        axes = None if self.axes is None else self.axes[i]
+        mask = choose(self.pattern, scores, 1 - density, axes)
         return tf.logical_and(mask, density > 0)
 
 

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from keras_ntt import _host, checks
 from keras_ntt.allocations import Allocation, Shares, counts_by_threshold
+from keras_ntt.kernel_axes import Axes, axes_of_weights
 from keras_ntt.mask_names import names_by_id
 from keras_ntt.patterns import Pattern
 from keras_ntt.policies import without_root
@@ -30,6 +31,7 @@ class Recipe:
         saliency: The score.
         shares: The allocation for the weights at hand.
         pattern: How the entries of one weight are chosen; None takes the largest scores.
+        axes: What the axes of each weight stand for.
         rounds: Number of rounds, each of which keeps the same fraction of what is left.
         randomize: Whether entries are drawn with probabilities proportional to their scores.
         allow_empty_layers: Whether scores may prune a whole weight away.
@@ -38,6 +40,7 @@ class Recipe:
     saliency: NetworkSaliency
     shares: Shares
     pattern: Pattern | None = None
+    axes: tuple[Axes, ...] | None = None
     rounds: int = 1
     randomize: bool = False
     allow_empty_layers: bool = False
@@ -144,16 +147,19 @@ def find_masks(
                 _warn_of_empty(counts_by_threshold(keys, total, [0] * len(keys)), recipe)
         if shares.allocation == "plsr" and number == recipe.rounds:
             keys = [np.asarray(tf.cast(s, tf.float64)) for s in magnitude(subject.weights)]
-            kept = select(keys, counts, recipe.pattern)
+            kept = select(keys, counts, recipe.pattern, recipe.axes)
         else:
-            chosen = select(keys, counts, recipe.pattern)
+            chosen = select(keys, counts, recipe.pattern, recipe.axes)
             kept = [a & b for a, b in zip(kept, chosen, strict=True)]
         after_round(number)
     return kept
 
 
 def select(
-    scores: Sequence[np.ndarray], counts: Sequence[int], pattern: Pattern | None = None
+    scores: Sequence[np.ndarray],
+    counts: Sequence[int],
+    pattern: Pattern | None = None,
+    axes: Sequence[Axes] | None = None,
 ) -> list[np.ndarray]:
     """Return masks that keep the largest scores of each weight; of equal ones the first.
 
@@ -161,18 +167,20 @@ def select(
         scores: Scores of the weights.
         counts: How many entries each keeps.
         pattern: How else they are chosen.
+        axes: What the axes of each weight stand for.
 
     Returns:
         Boolean arrays.
     """
     masks = []
-    for values, count in zip(scores, counts, strict=True):
+    for i, (values, count) in enumerate(zip(scores, counts, strict=True)):
         if pattern is None or count == 0:
             mask = np.zeros(values.size, bool)
             mask[np.argsort(-values.ravel(), kind="stable")[:count]] = True
             masks.append(mask.reshape(values.shape))
         else:
-            masks.append(choose(pattern, tf.constant(values), 1 - count / values.size).numpy())
+            sparsity, own_axes = 1 - count / values.size, None if axes is None else axes[i]
+            masks.append(choose(pattern, tf.constant(values), sparsity, own_axes).numpy())
     return masks
 
 
@@ -278,7 +286,8 @@ def recipe_of(
             f"rounds must be at most {most:,}: more than there are entries to prune would change "
             f"nothing. Received: rounds={number}"
         )
-    return Recipe(saliency, shares, as_pattern(pattern), number, **options)
+    axes = axes_of_weights(model, variables)
+    return Recipe(saliency, shares, as_pattern(pattern), axes, number, **options)
 
 
 def paths_of(model: keras.Model, variables: Sequence[keras.Variable]) -> list[str]:

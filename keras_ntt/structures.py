@@ -9,17 +9,24 @@ from typing import Any
 import tensorflow as tf
 
 from keras_ntt import checks
+from keras_ntt.kernel_axes import Axes
 from keras_ntt.patterns import Pattern, blocks, keep_count, m_of_n
 
 
 def as_pattern(value: Any) -> Pattern | None:
     """Return the function that a pattern stands for.
 
+    What counts as inputs and outputs in a transfer or in `keras_ntt.prune_at_init` is the layer's
+    own: the kernels of transposed convolutions have their inputs last, and those of attention
+    count as matrices of all their inputs and all their outputs. The function by itself takes
+    kernels ``[..., inputs, outputs]``.
+
     Args:
         value: None: single entries. ``"n:m"``, for example ``"2:4"``: n entries are kept of every
-            m consecutive ones along the input channels, which fixes the sparsity. ``(h, w)``:
-            blocks of h inputs and w outputs. ``"filters"``: whole output channels. Or a function
-            of a weight's scores and its sparsity that returns a mask.
+            m consecutive ones along the input channels, which fixes the sparsity of every weight,
+            whatever the allocation. ``(h, w)``: blocks of h inputs and w outputs. ``"filters"``:
+            whole output channels. Or a function of a weight's scores, in the shape of the weight,
+            and its sparsity that returns a mask.
 
     Returns:
         The function, or None.
@@ -48,13 +55,17 @@ def as_pattern(value: Any) -> Pattern | None:
     )
 
 
-def choose(pattern: Pattern, scores: tf.Tensor, sparsity: Any) -> tf.Tensor:
+def choose(
+    pattern: Pattern, scores: tf.Tensor, sparsity: Any, axes: Axes | None = None
+) -> tf.Tensor:
     """Return the mask that a pattern chooses, checked.
 
     Args:
         pattern: The pattern.
         scores: Scores of a weight.
         sparsity: Fraction of zeros.
+        axes: What the weight's axes stand for, for the patterns of this module; None takes the
+            last two for inputs and outputs, as they do where each output has an input of its own.
 
     Returns:
         A boolean tensor of the shape of `scores`.
@@ -64,7 +75,10 @@ def choose(pattern: Pattern, scores: tf.Tensor, sparsity: Any) -> tf.Tensor:
     """
     if scores.dtype.size < 4:  # half precision, which not every operation takes
         scores = tf.cast(scores, tf.float32)
-    mask = pattern(scores, sparsity)
+    if axes is not None and axes.inputs and axes.outputs and _has_sides(pattern):
+        mask = axes.restored(pattern(axes.ordered(scores), sparsity), scores.shape)
+    else:
+        mask = pattern(scores, sparsity)
     try:
         mask = tf.convert_to_tensor(mask)
     except (TypeError, ValueError, NotImplementedError) as error:
@@ -75,6 +89,11 @@ def choose(pattern: Pattern, scores: tf.Tensor, sparsity: Any) -> tf.Tensor:
             f"Received: shape {mask.shape} for scores of shape {scores.shape}"
         )
     return tf.cast(mask, tf.bool)
+
+
+def _has_sides(pattern: Pattern) -> bool:
+    """Return whether a pattern tells inputs from outputs."""
+    return isinstance(pattern, OfConsecutive | Blocks) or pattern is whole_filters
 
 
 def check_fixed_sparsity(pattern: Pattern | None, sparsity: float) -> None:
@@ -140,8 +159,7 @@ def whole_filters(scores: tf.Tensor, sparsity: Any) -> tf.Tensor:
     """Return the mask that keeps whole output channels, those with the largest sum of scores.
 
     It is the pattern ``"filters"``. The kernels that can shrink for it are those of Dense and
-    ordinary convolution layers, whose last axis is the output channel; leave out others, and the
-    last layer, by ``filters=``.
+    ordinary convolution layers; leave out others, and the last layer, by ``filters=``.
 
     Args:
         scores: Scores of a kernel ``[..., outputs]``.

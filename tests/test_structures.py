@@ -131,6 +131,89 @@ def test_what_is_no_pattern(pattern):
         as_pattern(pattern)
 
 
+# --- which axes are inputs and outputs ---------------------------------------------------------
+
+
+def attention():
+    """Return a model whose only kernels are those of attention: 12 inputs, 2 heads of 6."""
+    x = keras.Input((5, 12))
+    return keras.Model(x, layers.MultiHeadAttention(2, 6, name="mix")(x, x))
+
+
+def transposed():
+    return keras.Sequential([keras.Input((4, 4, 8)), layers.Conv2DTranspose(4, 2)])
+
+
+def transposed_in_time():
+    return keras.Sequential([keras.Input((4, 8)), layers.Conv1DTranspose(4, 3)])
+
+
+# The kernels of each as [positions, inputs, outputs], written out by hand.
+SIDES = {
+    # Query, key and value [inputs, heads, size]; output [heads, size, outputs], whose groups of
+    # four go on from one head to the next, because four does not divide six.
+    attention: [lambda kernel: kernel.reshape(1, 12, 12)] * 4,
+    transposed: [lambda kernel: np.swapaxes(kernel, 2, 3).reshape(4, 8, 4)],
+    transposed_in_time: [lambda kernel: np.swapaxes(kernel, 1, 2)],
+}
+
+
+def kept_by_hand(pattern, scores):
+    """Return which entries of [positions, inputs, outputs] a pattern keeps at its sparsity."""
+    kept = np.zeros(scores.shape, bool)
+    if pattern == "filters":  # half of the outputs
+        sums = scores.sum(axis=(0, 1))
+        kept[:, :, np.argsort(-sums)[: len(sums) // 2]] = True
+        return kept
+    starts = [(p, i, o) for p, i, o in np.ndindex(scores.shape) if i % 4 == 0]
+    means = [scores[p, i : i + 4, o].mean() for p, i, o in starts]
+    for rank, number in enumerate(np.argsort(means)[::-1]):
+        p, i, o = starts[number]
+        if pattern == "1:4":
+            kept[p, i + np.argmax(scores[p, i : i + 4, o]), o] = True
+        elif rank < len(starts) // 2:  # half of the blocks of four inputs and one output
+            kept[p, i : i + 4, o] = True
+    return kept
+
+
+@pytest.mark.parametrize(("pattern", "sparsity"), [("1:4", 0.75), ((4, 1), 0.5), ("filters", 0.5)])
+@pytest.mark.parametrize("make", [attention, transposed, transposed_in_time])
+def test_inputs_and_outputs_are_those_of_the_layer(make, pattern, sparsity):
+    model, options = make(), {"allocation": "layerwise", "pattern": pattern}
+    kernels = [np.abs(v.numpy()) for v in model.trainable_variables if v.name == "kernel"]
+    pruned = keras_ntt.prune_at_init(model, sparsity=sparsity, saliency="magnitude", **options)
+    masks = keras_ntt.get_masks(pruned).values()
+    transfer = keras_ntt.NeuralTangentTransfer(model, pruning_schedule=sparsity, **options)
+    for sides, kernel, one, other in zip(
+        SIDES[make], kernels, masks, transfer.masks.values(), strict=True
+    ):
+        wanted = kept_by_hand(pattern, sides(kernel))
+        np.testing.assert_array_equal(sides(one), wanted)
+        np.testing.assert_array_equal(sides(other), wanted)
+
+
+def test_a_depthwise_kernel_is_read_along_its_channels():
+    """Each output has one input channel of its own; n of m are taken over the channels."""
+    model = keras.Sequential([keras.Input((5, 5, 8)), layers.DepthwiseConv2D(3)])
+    policy = keras_ntt.KernelPolicy(depthwise=True)
+    pruned = keras_ntt.prune_at_init(
+        model, sparsity=0.5, saliency="random", pattern="2:4", pruning_policy=policy
+    )
+    (mask,) = keras_ntt.get_masks(pruned).values()
+    assert (groups(mask, 4) == 2).all()
+
+
+def test_a_function_gets_the_scores_in_the_shape_of_the_weight():
+    shapes = []
+
+    def pattern(scores, sparsity):
+        shapes.append(tuple(scores.shape))
+        return scores >= np.median(scores)
+
+    keras_ntt.prune_at_init(attention(), sparsity=0.5, saliency="random", pattern=pattern)
+    assert shapes == [(12, 2, 6), (12, 2, 6), (12, 2, 6), (2, 6, 12)]
+
+
 def test_another_sparsity_than_the_pattern_has(network):
     message = "fixes the sparsity of every weight at 0.5"
     with pytest.raises(ValueError, match=message):

@@ -10,13 +10,11 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from keras_ntt import _host, checks
+from keras_ntt import checks
 from keras_ntt.compaction import chains_of
+from keras_ntt.kernel_axes import Axes, axes_of_weights
 from keras_ntt.network import unroll
 from keras_ntt.saliency.base import NetworkSaliency, Subject
-
-_DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
-_TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
 
 
 class Balanced(NetworkSaliency):
@@ -62,12 +60,8 @@ class Balanced(NetworkSaliency):
 
     def __call__(self, subject: Subject) -> list[tf.Tensor]:
         """Return random numbers, which are positive for the entries that are drawn."""
-        layer_of = {
-            id(v): layer
-            for layer in subject.model._flatten_layers()
-            for v in _host.own_variables(layer)
-        }
-        plan = {id(v): _Weight(v, layer_of.get(id(v))) for v in subject.variables}
+        axes = axes_of_weights(subject.model, subject.variables)
+        plan = {id(v): _Weight(v, a) for v, a in zip(subject.variables, axes, strict=True)}
         if subject.data is not None:
             _share_by_deviation(subject, plan)
         scores = []
@@ -114,7 +108,7 @@ class _Weight:
 
     Attributes:
         shape: Shape of the weight.
-        axes: Its axes in the order of the matrix: those of its inputs, then those of its outputs.
+        axes: What its axes stand for.
         rows: Number of inputs.
         columns: Number of outputs.
         group: Number of the input channel of each row.
@@ -124,17 +118,12 @@ class _Weight:
         count: How many entries are kept.
     """
 
-    def __init__(self, variable: keras.Variable, layer: Any):
+    def __init__(self, variable: keras.Variable, axes: Axes):
         self.shape = tuple(variable.shape)
-        outputs = _output_axes(layer, len(self.shape))
-        inputs = [axis for axis in range(len(self.shape)) if axis not in outputs]
-        self.axes = (*inputs, *outputs)
-        self.columns = math.prod(self.shape[axis] for axis in outputs)
+        self.axes = axes
+        self.columns = math.prod(self.shape[axis] for axis in axes.outputs)
         self.rows = math.prod(self.shape) // max(self.columns, 1)
-        channels = self.rows if isinstance(layer, layers.EinsumDense) else 1
-        if inputs and not isinstance(layer, (*_DEPTHWISE, layers.EinsumDense)):
-            channels = self.shape[inputs[-1]]
-        self.group = np.arange(self.rows) % channels
+        self.group = np.arange(self.rows) % math.prod(self.shape[axis] for axis in axes.inputs)
         self.share = np.ones(self.rows)
         self.rows_in = np.ones(self.rows, bool)
         self.columns_in = np.ones(self.columns, bool)
@@ -142,8 +131,8 @@ class _Weight:
 
     def folded(self, matrix: np.ndarray) -> np.ndarray:
         """Return the entries of a matrix of inputs and outputs in the shape of the weight."""
-        ordered = matrix.reshape([self.shape[axis] for axis in self.axes])
-        return ordered.transpose(np.argsort(self.axes))
+        order = self.axes.order
+        return matrix.reshape([self.shape[axis] for axis in order]).transpose(np.argsort(order))
 
     def ranked(self, rng: np.random.Generator) -> np.ndarray:
         """Return scores of which the largest of any number are spread evenly over the outputs."""
@@ -166,20 +155,6 @@ class _Weight:
             numbers[rows[picked], columns[place]] += 1
             left[picked] -= 1
         return numbers
-
-
-def _output_axes(layer: Any, rank: int) -> list[int]:
-    """Return the axes of a layer's kernel that count its outputs: the last, for most layers."""
-    if isinstance(layer, _DEPTHWISE):
-        return [rank - 2, rank - 1]
-    if isinstance(layer, _TRANSPOSED):
-        return [rank - 2]
-    if isinstance(layer, layers.EinsumDense):
-        operands, _, y = layer.equation.replace(" ", "").partition("->")
-        kernel = operands.partition(",")[2]
-        if len(kernel) == rank:
-            return [axis for axis, label in enumerate(kernel) if label in y]
-    return [rank - 1] if rank > 1 else []
 
 
 def degrees(
