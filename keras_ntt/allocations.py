@@ -185,6 +185,21 @@ class Shares:
         """Return how many entries are kept of all weights together."""
         return keep_count(sum(self.sizes), sparsity, self.count_rule)
 
+    def check_room(self, sparsity: float) -> None:
+        """Raise a ValueError if all weights together keep fewer entries than there are weights.
+
+        A mapping says of each weight what it keeps, and ``"layerwise"`` leaves each an entry.
+        """
+        shared = isinstance(self.allocation, str) and self.allocation != "layerwise"
+        if shared and self.total(sparsity) < len(self.sizes):
+            raise ValueError(
+                "There are fewer entries to keep than weights to prune, and no signal passes a "
+                "weight without entries. Lower the sparsity, leave small weights out by filters=, "
+                "or pass allow_empty_layers=True, where it is an argument. "
+                f"Received: sparsity={sparsity!r}, allocation={self.allocation!r}, "
+                f"{len(self.sizes)} weights of {sum(self.sizes)} entries"
+            )
+
     def counts(self, sparsity: float) -> list[int]:
         """Return how many entries each weight keeps, if its scores do not decide it.
 

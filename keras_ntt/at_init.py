@@ -103,15 +103,17 @@ def prune_at_init(
         pattern: How the entries of a weight are chosen. None keeps the largest scores, ``"2:4"``
             two of every four consecutive ones along the inputs, ``(4, 1)`` blocks of four inputs
             and one output, ``"filters"`` whole output channels. Or a function of a weight's
-            scores and its sparsity that returns a mask.
+            scores and its sparsity that returns a mask. A warning says where a pattern does not
+            come near the sparsity.
         rounds: Number of rounds: round k of n keeps a fraction ``(1 - sparsity) ** (k / n)``
             and scores anew what is left. None takes the score's own number: 100 for
             ``"synflow"``, ``"synflow_l2"`` and ``"iterative_snip"``, 20 for ``"ntk_sap"``, else 1.
             At most as many as there are entries to prune, or 1,000.
         randomize: Whether entries are drawn with probabilities proportional to their scores
             instead of taken from the top.
-        allow_empty_layers: Whether scores may remove a whole weight. A warning says so, and
-            says too where it would have happened but was not allowed.
+        allow_empty_layers: Whether scores, or ``"er"`` and ``"erk"`` at very high sparsities, may
+            remove a whole weight. A warning says so, and says too where scores would have done it
+            but were not allowed.
         filters: Which layers, see `NeuralTangentTransfer`.
         pruning_policy: See `NeuralTangentTransfer`.
         count_rule: ``"nearest"`` or ``"original"``, see `keras_ntt.masks.keep_count`.
@@ -153,7 +155,7 @@ def prune_at_init(
         randomize=randomize,
         allow_empty_layers=allow_empty_layers,
     )
-    check_fixed_sparsity(recipe.pattern, sparsity)
+    check_fixed_sparsity(recipe.pattern, sparsity, allocation)
     subject = subject_of(model, variables, data, seed=seed, batch_size=batch_size)
     after_round = _progress(recipe.rounds, verbose)
     masks = find_masks(subject, recipe, sparsity, after_round=after_round)

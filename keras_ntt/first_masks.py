@@ -13,7 +13,8 @@ from keras_ntt.allocations import Allocation, Shares, round_to_total
 from keras_ntt.masks import MaskRule
 from keras_ntt.saliency import NetworkSaliency, magnitude
 from keras_ntt.saliency.base import OfWeights
-from keras_ntt.selection import find_masks, recipe_of, subject_of
+from keras_ntt.schedules import PruningSchedule, asked_for, decide
+from keras_ntt.selection import Recipe, find_masks, recipe_of, subject_of
 from keras_ntt.structures import check_fixed_sparsity
 
 
@@ -22,14 +23,14 @@ def start_of_transfer(
     variables: Sequence[keras.Variable],
     saliency: NetworkSaliency,
     *,
-    sparsity: float | None,
+    schedule: PruningSchedule,
     allocation: Allocation,
     count_rule: str,
     pattern: Any,
     data: Any,
     seed: int,
-) -> tuple[MaskRule, list[np.ndarray] | None]:
-    """Return how a transfer chooses its masks, and the first of them.
+) -> tuple[MaskRule, float | None, list[np.ndarray] | None]:
+    """Return how a transfer chooses its masks, the first sparsity and the first masks.
 
     A function of the weights chooses the first masks and every refresh. A score that looks at
     the network chooses the first masks, those of later refreshes are by latent magnitude.
@@ -38,7 +39,7 @@ def start_of_transfer(
         student: The dense student.
         variables: Its variables that are pruned.
         saliency: The score.
-        sparsity: Fraction of zeros at the start; None begins dense.
+        schedule: The schedule.
         allocation: The allocation.
         count_rule: The count rule.
         pattern: The pattern.
@@ -46,19 +47,22 @@ def start_of_transfer(
         seed: Seed of random scores.
 
     Returns:
-        The rule, and the first masks; None leaves them to the rule.
+        The rule; the fraction of zeros at the start, None if it begins dense; and the first
+        masks, None if they are left to the rule.
 
     Raises:
-        ValueError: If the score lacks data or cannot choose first masks, or the pattern fixes
-            another sparsity.
+        ValueError: If the score lacks data or cannot choose first masks, or the schedule asks for
+            a sparsity that cannot be had.
     """
     recipe = recipe_of(
         student, variables, saliency, allocation=allocation, count_rule=count_rule, pattern=pattern
     )
-    check_fixed_sparsity(recipe.pattern, sparsity or 0.0)
+    prune, answer = decide(schedule, 0)
+    sparsity = answer if prune else None
+    for asked in ([answer] if prune else []) + asked_for(schedule):
+        _check_sparsity(recipe, asked)
     shares, own = recipe.shares, isinstance(saliency, OfWeights)
     function = saliency.function if isinstance(saliency, OfWeights) else magnitude
-    counts: Callable[[float], list[int]] | None = None
     masks = None
     if not own or allocation == "plsr":
         saliency.check(data, "saliency_data")
@@ -72,17 +76,40 @@ def start_of_transfer(
         batches = None if own else data
         subject = subject_of(student, variables, batches, seed=seed)
         masks = find_masks(subject, recipe, sparsity)
-    if not shares.by_score:
-        counts = shares.counts
-    elif allocation == "plsr":
+    counts = _counts_of(shares, masks, sparsity)
+
+    def checked(wanted: float) -> list[int]:
+        _check_sparsity(recipe, wanted)
+        return counts(wanted)
+
+    rule = MaskRule(
+        tuple(shares.sizes),
+        function,
+        "global" if allocation == "global" else "layerwise",
+        count_rule,
+        checked,
+        recipe.pattern,
+        recipe.axes,
+    )
+    return rule, sparsity, masks
+
+
+def _check_sparsity(recipe: Recipe, sparsity: float) -> None:
+    """Raise a ValueError if weights cannot have a sparsity that the schedule asks for."""
+    check_fixed_sparsity(recipe.pattern, sparsity, recipe.shares.allocation)
+    recipe.shares.check_room(sparsity)
+
+
+def _counts_of(
+    shares: Shares, masks: Sequence[np.ndarray] | None, sparsity: float | None
+) -> Callable[[float], list[int]]:
+    """Return how many entries a sparsity keeps, as `MaskRule.counts` gives it."""
+    if shares.allocation == "global":
+        return lambda wanted: [shares.total(wanted)]
+    if shares.allocation == "plsr":
         assert masks is not None
-        counts = _in_proportion(shares, [int(m.sum()) for m in masks], sparsity or 0.0)
-    kind, sizes = _kind_of(shares), tuple(shares.sizes)
-    return MaskRule(sizes, function, kind, count_rule, counts, recipe.pattern, recipe.axes), masks
-
-
-def _kind_of(shares: Shares) -> str:
-    return "global" if shares.allocation == "global" else "layerwise"
+        return _in_proportion(shares, [int(m.sum()) for m in masks], sparsity or 0.0)
+    return shares.counts
 
 
 def _in_proportion(

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ntt import _host, checks
-from keras_ntt.allocations import counts_by_threshold
+from keras_ntt.allocations import Shares, counts_by_threshold
 from keras_ntt.masks import keep_count
 from keras_ntt.policies import Filters, check_filters, check_policy, choose_weights
 from keras_ntt.saliency.base import gradient
@@ -56,7 +56,8 @@ class GraNet(keras.callbacks.Callback):
         pruning_policy: See `keras_ntt.NeuralTangentTransfer`.
 
     Raises:
-        ValueError: If a setting is out of range.
+        ValueError: If a setting is out of range. In training, if so few entries are to be kept
+            that some weight would have none.
         tf.errors.InvalidArgumentError: In training, if the model's loss does not take the labels.
     """
 
@@ -121,6 +122,8 @@ class GraNet(keras.callbacks.Callback):
         checks.check_model(self.model)
         self._variables = choose_weights(self.model, **self._choice).weights
         self._paths = paths_of(self.model, self._variables)
+        shapes = tuple(tuple(v.shape) for v in self._variables)
+        Shares(tuple(self._paths), shapes, "global").check_room(self.sparsity)
         self._batches = Batches(self._data, self.model, self._batch_size)
         self._coming = iter(self._batches)
         self._step = self._iterations()

@@ -13,6 +13,7 @@ from keras_ntt import _host
 from keras_ntt.mask_names import names_by_id
 from keras_ntt.masks import MaskRule
 from keras_ntt.saliency import check_scores
+from keras_ntt.structures import warn_if_far
 
 
 def state_of(layer: keras.layers.Layer, name: str, value: Any, dtype: str) -> keras.Variable:
@@ -78,7 +79,13 @@ class LatentWeights(keras.layers.Layer):
         else:
             weights = [tf.constant(v) for v in values]
             check_scores(rule.saliency(weights), weights)
-            masks = rule.choose(weights, rule.counts(sparsity))
+            counts = rule.counts(sparsity)
+            masks = rule.choose(weights, counts)
+            found = [m.numpy() for m in masks]
+            names = [v.path for v in variables]
+            if rule.allocation == "global":
+                found, names = [np.concatenate([m.ravel() for m in found])], ["all weights"]
+            warn_if_far(rule.pattern, names, found, counts)
         self.density = state_of(self, "density", 1 - (sparsity or 0.0), "float64")
         self.sparsity = state_of(self, "sparsity", _sparsity_of(masks), "float32")
         self.latent = [

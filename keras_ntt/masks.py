@@ -73,8 +73,7 @@ class MaskRule:
         allocation: ``"layerwise"``: the same sparsity in each weight. ``"global"``: the largest
             scores of all weights together.
         count_rule: See `keep_count`.
-        own_counts: Sparsity to the number of entries that each weight keeps, where an allocation
-            gives each its own; None follows `allocation`.
+        own_counts: Sparsity to what `counts` returns, where that is not by `allocation` alone.
         pattern: How the entries of a weight are chosen; None takes the highest scores.
         axes: What the axes of each weight stand for.
     """
@@ -90,6 +89,11 @@ class MaskRule:
     def __post_init__(self) -> None:
         checks.check_choice("allocation", self.allocation, ALLOCATIONS)
         checks.check_choice("count_rule", self.count_rule, COUNT_RULES)
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers `counts` returns."""
+        return 1 if self.allocation == "global" else len(self.sizes)
 
     def counts(self, sparsity: float) -> list[int]:
         """Return how many entries are kept: one number a weight, or one for all of them.

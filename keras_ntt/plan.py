@@ -19,15 +19,22 @@ class Plan:
         schedule: The schedule.
         steps: The number of steps in one execution of the compiled step.
         counts: Sparsity to the numbers of entries that are kept.
+        numbers: How many numbers these are.
     """
 
-    def __init__(self, schedule: PruningSchedule, steps: int, counts: Callable[[float], list[int]]):
+    def __init__(
+        self,
+        schedule: PruningSchedule,
+        steps: int,
+        counts: Callable[[float], list[int]],
+        numbers: int,
+    ):
         self._given = schedule
         self._schedule = schedule
         self._steps = steps
         self._counts_at = counts
         self._idle = True
-        self._none = [-1] * len(counts(0.0))
+        self._none = [-1] * numbers
         self._first = tf.Variable(1, dtype=tf.int64, trainable=False)
         self._counts = tf.Variable([self._none] * steps, dtype=tf.int32, trainable=False)
         self._density = tf.Variable(tf.ones([steps], tf.float64), trainable=False)

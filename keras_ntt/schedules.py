@@ -266,6 +266,25 @@ def decide(schedule: PruningSchedule, step: int) -> tuple[bool, float]:
     return prune, check_sparsity(value) if prune else 0.0
 
 
+def asked_for(schedule: PruningSchedule) -> list[float]:
+    """Return the sparsities that a schedule asks for, as far as it says so beforehand.
+
+    These are the settings of the classes of this module. Other schedules, and subclasses, which
+    may answer otherwise, are functions of the step, and those are not asked before their time.
+
+    >>> asked_for(PolynomialDecay(0.5, 0.8, begin_step=0, end_step=10))
+    [0.5, 0.8]
+    """
+    return [getattr(schedule, name) for name in _SPARSITIES.get(type(schedule), ())]
+
+
+_SPARSITIES: dict[type[PruningSchedule], tuple[str, ...]] = {
+    NTTSchedule: ("sparsity",),
+    ConstantSparsity: ("target_sparsity",),
+    PolynomialDecay: ("initial_sparsity", "final_sparsity"),
+}
+
+
 def as_schedule(schedule: Any) -> PruningSchedule:
     """Return a `PruningSchedule` for a schedule, a callable or a number.
 

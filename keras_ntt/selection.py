@@ -20,7 +20,7 @@ from keras_ntt.patterns import Pattern
 from keras_ntt.policies import without_root
 from keras_ntt.saliency import Batches, NetworkSaliency, Subject, check_scores, magnitude
 from keras_ntt.saliency.data import BATCH_SIZE
-from keras_ntt.structures import as_pattern, choose
+from keras_ntt.structures import as_pattern, choose, warn_if_far
 
 
 @dataclass(frozen=True)
@@ -119,18 +119,21 @@ def find_masks(
 
     Returns:
         Boolean arrays of the weights' shapes.
+
+    Raises:
+        ValueError: If there are too few entries for every weight to keep one, and none may be
+            pruned away.
     """
     shares = recipe.shares
     kept = [np.ones(shape, bool) for shape in shares.shapes]
+    least = [0 if recipe.allow_empty_layers else 1] * len(kept)
+    if not recipe.allow_empty_layers:
+        shares.check_room(sparsity)
     final = None if shares.by_score else shares.counts(sparsity)
     if final is not None:
         subject = replace(subject, counts=tuple(final))
-    least = [0 if recipe.allow_empty_layers else 1] * len(kept)
-    if final is None and sum(least) > shares.total(sparsity):
-        raise ValueError(
-            "There are fewer entries to keep than weights to prune. Lower the sparsity, or pass "
-            f"allow_empty_layers=True. Received: sparsity={sparsity!r}, {len(kept)} weights"
-        )
+        if shares.allocation in ("er", "erk"):
+            _warn_of_empty(final, recipe)
     for number in range(1, recipe.rounds + 1):
         now = replace(subject, masks=_as_tensors(kept, subject), round=number - 1)
         keys = score(recipe.saliency, now)
@@ -152,6 +155,7 @@ def find_masks(
             chosen = select(keys, counts, recipe.pattern, recipe.axes)
             kept = [a & b for a, b in zip(kept, chosen, strict=True)]
         after_round(number)
+    warn_if_far(recipe.pattern, shares.names, kept, counts)
     return kept
 
 
@@ -224,18 +228,17 @@ def _as_tensors(masks: Sequence[np.ndarray], subject: Subject) -> tuple[tf.Tenso
 
 def _warn_of_empty(counts: Sequence[int], recipe: Recipe) -> None:
     empty = [n for n, count in zip(recipe.shares.names, counts, strict=True) if not count]
-    if empty:
-        done = (
-            "They are pruned to nothing, as allow_empty_layers=True lets them be, and no signal "
-            "passes them"
-            if recipe.allow_empty_layers
-            else "The best entry of each is kept all the same"
-        )
-        warnings.warn(
-            f"The scores of {recipe.saliency.name} would remove all of {empty}. {done}. "
-            "Prune in more rounds, or share the sparsity out by allocation='erk'.",
-            stacklevel=4,
-        )
+    if not empty:
+        return
+    done = "The best entry of each is kept all the same"
+    if recipe.allow_empty_layers:
+        done = "They are pruned to nothing, as allow_empty_layers=True lets them be, and no signal "
+        done += "passes them"
+    who, instead = f"The allocation {recipe.shares.allocation!r}", "Lower the sparsity"
+    if recipe.shares.by_score:
+        who, instead = f"The scores of {recipe.saliency.name}", "Prune in more rounds"
+        instead += ", or share the sparsity out by allocation='erk'"
+    warnings.warn(f"{who} would remove all of {empty}. {done}. {instead}.", stacklevel=4)
 
 
 def recipe_of(

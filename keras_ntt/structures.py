@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from keras_ntt import checks
@@ -96,13 +99,61 @@ def _has_sides(pattern: Pattern) -> bool:
     return isinstance(pattern, OfConsecutive | Blocks) or pattern is whole_filters
 
 
-def check_fixed_sparsity(pattern: Pattern | None, sparsity: float) -> None:
-    """Raise a ValueError if a pattern fixes another sparsity than the one asked for."""
+def check_fixed_sparsity(pattern: Pattern | None, sparsity: float, allocation: Any = None) -> None:
+    """Raise a ValueError if a pattern fixes another sparsity than one that is asked for.
+
+    Args:
+        pattern: The pattern.
+        sparsity: The fraction of zeros that is asked for.
+        allocation: The allocation; a mapping asks for more. 1 can be had: all is pruned then.
+    """
     fixed = getattr(pattern, "sparsity", None)
-    if fixed is not None and sparsity and abs(fixed - sparsity) > 1e-6:
-        raise ValueError(
-            f"The pattern {pattern} fixes the sparsity of every weight at {fixed:g}: ask for that. "
-            f"Received: sparsity={sparsity!r}"
+    if fixed is None:
+        return
+    asked = {"sparsity": sparsity}
+    if isinstance(allocation, Mapping):
+        asked |= {f"allocation[{k!r}]": v for k, v in allocation.items() if v != 1}
+    for name, value in asked.items():
+        if abs(fixed - value) > 1e-6:
+            raise ValueError(
+                f"The pattern {pattern} fixes the sparsity of every weight at {fixed:g}: ask for "
+                "that at all times, and leave out by filters= what is to stay dense. "
+                f"Received: {name}={value!r}"
+            )
+
+
+def warn_if_far(
+    pattern: Pattern | None,
+    names: Sequence[str],
+    masks: Sequence[np.ndarray],
+    counts: Sequence[int],
+) -> None:
+    """Warn of weights in which a pattern has missed the sparsity that was asked for by far.
+
+    That is by a fifth of the entries, or twice or half of those to keep. What is pruned away as a
+    whole does not count.
+
+    Args:
+        pattern: The pattern.
+        names: Paths of the weights.
+        masks: Their masks.
+        counts: How many entries each should keep, if the pattern does not fix it.
+    """
+    far = []
+    for name, mask, count in zip(names, masks, counts, strict=True):
+        if pattern is None or count == 0:
+            continue
+        wanted = getattr(pattern, "sparsity", 1 - count / mask.size)
+        found = 1 - np.count_nonzero(mask) / mask.size
+        if abs(found - wanted) > 0.2 or not 0.5 < (1 - found) / (1 - wanted) < 2:
+            far.append(f"{name} ({found:.3g} instead of {wanted:.3g})")
+    if far:
+        warnings.warn(
+            f"The pattern does not come near the sparsity of {', '.join(far)}: what it keeps or "
+            "prunes as one leaves too few choices in a weight so small. Take a finer pattern, or "
+            "leave such weights out by filters=. "
+            f"Received: pattern {getattr(pattern, '__name__', pattern)}",
+            stacklevel=4,
         )
 
 
@@ -146,6 +197,9 @@ class Blocks:
 
     height: int
     width: int
+
+    def __str__(self) -> str:
+        return f"({self.height}, {self.width})"
 
     def __call__(self, scores: tf.Tensor, sparsity: Any) -> tf.Tensor:
         """Return the mask of a kernel ``[..., inputs, outputs]``."""

@@ -20,7 +20,7 @@ from keras_ntt.objective import Weighting
 from keras_ntt.plan import Course, Plan
 from keras_ntt.policies import Filters, choose_weights
 from keras_ntt.saliency import NetworkSaliency, as_saliency
-from keras_ntt.schedules import as_schedule, decide
+from keras_ntt.schedules import as_schedule
 from keras_ntt.sparse_model import check_no_masks
 from keras_ntt.transfer_step import TransferStep
 from keras_ntt.updates import Update
@@ -138,16 +138,14 @@ class NeuralTangentTransfer(TransferStep):
             memory_limit = checks.check_count("memory_limit", memory_limit)
         schedule = as_schedule(pruning_schedule)
         choice = choose_weights(student, filters=filters, pruning_policy=pruning_policy)
-        prune, sparsity = decide(schedule, 0)
-        first = sparsity if prune else None
         if seed is None:
             seed = int(replicas.agreed(np.random.randint(2**31)))
         seed = checks.check_seed(seed)
-        rule, masks = start_of_transfer(
+        rule, first, masks = start_of_transfer(
             student,
             choice.weights,
             as_saliency(saliency),
-            sparsity=first,
+            schedule=schedule,
             allocation=allocation,
             count_rule=count_rule,
             pattern=pattern,
@@ -227,7 +225,8 @@ class NeuralTangentTransfer(TransferStep):
             auto_scale_loss=auto_scale_loss,
         )
         self.optimizer.build(self.trainable_variables)
-        self._plan = Plan(self.pruning_schedule, steps_per_execution, self._weights.rule.counts)
+        rule = self._weights.rule
+        self._plan = Plan(self.pruning_schedule, steps_per_execution, rule.counts, rule.numbers)
 
     def fit(
         self,

@@ -15,7 +15,14 @@ from keras import layers
 
 import keras_ntt
 from conftest import warned
-from keras_ntt import NeuralTangentTransfer, get_masks, prune_at_init, prune_neural_tangent
+from keras_ntt import (
+    NeuralTangentTransfer,
+    NTTSchedule,
+    PolynomialDecay,
+    get_masks,
+    prune_at_init,
+    prune_neural_tangent,
+)
 from keras_ntt.allocations import (
     ALLOCATIONS,
     Shares,
@@ -233,12 +240,34 @@ def test_allocations_that_are_none(allocation, message):
         prune_at_init(mlp(), sparsity=0.5, saliency="random", allocation=allocation)
 
 
-def test_too_few_entries_for_the_weights():
+@pytest.mark.parametrize("allocation", ["global", "plsr", "er", "erk"])
+def test_too_few_entries_for_the_weights(allocation):
+    """Two of 103 entries for three weights."""
+    options = {"sparsity": 0.985, "saliency": "random", "allocation": allocation}
     with pytest.raises(ValueError, match="fewer entries to keep than weights to prune"):
-        prune_at_init(mlp(), sparsity=0.985, saliency="random")
-    with warned("would remove all of"):
-        pruned = prune_at_init(mlp(), sparsity=0.985, saliency="random", allow_empty_layers=True)
+        prune_at_init(mlp(), **options)
+    with warned("would remove all of.*allow_empty_layers=True"):
+        pruned = prune_at_init(mlp(), **options, allow_empty_layers=True)
     assert sum(counts_of(pruned)) == 2
+
+
+@pytest.mark.parametrize("allocation", ["global", "plsr", "er", "erk"])
+@pytest.mark.parametrize("saliency", ["magnitude", "synflow"])
+@pytest.mark.parametrize("schedule", [0.985, NTTSchedule(0.985), PolynomialDecay(0.5, 0.985, 0, 9)])
+def test_too_few_entries_in_a_transfer(allocation, saliency, schedule):
+    model = mlp()
+    with pytest.raises(ValueError, match=r"fewer entries to keep.*Received: sparsity=0\.985"):
+        NeuralTangentTransfer(
+            model, pruning_schedule=schedule, saliency=saliency, allocation=allocation
+        )
+    assert all(kernel.all() for kernel in kernels(model))
+
+
+def test_one_entry_for_each_weight_is_enough():
+    """Three of 103 entries for three weights."""
+    for allocation in ("global", "er", "erk"):
+        transfer = NeuralTangentTransfer(mlp(), pruning_schedule=0.971, allocation=allocation)
+        assert [int(m.sum()) for m in transfer.masks.values()] == [1, 1, 1]
 
 
 def test_a_threshold_leaves_each_weight_its_least():

@@ -1,5 +1,7 @@
 """Patterns by name: m of n consecutive entries, blocks, whole filters; at once and in transfers."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import tensorflow as tf
 from keras import layers
 
 import keras_ntt
+from conftest import warned
 from keras_ntt.structures import as_pattern, choose
 
 
@@ -214,15 +217,127 @@ def test_a_function_gets_the_scores_in_the_shape_of_the_weight():
     assert shapes == [(12, 2, 6), (12, 2, 6), (12, 2, 6), (2, 6, 12)]
 
 
-def test_another_sparsity_than_the_pattern_has(network):
-    message = "fixes the sparsity of every weight at 0.5"
-    with pytest.raises(ValueError, match=message):
-        keras_ntt.prune_at_init(network, sparsity=0.9, saliency="random", pattern="2:4")
+def test_scores_below_zero_have_their_order(network):
+    """A one-channel convolution has padding in each group of four, and nothing to choose."""
+    one = keras.Sequential([keras.Input((6, 6, 1)), layers.Conv2D(8, 3), layers.Dense(6)])
+    log = lambda weights: [tf.math.log(tf.abs(w)) for w in weights]  # noqa: E731
+    found = []
+    for options in ({"saliency": "magnitude"}, {"saliency": log}):
+        with warned("does not come near the sparsity of conv2d/kernel"):
+            pruned = keras_ntt.prune_at_init(one, sparsity=0.5, pattern="2:4", **options)
+        found.append(list(keras_ntt.get_masks(pruned).values()))
+    for by_value, by_log in zip(*found, strict=True):
+        np.testing.assert_array_equal(by_value, by_log)
+    assert found[0][0].all()
+    assert (groups(found[0][1], 4) == 2).all()
+
+
+# --- sparsities that a pattern cannot have ------------------------------------------------------
+
+
+FIXED = "fixes the sparsity of every weight at 0.5"
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "allocation", "received"),
+    [
+        (0.9, "global", "sparsity=0.9"),
+        (0.0, "global", "sparsity=0.0"),
+        (0.5, {"conv": 0.9}, r"allocation\['conv'\]=0.9"),
+        (0.5, {"hidden": 0.5, "conv": 0.0}, r"allocation\['conv'\]=0.0"),
+    ],
+)
+def test_another_sparsity_than_the_pattern_has(network, sparsity, allocation, received):
+    options = {"allocation": allocation, "pattern": "2:4"}
+    with pytest.raises(ValueError, match=f"{FIXED}.*Received: {received}"):
+        keras_ntt.prune_at_init(network, sparsity=sparsity, saliency="random", **options)
     before = network.get_weights()
-    with pytest.raises(ValueError, match=message):
-        keras_ntt.NeuralTangentTransfer(network, pruning_schedule=0.9, pattern="2:4")
+    with pytest.raises(ValueError, match=f"{FIXED}.*Received: {received}"):
+        keras_ntt.NeuralTangentTransfer(network, pruning_schedule=sparsity, **options)
     for old, new in zip(before, network.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
+
+
+def test_a_layer_may_be_pruned_away_beside_a_pattern(network):
+    pruned = keras_ntt.prune_at_init(
+        network, sparsity=0.5, saliency="random", pattern="2:4", allocation={"conv": 1.0}
+    )
+    conv, *others = keras_ntt.get_masks(pruned).values()
+    assert not conv.any()
+    assert all((groups(mask, 4) == 2).all() for mask in others)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "asked"),
+    [
+        (keras_ntt.PolynomialDecay(0.0, 0.9, 0, 3, frequency=1), 0.0),
+        (keras_ntt.PolynomialDecay(0.5, 0.9, 0, 3), 0.9),
+        (keras_ntt.ConstantSparsity(0.75, begin_step=2), 0.75),
+        (lambda step: (True, 0.0), 0.0),
+    ],
+)
+def test_schedules_that_ask_for_another_sparsity(network, schedule, asked):
+    with pytest.raises(ValueError, match=f"{FIXED}.*Received: sparsity={asked}"):
+        keras_ntt.NeuralTangentTransfer(network, pruning_schedule=schedule, pattern="2:4")
+
+
+def test_a_function_that_asks_for_another_sparsity_is_found_out_when_it_does(rng, network):
+    transfer = keras_ntt.NeuralTangentTransfer(
+        network, pruning_schedule=lambda step: (step > 1, 0.5 if step < 3 else 0.75), pattern="2:4"
+    )
+    transfer.compile("adam")
+    x = rng.normal(size=(16, 6, 6, 4)).astype("float32")
+    with pytest.raises(ValueError, match=f"{FIXED}.*Received: sparsity=0.75"):
+        transfer.fit(x, batch_size=4, verbose=0)
+    assert transfer.step == 2
+    assert all((groups(mask, 4) == 2).all() for mask in transfer.masks.values())
+
+
+def test_a_schedule_may_begin_dense_and_go_to_the_sparsity_of_the_pattern(rng, network):
+    pruned = keras_ntt.prune_neural_tangent(
+        network,
+        rng.normal(size=(8, 6, 6, 4)).astype("float32"),
+        sparsity=keras_ntt.ConstantSparsity(0.5, begin_step=1, frequency=1),
+        pattern="2:4",
+        epochs=1,
+        batch_size=4,
+        verbose=0,
+    )
+    assert all((groups(mask, 4) == 2).all() for mask in keras_ntt.get_masks(pruned).values())
+
+
+@pytest.mark.parametrize(
+    ("pattern", "sparsity", "far"),
+    [
+        # Of two blocks one is kept, of one block that one.
+        ((36, 8), 0.8, ["conv/kernel (0.5 instead of 0.8", "hidden/kernel (0 instead of 0.8"]),
+        ((500, 70), 0.8, ["conv/kernel (0 instead of 0.8", "hidden/kernel (0 instead of 0.8"]),
+        # One block of 16 is many times an entry.
+        ((16, 1), 0.9975, ["conv/kernel (0.972 instead of 0.998"]),
+        (lambda scores, sparsity: scores > -1, 0.3, ["conv/kernel (0 instead of 0.3"]),
+    ],
+)
+def test_patterns_that_do_not_come_near_the_sparsity(pattern, sparsity, far):
+    network = keras.Sequential(
+        [
+            keras.Input((3, 3, 8)),
+            layers.Conv2D(8, 3, name="conv"),
+            layers.Dense(4, name="hidden"),
+        ]
+    )
+    options = {"allocation": "layerwise", "pattern": pattern}
+    message = "does not come near the sparsity of .*" + ".*".join(map(re.escape, far))
+    with warned(message):
+        keras_ntt.prune_at_init(network, sparsity=sparsity, saliency="magnitude", **options)
+    with warned(message):
+        keras_ntt.NeuralTangentTransfer(network, pruning_schedule=sparsity, **options)
+
+
+def test_a_pattern_that_does_not_come_near_the_sparsity_of_all_weights(network):
+    with warned(r"all weights \(0 instead of 0.8\).*Received: pattern \(500, 70\)"):
+        keras_ntt.NeuralTangentTransfer(
+            network, pruning_schedule=0.8, allocation="global", pattern=(500, 70)
+        )
 
 
 @pytest.mark.parametrize(

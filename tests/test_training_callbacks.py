@@ -224,6 +224,14 @@ def granet(**options):
     return GraNet(settings.pop("sparsity", 0.75), settings.pop("data", data()), **settings)
 
 
+def test_granet_with_fewer_entries_than_weights():
+    """One of 72 entries for two weights."""
+    model = mlp()
+    with pytest.raises(ValueError, match=r"fewer entries to keep.*Received: sparsity=0\.985"):
+        model.fit(*data(), callbacks=[GraNet(0.985, data(), end_step=2)], verbose=0)
+    assert get_masks(model) == {}
+
+
 @pytest.mark.parametrize("options", [{}, {"run_eagerly": True}], ids=str)
 def test_granet_prunes_to_its_curve_and_regrows(options):
     model, watch, callback = mlp(**options), Watch(), granet()
