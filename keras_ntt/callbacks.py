@@ -27,21 +27,25 @@ class UpdatePruningStep(keras.callbacks.Callback):
     """
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Warn, if there is reason to."""
-        if isinstance(self.model, NeuralTangentTransfer):
-            return  # it looks ahead by itself
+        """Warn of the model, if there is reason to."""
+        self._looks_ahead = not isinstance(self.model, NeuralTangentTransfer)  # which does itself
+        if not self._looks_ahead:
+            return
         warn_of_lora(self.model)
-        masks = scheduled_masks(self.model)
-        if not masks:
+        if not scheduled_masks(self.model):
             warn_if_unheld(self.model)
-            return
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Warn of the schedule, at the first epoch: only now it is known how many there are."""
+        looks_ahead, self._looks_ahead = self._looks_ahead, False
         steps = self.params.get("steps")
-        if steps is None:
+        if not looks_ahead or steps is None:
             return
-        epochs = self.params["epochs"] - (getattr(self.model, "_initial_epoch", None) or 0)
+        left = (self.params["epochs"] - epoch) * steps
+        masks = scheduled_masks(self.model)
         plans = {id(m.timetable): (m.timetable, m.step) for m in masks if m.timetable}
         for timetable, done in plans.values():
-            warn_if_idle(timetable.schedule, done + 1 if done else 0, done + epochs * steps + 1)
+            warn_if_idle(timetable.schedule, done + 1 if done else 0, done + left + 1)
 
 
 class PruningSummaries(keras.callbacks.TensorBoard):

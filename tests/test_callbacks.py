@@ -13,13 +13,14 @@ import keras_ntt
 from keras_ntt import ConstantSparsity, PolynomialDecay, PruningSummaries, UpdatePruningStep
 
 
-def fit(model, *callbacks, epochs=2):
+def fit(model, *callbacks, **options):
     """Fit for 8 batches an epoch; return what was warned of by this package."""
     compile_(model)
     x, y = data_for(model)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        model.fit(x, y, batch_size=4, epochs=epochs, callbacks=list(callbacks), verbose=0)
+        options = {"epochs": 2, "batch_size": 4, **options}
+        model.fit(x, y, callbacks=list(callbacks), verbose=0, **options)
     return [str(w.message) for w in caught if "pruned" in str(w.message) or "run" in str(w.message)]
 
 
@@ -49,6 +50,17 @@ def test_a_second_fit_counts_on(mlp):
     model = keras_ntt.prune_low_magnitude(mlp(), ConstantSparsity(0.5, 12, 12))
     assert len(fit(model, UpdatePruningStep(), epochs=1)) == 1
     assert fit(model, UpdatePruningStep(), epochs=1) == []
+    assert keras_ntt.sparsity_report(model).sparsity == 0.5
+
+
+def test_epochs_that_are_skipped_do_not_count(mlp):
+    """Eight steps an epoch: two epochs reach step 16, three step 24."""
+    schedule = PolynomialDecay(0, 0.5, 0, 20, frequency=4)
+    model = keras_ntt.prune_low_magnitude(mlp(), schedule)
+    [message] = fit(model, UpdatePruningStep(), initial_epoch=3, epochs=5)
+    assert "before the schedule's end_step" in message
+    model = keras_ntt.prune_low_magnitude(mlp(), schedule)
+    assert fit(model, UpdatePruningStep(), initial_epoch=3, epochs=6) == []
     assert keras_ntt.sparsity_report(model).sparsity == 0.5
 
 
