@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import subprocess
 import sys
@@ -127,6 +128,57 @@ def test_titles_say_which_is_best_and_not_more(curves, metric, text):
     assert text in title(plots.training_curves(curves, metric=metric))
 
 
+def test_epochs_without_a_number_are_passed_by():
+    """Of two, as `TrainingDynamics` measures them with every=2."""
+    nan = float("nan")
+    runs = {"a": [[nan, 4.0, nan, 2.0, nan], [nan, 2.0, nan, 2.0, nan]], "b": [nan, 3, nan, 3, nan]}
+    figure = plots.training_curves(runs, metric="ntk_distance")
+    np.testing.assert_allclose(lines(figure)["a"], [[2, 4], [3, 2]])
+    np.testing.assert_allclose(lines(figure)["b"], [[2, 4], [3, 3]])
+    assert title(figure) == "After 4 epochs a is 1 ahead of b, in one run"
+    assert figure.axes[0].get_xlim()[1] > 5
+    assert np.isfinite(figure.axes[0].collections[0].get_paths()[0].vertices).all()
+
+
+@pytest.mark.parametrize(
+    ("curves", "text"),
+    [
+        (
+            {"a": [0.1, np.nan], "b": [0.1, 0.3]},
+            "After 2 epochs b has 30 points, a is NaN or infinite",
+        ),
+        (
+            {"a": [0.1, np.nan], "b": [0.1, 0.3], "c": [0.1, 0.5], "d": [0.1, np.inf]},
+            "After 2 epochs c is 20 points ahead of b, in one run, a, d are NaN or infinite",
+        ),
+        ({"a": [np.nan, np.nan]}, "After 2 epochs a is NaN or infinite"),
+    ],
+)
+def test_titles_compare_numbers_only(curves, text):
+    assert title(plots.training_curves(curves)) == text
+
+
+def test_a_transfer_that_came_to_nothing():
+    curves = {"loss": [1.0, np.nan], "ntk_distance": [1.0, np.nan], "output_distance": [1.0, 1.0]}
+    figure = plots.transfer_curves(curves)
+    assert title(figure) == "The distance of the kernels is NaN or infinite after 2 epochs"
+
+
+@pytest.mark.parametrize("draw_in", [plots.training_curves, plots.transfer_curves])
+def test_axes_of_others_keep_a_scale_of_their_own(draw_in):
+    mine = Figure()
+    left, right = mine.subplots(1, 2)
+    left.set_xscale("log")
+    right.set_xticks([1, 3])
+    curves = {"loss": [3.0, 2.0, 1.0], "ntk_distance": [3, 2, 1], "output_distance": [3, 2, 1]}
+    for axes in (left, right):
+        draw_in(curves, ax=axes)
+    assert left.get_xscale() == "log"
+    assert left.get_xlim()[0] > 0
+    assert right.get_xticks().tolist() == [1, 3]
+    mine.savefig(io.BytesIO())
+
+
 def test_training_curves_take_histories():
     model = tiny()
     model.compile("sgd", "mse")
@@ -177,6 +229,16 @@ def test_kernel_matrices_are_in_the_order_of_classes(rng):
     assert f"alignment {cosine:.2f}" in second.get_title(loc="left")
     assert bar.get_ylabel() == "kernel, mean over outputs"
     assert f"alignment of {cosine:.2f} with that of dense" in big_title(figure)
+
+
+def test_classes_may_have_names(rng):
+    kernel = rng.normal(size=(4, 4))
+    numbers, names = (
+        plots.kernel_matrices({"a": kernel}, labels=labels).axes[0]
+        for labels in ([1, 0, 1, 0], ["dog", "cat", "dog", "cat"])
+    )
+    np.testing.assert_array_equal(names.images[0].get_array(), numbers.images[0].get_array())
+    assert next(iter(names.get_lines())).get_ydata()[0] == 1.5
 
 
 def test_kernels_with_scales_of_their_own(rng):
@@ -364,6 +426,50 @@ def test_pictures_change_no_settings_and_are_drawn(name):
     assert draw(name)._repr_png_() != png  # another title
 
 
+NAMED = {
+    "training_curves": lambda a, b: {a: [0.1, 0.2], b: [0.1, 0.3]},
+    "accuracy_by_sparsity": lambda a, b: {a: {0.5: 0.1}, b: {0.5: 0.2}},
+    "eigenvalue_spectra": lambda a, b: {a: np.eye(2), b: np.eye(2)},
+    "sparsity_by_layer": lambda a, b: dict.fromkeys((a, b), keras_ntt.sparsity_report(tiny())),
+    "size_by_sparsity": lambda a, b: {a: {0.5: 10}, b: {0.5: 20}},
+    "latency_by_sparsity": lambda a, b: {a: {0.5: 2.0}, b: {0.5: 3.0}},
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("names", [("_mine", "b"), ("_a", "_b"), ("", "b"), ("$5", "$7")], ids=str)
+def test_every_name_is_in_the_legend(name, names):
+    figure = getattr(plots, name)(NAMED[name](*names))
+    assert [text for text in legend(figure) if text != "as fast as dense"] == list(names)
+    mine = Figure()
+    axes = mine.subplots()
+    axes.plot([0.5, 0.6], [1, 2], label="theirs")
+    getattr(plots, name)(NAMED[name](*names), ax=axes)
+    found = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert [text for text in found if text != "as fast as dense"] == ["theirs", *names]
+
+
+@pytest.mark.parametrize("name", ["training_curves", "sparsity_by_layer", "eigenvalue_spectra"])
+def test_dollars_are_no_mathematics(name):
+    """In SVG a text is one element; what Matplotlib sets as mathematics is in pieces."""
+    figure = getattr(plots, name)(NAMED[name]("cost $5", "cost $7"), title="from $5 to $7")
+    content = io.StringIO()
+    with mpl.rc_context({"svg.fonttype": "none"}):
+        figure.savefig(content, format="svg")
+    for text in ("cost $5", "cost $7", "from $5 to $7"):
+        assert f">{text}</text>" in content.getvalue()
+    assert ">$" not in content.getvalue()  # the ticks of logarithmic axes are mathematics
+
+
+def test_names_that_would_be_wrong_mathematics():
+    figure = plots.training_curves({r"$\lambda_": [0.1, 0.2], "b$": [0.1, 0.3]})
+    assert figure._repr_png_().startswith(b"\x89PNG")
+    masks = plots.mask_maps({r"$\lambda_/b$/kernel": np.eye(2), r"$\mu_/b$/kernel": np.eye(2)})
+    assert masks._repr_png_().startswith(b"\x89PNG")
+    kernels = plots.kernel_matrices({r"$\lambda_": np.eye(2), "b$": np.eye(2)})
+    assert kernels._repr_png_().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize("name", [n for n in EVERY if n not in ("kernel_matrices", "mask_maps")])
 def test_pictures_go_into_axes_of_others(name):
     mine = Figure()
@@ -378,12 +484,28 @@ def test_pictures_go_into_axes_of_others(name):
     ("name", "given", "options", "text"),
     [
         ("transfer_curves", {"loss": [1.0]}, {}, "history must have the curves"),
+        (
+            "transfer_curves",
+            {"loss": [], "ntk_distance": [], "output_distance": []},
+            {},
+            "Received: 0 epochs",
+        ),
         ("training_curves", {}, {}, "curves must map names"),
         ("training_curves", [0.1], {}, "curves must map names"),
         ("training_curves", {"a": [[1.0], [1.0, 2.0]]}, {}, "curves of 'a' must be"),
         ("training_curves", {"a": "b"}, {}, "curves of 'a' must be"),
         ("training_curves", {"a": []}, {}, "curves of 'a' must be"),
         ("accuracy_by_sparsity", {"a": {1.0: 0.1}}, {}, "in \\[0, 1\\)"),
+        (
+            "accuracy_by_sparsity",
+            {"a": {"0.9": 0.1}},
+            {},
+            "a number.*Received: sparsities \\['0.9'",
+        ),
+        ("accuracy_by_sparsity", {"a": [0.3, 0.4]}, {}, "Received: sparsities \\['a list'"),
+        ("accuracy_by_sparsity", {"a": {0.5: "b"}}, {}, "'a' must have a number"),
+        ("accuracy_by_sparsity", {"a": {0.5: []}}, {}, "'a' must have a number"),
+        ("eigenvalue_spectra", {"a": np.zeros((2, 2)), "b": np.eye(2)}, {}, "without: \\['a'\\]"),
         ("kernel_matrices", {"a": np.eye(2), "b": np.eye(3)}, {}, "of the same samples"),
         ("kernel_matrices", {"a": np.eye(2)}, {"labels": [1]}, "labels must be one class"),
         ("kernel_matrices", {"a": np.ones(2)}, {}, "must be \\[n1, n2\\]"),

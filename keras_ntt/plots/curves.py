@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from keras_ntt.checks import is_number
 from keras_ntt.plots import data
 from keras_ntt.plots.style import add_legend, add_title, drawing, percent, styles_of
 
@@ -36,7 +37,7 @@ def transfer_curves(history: Any, *, title: str | None = None, ax: Axes | None =
 
     Raises:
         ImportError: If Matplotlib is not installed.
-        ValueError: If there are no such curves.
+        ValueError: If there are no such curves, or they have no epochs.
     """
     curves = getattr(history, "history", history)
     if not isinstance(curves, Mapping) or not set(_OBJECTIVE) <= set(curves):
@@ -45,9 +46,13 @@ def transfer_curves(history: Any, *, title: str | None = None, ax: Axes | None =
             "NeuralTangentTransfer.fit has. "
             f"Received: {list(curves) if isinstance(curves, Mapping) else type(curves).__name__}"
         )
+    if not len(curves["loss"]):
+        raise ValueError(
+            "history must have an epoch at least: fit the transfer first. Received: 0 epochs"
+        )
     styles = styles_of(_OBJECTIVE)
     with drawing(ax) as (figure, (axes,)):
-        values = []
+        values, series = [], []
         for name, label in _OBJECTIVE.items():
             for key, dash in ((name, "-"), (f"val_{name}", "--")):
                 if key in curves:
@@ -57,7 +62,8 @@ def transfer_curves(history: Any, *, title: str | None = None, ax: Axes | None =
                         style["marker"] = None
                     text = label if key == name else f"{label}, validation"
                     mark = _every(len(epochs))
-                    axes.plot(epochs, curves[key], **style, markevery=mark, label=text)
+                    (line,) = axes.plot(epochs, curves[key], **style, markevery=mark, label=text)
+                    series.append((text, line))
                     values += list(curves[key])
         if min(values) > 0:
             axes.set_yscale("log")
@@ -65,7 +71,7 @@ def transfer_curves(history: Any, *, title: str | None = None, ax: Axes | None =
         axes.set_xlabel("epochs of the transfer, without labels")
         axes.set_ylabel("mean over the epoch")
         add_title(axes, title or _course_of(curves["ntk_distance"]), ax is None)
-        add_legend(axes, ax is None)
+        add_legend(axes, ax is None, series)
     return figure
 
 
@@ -81,7 +87,8 @@ def training_curves(
 ) -> Figure:
     """Draw training curves of several methods, with the spread over seeds.
 
-    Lines are means, and the bands around them one sample standard deviation to either side.
+    Lines are means, and the bands around them one sample standard deviation to either side. They
+    pass by epochs of NaN, in which `keras_ntt.TrainingDynamics` measures nothing, for example.
 
     Args:
         curves: Name of a method to its curves: a Keras History or a list of them, or numbers
@@ -107,13 +114,16 @@ def training_curves(
     scale = 100.0 if "accuracy" in metric else 1.0
     found = {name: scale * data.series_of(v, metric, name) for name, v in curves.items()}
     styles = styles_of(found, reference)
+    series = []
     with drawing(ax) as (figure, (axes,)):
         for i, (name, runs) in enumerate(found.items()):
-            epochs, style = np.arange(1, runs.shape[1] + 1), styles[name]
-            mean, band = runs.mean(axis=0), data.spread(runs)
+            measured = np.isfinite(runs.mean(axis=0))
+            epochs, style = np.arange(1, runs.shape[1] + 1)[measured], styles[name]
+            mean, band = runs[:, measured].mean(axis=0), data.spread(runs[:, measured])
             text = (names or {}).get(name, name)
             mark = _every(len(epochs), i)
-            axes.plot(epochs, mean, **style.line, markevery=mark, label=text)
+            (line,) = axes.plot(epochs, mean, **style.line, markevery=mark, label=text)
+            series.append((text, line))
             if len(runs) > 1:
                 low, high = mean - band, mean + band
                 axes.fill_between(epochs, low, high, color=style.color, alpha=0.13, lw=0)
@@ -122,7 +132,8 @@ def training_curves(
         axes.set_xlabel("epochs of training")
         axes.set_ylabel(label or _words(metric))
         add_title(axes, title or _best_at_end(found, reference, metric), ax is None)
-        add_legend(axes, ax is None, note=_seeds_note([len(runs) for runs in found.values()]))
+        note = _seeds_note([len(runs) for runs in found.values()])
+        add_legend(axes, ax is None, series, note=note)
     return figure
 
 
@@ -154,38 +165,50 @@ def accuracy_by_sparsity(
         ImportError: If Matplotlib is not installed.
         ValueError: If there is nothing to draw, or a sparsity is outside [0, 1).
     """
-    data.check_named(results, "results")
-    found = {
-        name: {s: 100 * np.atleast_1d(np.asarray(v, "float64")) for s, v in sorted(row.items())}
-        for name, row in results.items()
-    }
+    found = _accuracies(results)
     levels = sorted({s for row in found.values() for s in row})
-    if not levels or not 0 <= levels[0] <= levels[-1] < 1:
-        raise ValueError(
-            "results must map each method to accuracies by sparsity, the fraction of zeros in "
-            f"[0, 1). Received: sparsities {levels}"
-        )
     styles = styles_of(found)
+    series: list[tuple[str, Any]] = []
     with drawing(ax) as (figure, (axes,)):
         for i, (name, row) in enumerate(found.items()):
             aside = 1.03 ** ((len(found) - 1) / 2 - i)
             places = [(1 - s) * aside for s in row]
             mean = [values.mean() for values in row.values()]
             band = [float(data.spread(values[:, None])[0]) for values in row.values()]
-            axes.errorbar(
+            drawn = axes.errorbar(
                 places, mean, yerr=band, **styles[name].line, elinewidth=1, capsize=2, label=name
             )
+            series.append((name, drawn))
         if dense is not None:
             level = 100 * float(np.mean(dense))
-            axes.axhline(level, color="black", lw=1.2, label="dense")
+            series.append(("dense", axes.axhline(level, color="black", lw=1.2, label="dense")))
         density_axis(axes, levels)
         axes.set_ylabel(label)
         last = {name: row[levels[-1]] for name, row in found.items() if levels[-1] in row}
         sentence = data.verdict(last, f"At {percent(levels[-1])} zeros", unit=" points")
         add_title(axes, title or sentence, ax is None)
         seeds = [len(values) for row in found.values() for values in row.values()]
-        add_legend(axes, ax is None, note=_seeds_note(seeds))
+        add_legend(axes, ax is None, series, note=_seeds_note(seeds))
     return figure
+
+
+def _accuracies(results: Any) -> dict[str, dict[float, np.ndarray]]:
+    """Return accuracies in per cent, by method and sparsity, in the order of sparsity."""
+    data.check_named(results, "results")
+    levels: list[Any] = []
+    for row in results.values():
+        levels += list(row) if isinstance(row, Mapping) else [f"a {type(row).__name__}"]
+    if not levels or not all(is_number(s) and 0 <= s < 1 for s in levels):
+        raise ValueError(
+            "results must map each method to accuracies by sparsity, the fraction of zeros in "
+            "[0, 1) as a number, for example {'NTT': {0.9: 0.85}}. "
+            f"Received: sparsities {levels}"
+        )
+    found: dict[str, dict[float, np.ndarray]] = {}
+    for name, row in results.items():
+        points = {s: data.numbers_of(value, name) for s, value in row.items()}
+        found[name] = {s: 100 * points[s] for s in sorted(points)}
+    return found
 
 
 def density_axis(axes: Axes, levels: Sequence[float]) -> None:
@@ -206,8 +229,13 @@ def _every(count: int, first: int = 0) -> tuple[int, int]:
 
 
 def _count_epochs(axes: Axes, count: int) -> None:
-    """Ask for whole numbers on the horizontal axis."""
-    axes.xaxis.get_major_locator().set_params(**{"integer": True})
+    """Ask for whole numbers on the horizontal axis, if nobody has set up another one."""
+    from matplotlib.ticker import MaxNLocator
+
+    locator = axes.xaxis.get_major_locator()
+    if axes.get_xscale() != "linear" or not isinstance(locator, MaxNLocator):
+        return
+    locator.set_params(integer=True)
     if count > 1:
         axes.set_xlim(0 if count > 12 else 0.8, count + 0.02 * count)
     else:
@@ -222,6 +250,8 @@ def _words(metric: str) -> str:
 
 def _course_of(distances: Sequence[float]) -> str:
     first, last, count = distances[0], distances[-1], len(distances)
+    if not np.isfinite([first, last]).all():
+        return f"The distance of the kernels is NaN or infinite after {count} epochs"
     if count == 1 or not first:
         after = "1 epoch" if count == 1 else f"{count} epochs"
         return f"The distance of the kernels is {last:.3g} after {after}"
@@ -233,6 +263,9 @@ def _course_of(distances: Sequence[float]) -> str:
 def _best_at_end(found: Mapping[str, np.ndarray], reference: str | None, metric: str) -> str:
     compared = {name: runs for name, runs in found.items() if name != reference} or found
     end = min(runs.shape[1] for runs in compared.values())
+    means = [runs[:, :end].mean(axis=0) for runs in compared.values()]
+    measured = np.flatnonzero(np.isfinite(means).any(axis=0))
+    end = int(measured[-1]) + 1 if len(measured) else end
     final = {name: [float(v) for v in runs[:, end - 1]] for name, runs in compared.items()}
     higher = not any(word in metric for word in ("loss", "distance", "error"))
     unit = " points" if "accuracy" in metric else ""

@@ -49,6 +49,19 @@ def _wrong_series(name: str, received: str) -> str:
     )
 
 
+def numbers_of(values: Any, name: str) -> np.ndarray:
+    """Return one number or several as an array ``[runs]``, or raise a ValueError."""
+    try:
+        array = np.atleast_1d(np.asarray(values, "float64"))
+    except (TypeError, ValueError):
+        array = np.empty(0)
+    if array.ndim != 1 or not array.size:
+        raise ValueError(
+            f"{name!r} must have a number, or one a run, at each sparsity. Received: {values!r}"
+        )
+    return array
+
+
 def spread(values: np.ndarray) -> np.ndarray:
     """Return the standard deviation over the first axis, 0 where there is one value.
 
@@ -101,13 +114,22 @@ def verdict(final: Mapping[str, Any], when: str, *, unit: str = "", higher: bool
         higher: Whether higher is better.
 
     Returns:
-        One sentence.
+        One sentence. What has no finite mean is not compared.
 
     >>> verdict({"a": [1.0, 1.1], "b": [2.0, 2.1], "c": [0.0, 0.1]}, "After 3 epochs")
     'After 3 epochs b is best, 1 ahead of a'
     >>> verdict({"a": [1.0, 3.0], "b": [2.0, 2.1]}, "At the end")
     'At the end b and a cannot be told apart with 2 seeds'
+    >>> verdict({"a": [float("nan")], "b": [2.0]}, "At the end")
+    'At the end b has 2, a is NaN or infinite'
     """
+    lost = [name for name, values in final.items() if not np.isfinite(np.mean(values))]
+    if lost:
+        others = {name: values for name, values in final.items() if name not in lost}
+        rest = f"{', '.join(map(str, lost))} {'is' if len(lost) == 1 else 'are'} NaN or infinite"
+        if not others:
+            return f"{when} {rest}"
+        return f"{verdict(others, when, unit=unit, higher=higher)}, {rest}"
     order = ranking(final, higher=higher)
     if len(order) == 1:
         return f"{when} {order[0]} has {np.mean(final[order[0]]):.3g}{unit}"

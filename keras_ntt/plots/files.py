@@ -59,19 +59,23 @@ def size_by_sparsity(
             whose = "" if len(series) == 1 else f", {next(iter(series))}"
             extra[f"entropy limit{whose}"] = {s: r.limit for s, r in first.items()}
     styles = styles_of(sizes)
+    drawn: list[tuple[str, Any]] = []
     with drawing(ax) as (figure, (axes,)):
         for name, row in sizes.items():
             values = [size / 1000 for size in row.values()]
-            axes.plot([1 - s for s in row], values, **styles[name].line, label=name)
+            (curve,) = axes.plot([1 - s for s in row], values, **styles[name].line, label=name)
+            drawn.append((name, curve))
         for (name, row), dash in zip(extra.items(), ("-", ":"), strict=False):
             values = [size / 1000 for size in row.values()]
-            axes.plot([1 - s for s in row], values, color="black", ls=dash, lw=1.2, label=name)
+            places = [1 - s for s in row]
+            (curve,) = axes.plot(places, values, color="black", ls=dash, lw=1.2, label=name)
+            drawn.append((name, curve))
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")
         density_axis(axes, sorted({s for row in sizes.values() for s in row}))
         axes.set_ylabel("kB by gzip" if packed else "kB")
         add_title(axes, title or _smallest(sizes, extra.get("dense float32")), ax is None)
-        add_legend(axes, ax is None)
+        add_legend(axes, ax is None, drawn)
     return figure
 
 
@@ -105,10 +109,11 @@ def latency_by_sparsity(
     }
     styles = styles_of(found)
     with drawing(ax) as (figure, (axes,)):
-        axes.axhline(1.0, color="black", lw=1.2, label="as fast as dense")
+        dense = "as fast as dense"
+        drawn: list[Any] = [(dense, axes.axhline(1.0, color="black", lw=1.2, label=dense))]
         for name, row in found.items():
             low, middle, high = np.array(list(row.values())).T
-            axes.errorbar(
+            bars = axes.errorbar(
                 [1 - s for s in row],
                 middle,
                 yerr=[(middle - low).tolist(), (high - middle).tolist()],
@@ -117,13 +122,15 @@ def latency_by_sparsity(
                 capsize=2,
                 label=name,
             )
+            drawn.append((name, bars))
         axes.set_yscale("log")
         axes.minorticks_off()
         _ratio_ticks(axes, [v for row in found.values() for three in row.values() for v in three])
         density_axis(axes, sorted({s for row in found.values() for s in row}))
         axes.set_ylabel("times as fast as dense")
         add_title(axes, title or _faster(found, sorted(cpus)), ax is None)
-        add_legend(axes, ax is None, note="median and quartiles" if cpus else None)
+        note = "median and quartiles" if cpus else None
+        add_legend(axes, ax is None, drawn, note=note)
     return figure
 
 

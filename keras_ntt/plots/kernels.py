@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_ntt.dynamics import ntk_alignment
 from keras_ntt.plots import data
-from keras_ntt.plots.style import add_legend, add_title, drawing, styles_of
+from keras_ntt.plots.style import add_legend, add_title, as_written, drawing, styles_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,8 +26,8 @@ def kernel_matrices(
         kernels: Name to a kernel ``[n1, n2]`` or, of which the mean over equal outputs is drawn,
             ``[n1, n2, c, c]``: see `keras_ntt.empirical_ntk`. The first is the one that the
             others, of the same shape, are compared with, entry by entry.
-        labels: Classes of the samples, by which they are put in order, with lines between; None
-            leaves them as they are. Kernels must then be of samples with themselves.
+        labels: Classes of the samples, numbers or names, by which they are put in order, with lines
+            between; None leaves them as they are. Kernels must then be of samples with themselves.
         shared: Whether all have one scale of colours. If not, each has its own, which shows
             patterns but no sizes.
         title: None says which kernel is best aligned with the first.
@@ -57,7 +57,7 @@ def kernel_matrices(
             image = ax.imshow(kernel, cmap="viridis", interpolation="nearest", **scale)
             ax.grid(False)
             beside = f"alignment {near[name]:.2f}" if name in near else "the one to match"
-            ax.set_title(f"{name}\n{beside}", fontsize=10, fontweight="normal")
+            as_written([ax.set_title(f"{name}\n{beside}", fontsize=10, fontweight="normal")])
             ax.set_xticks([])
             ax.set_yticks([])
             for border in borders:
@@ -70,7 +70,8 @@ def kernel_matrices(
         if shared:
             figure.colorbar(image, ax=axes, shrink=0.8, label="kernel, mean over outputs")
         text = title or _closest(near, first)
-        figure.suptitle(textwrap.fill(text, 14 + 26 * len(found)), x=0.01, ha="left")
+        text = textwrap.fill(text, 14 + 26 * len(found))
+        as_written([figure.suptitle(text, x=0.01, ha="left")])
     return figure
 
 
@@ -99,7 +100,7 @@ def eigenvalue_spectra(
 
     Raises:
         ImportError: If Matplotlib is not installed.
-        ValueError: If a kernel is not one of samples with themselves.
+        ValueError: If a kernel is not one of samples with themselves, or is all zero.
     """
     data.check_named(kernels, "kernels")
     reference = next(iter(kernels)) if reference is None else reference
@@ -109,20 +110,27 @@ def eigenvalue_spectra(
             f"Received: reference={reference!r}"
         )
     found = {name: eigenvalues(kernel, name) for name, kernel in kernels.items()}
+    if zero := [name for name, values in found.items() if values[0] <= 0]:
+        raise ValueError(
+            "Eigenvalues are drawn on a logarithmic axis, so each kernel must have a positive one. "
+            f"Leave kernels that are all zero out. Received: kernels without: {zero}"
+        )
     styles = styles_of(found, reference)
+    series: list[tuple[str, Any]] = []
     with drawing(ax) as (figure, (axes,)):
         for i, (name, values) in enumerate(found.items()):
             kept = values[values > 1e-6 * values[0]]
             ranks = np.arange(1, len(kept) + 1)
             marks = np.unique(np.geomspace(1, max(len(kept), 1), 8).astype(int) - 1)
             marks = np.unique(np.clip(marks + i, 0, max(len(kept) - 1, 0)))
-            axes.plot(ranks, kept, **styles[name].line, markevery=marks.tolist(), label=name)
+            line = {**styles[name].line, "markevery": marks.tolist()}
+            series += [(name, drawn) for drawn in axes.plot(ranks, kept, **line, label=name)]
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_xlabel("rank")
         axes.set_ylabel("eigenvalue of the tangent kernel")
         add_title(axes, title or _like(found, reference), ax is None)
-        add_legend(axes, ax is None)
+        add_legend(axes, ax is None, series)
     return figure
 
 
@@ -186,7 +194,8 @@ def _by_class(labels: Any, kernels: Mapping[str, np.ndarray]) -> tuple[np.ndarra
             f"Received: labels of shape {labels.shape} for kernels of shape {shape}"
         )
     order = np.argsort(labels, kind="stable")
-    borders = np.flatnonzero(np.diff(labels[order])) + 1
+    ordered = labels[order]
+    borders = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1
     return order, borders.tolist()
 
 

@@ -12,7 +12,14 @@ import numpy as np
 
 from keras_ntt import _host, checks
 from keras_ntt.mask_names import weights_by_name
-from keras_ntt.plots.style import add_legend, add_title, drawing, percent, styles_of
+from keras_ntt.plots.style import (
+    add_legend,
+    add_title,
+    as_written,
+    drawing,
+    percent,
+    styles_of,
+)
 from keras_ntt.report import SparsityReport, sparsity_report
 from keras_ntt.sparse_model import kept_entries
 
@@ -72,7 +79,7 @@ def mask_maps(
         for i, (ax, (name, mask)) in enumerate(zip(axes, shown.items(), strict=False)):
             ax.grid(False)
             kept = f"{name}\n{int(mask.sum()):,} of {mask.size:,} kept"
-            ax.set_title(kept, fontsize=10, fontweight="normal")
+            as_written([ax.set_title(kept, fontsize=10, fontweight="normal")])
             if i == 0 and cover is not None:
                 image = ax.imshow(cover, cmap="cividis", interpolation="nearest", vmin=0)
                 figure.colorbar(image, ax=ax, shrink=0.8, label="kept weights a pixel")
@@ -92,7 +99,7 @@ def mask_maps(
         for ax in axes[len(shown) :]:
             ax.set_axis_off()
         text = title or _spread_of(found, cover, len(shown))
-        figure.suptitle(textwrap.fill(text, int(11 * width)), x=0.01, ha="left")
+        as_written([figure.suptitle(textwrap.fill(text, int(11 * width)), x=0.01, ha="left")])
     return figure
 
 
@@ -164,6 +171,7 @@ def sparsity_by_layer(models: Any, *, title: str | None = None, ax: Axes | None 
             f"Received: layers { {name: list(row) for name, row in rows.items()} }"
         )
     styles = styles_of(rows)
+    series: list[tuple[str, Any]] = []
     height = 1.6 + 0.34 * len(layers) + 0.2 * len(rows)
     with drawing(ax, size=(7.0, height)) as (figure, (axes,)):
         places = np.arange(len(layers))
@@ -171,7 +179,7 @@ def sparsity_by_layer(models: Any, *, title: str | None = None, ax: Axes | None 
             aside = 0.14 * (i - (len(rows) - 1) / 2)
             kept = [100 * nonzeros / size for nonzeros, size in row.values()]
             line = {**styles[name].line, "linestyle": "none"}
-            axes.plot(kept, places + aside, **line, label=name)
+            series += [(name, p) for p in axes.plot(kept, places + aside, **line, label=name)]
             if len(rows) == 1:
                 for place, (nonzeros, size) in zip(places, row.values(), strict=True):
                     axes.annotate(
@@ -183,12 +191,13 @@ def sparsity_by_layer(models: Any, *, title: str | None = None, ax: Axes | None 
                         fontsize=8,
                     )
         axes.set_yticks(places, layers)
+        as_written(axes.get_yticklabels())
         axes.set_ylim(len(layers) - 0.4, -0.6)
         _percent_axis(axes, [100 * n / s for row in rows.values() for n, s in row.values()])
         axes.set_xlabel("weights kept (%)")
         add_title(axes, title or _extremes(rows), ax is None, beside=max(map(len, layers)))
         if len(rows) > 1:
-            add_legend(axes, ax is None)
+            add_legend(axes, ax is None, series)
     return figure
 
 

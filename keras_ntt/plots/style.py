@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
 # Okabe & Ito, "Color universal design", 2008, without the yellow, which is too faint on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -120,25 +121,50 @@ def add_title(ax: Axes, text: str, own: bool, *, beside: int = 0) -> None:
     """
     figure = cast("Figure", ax.figure)
     inches = 0.88 * figure.get_figwidth() if own else ax.get_window_extent().width / figure.dpi
-    ax.set_title(textwrap.fill(text, max(20, int(11 * inches) - beside)))
+    as_written([ax.set_title(textwrap.fill(text, max(20, int(11 * inches) - beside)))])
 
 
-def add_legend(ax: Axes, own: bool, *, note: str | None = None) -> None:
+def add_legend(
+    ax: Axes, own: bool, series: Sequence[tuple[str, Any]], *, note: str | None = None
+) -> None:
     """Add a legend: under the axes of a figure of ours, within those of somebody else's.
 
     Args:
-        ax: Axes with labelled curves.
+        ax: Axes with curves; somebody else's that are labelled are in the legend, too.
         own: Whether the figure is ours.
+        series: Our curves: what each is called, and what was drawn.
         note: What the legend is headed by.
     """
-    handles, labels = ax.get_legend_handles_labels()
+    ours = {id(handle) for _, handle in series}
+    labelled = zip(*ax.get_legend_handles_labels(), strict=True)
+    theirs = [(label, handle) for handle, label in labelled if id(handle) not in ours]
+    labels = [str(label) for label, _ in (*theirs, *series)]
+    handles = [handle for _, handle in (*theirs, *series)]
     columns = 1 if len(labels) == 1 else min(len(labels), 3 if max(map(len, labels)) < 24 else 2)
+    # Matplotlib leaves labels out that begin with "_".
+    stand_ins = ["?"] * len(labels)
     if own:
-        ax.figure.legend(
-            handles, labels, loc="outside lower center", ncols=columns, title=note, handlelength=3.6
+        legend = ax.figure.legend(
+            handles,
+            stand_ins,
+            loc="outside lower center",
+            ncols=columns,
+            title=note,
+            handlelength=3.6,
         )
     else:
-        ax.legend(handles, labels, title=note, handlelength=3.6, fontsize=8, title_fontsize=8)
+        legend = ax.legend(
+            handles, stand_ins, title=note, handlelength=3.6, fontsize=8, title_fontsize=8
+        )
+    for text, label in zip(legend.get_texts(), labels, strict=True):
+        text.set_text(label)
+    as_written(legend.get_texts())
+
+
+def as_written(texts: Iterable[Text]) -> None:
+    """Show texts as they are: what stands between two "$" is not set as mathematics."""
+    for text in texts:
+        text.set_parse_math(False)
 
 
 def percent(fraction: float) -> str:
