@@ -2,7 +2,7 @@
 
 The numerical core below this package speaks TensorFlow tensors only. What it needs to know of
 Keras (raw variables, the nodes of a functional graph, values put in place of variables) it asks
-here, so that private names of Keras, and one of TensorFlow, are touched in one file.
+here, so that private names of Keras, and some of TensorFlow, are touched in one file.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import tensorflow as tf
 from keras.src.backend.common.variables import AutocastScope
 from keras.src.layers.rnn.conv_lstm import ConvLSTMCell
 from keras.src.models.functional import Functional
+from tensorflow.python.distribute import distribute_lib
 from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
 
 # The cell of ConvLSTM1D to ConvLSTM3D, which Keras does not name in public.
@@ -104,17 +105,36 @@ def array_of(variable: keras.Variable | tf.Variable) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def values_in_place(values: Mapping[int, tuple[Any, tf.Tensor]]) -> Iterator[None]:
+def values_in_place(
+    values: Mapping[int, tuple[Any, tf.Tensor]], *, losses: bool = False
+) -> Iterator[None]:
     """Compute with other values than the variables hold, without assigning to them.
+
+    What layers and metrics assign to their variables meanwhile is forgotten, too.
 
     Args:
         values: For each variable to replace, ``id(variable) -> (variable, tensor)``.
+        losses: Whether a model's `losses` are collected meanwhile. All its trainable variables
+            must be replaced then.
     """
     if not values:
         yield
         return
-    with keras.StatelessScope(state_mapping=list(values.values())):
+    with keras.StatelessScope(state_mapping=list(values.values()), collect_losses=losses):
         yield
+
+
+@contextlib.contextmanager
+def one_replica() -> Iterator[None]:
+    """Compute as if there were no strategy of tf.distribute, also within its scope.
+
+    Keras divides losses by the number of replicas in a scope, wherever they are taken.
+    """
+    distribute_lib._push_per_thread_mode(distribute_lib._get_default_replica_mode())
+    try:
+        yield
+    finally:
+        distribute_lib._pop_per_thread_mode()
 
 
 def functional_of(model: Any) -> Any | None:

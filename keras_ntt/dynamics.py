@@ -8,11 +8,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_ntt import _host, checks, input_checks
+from keras_ntt import checks, input_checks
 from keras_ntt.ntk import empirical_ntk
+from keras_ntt.own_loss import loss_gradient
 from keras_ntt.policies import choose_weights
-from keras_ntt.saliency.base import flat, gradient
-from keras_ntt.saliency.losses import as_loss, fitting
+from keras_ntt.saliency.losses import as_loss
 from keras_ntt.sparse_model import kept_entries
 
 
@@ -24,14 +24,15 @@ def effective_gradient_flow(
     That is the mean of ``||m * g||_p`` (Tessera, Hooker & Rosman, "Keep the gradients flowing",
     2021), with m the masks the model holds, or its exact zeros if it holds none, and g the
     gradient of the mean loss in inference mode. The loss of a compiled model has the losses that
-    its layers add, such as regularization, in it.
+    its layers add, such as regularization, in it. The batch is not counted in its metrics.
 
     Args:
         model: A built model.
         x: Inputs, one batch.
-        y: Labels.
+        y: Labels, as ``fit`` takes them.
         loss: A Keras loss, its name, or a function of labels and outputs; None is the loss that
-            the model is compiled with, or softmax cross-entropy of logits if it is not.
+            the model is compiled with, or softmax cross-entropy of logits if there is none, as
+            in a model with a training step of its own.
         order: The order p of the norm, at least 1.
 
     Returns:
@@ -54,21 +55,10 @@ def effective_gradient_flow(
     input_checks.check_arrays(x, model, "x")
     order = _check_order(order)
     variables = choose_weights(model).weights
-    sources = [_host.raw(v) for v in variables]
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
-        tape.watch(sources)
-        outputs = model(x, training=False)
-        with fitting(y):
-            if loss is None and getattr(model, "compiled", False):
-                labels = keras.tree.map_structure(tf.convert_to_tensor, y)
-                value = model.compute_loss(x=x, y=labels, y_pred=outputs)
-            else:
-                outputs = flat(outputs)
-                value = as_loss(loss)(outputs, tf.convert_to_tensor(y)) / outputs.shape[0]
-        value = tf.convert_to_tensor(value)
+    gradients = loss_gradient(model, variables, x, y, loss)
     kept = kept_entries(model)
     norms = []
-    for variable, found in zip(variables, gradient(tape, value, sources), strict=True):
+    for variable, found in zip(variables, gradients, strict=True):
         entries = np.abs(np.asarray(tf.cast(found, tf.float64)))
         norms.append(np.linalg.norm(entries[kept.get(id(variable), np.s_[:])].ravel(), order))
     return float(np.mean(norms))
@@ -119,6 +109,7 @@ class TrainingDynamics(keras.callbacks.Callback):
         outputs: ``"full"`` or ``"trace"``, see there.
         order: Order of the norm of the gradient flow.
         every: Epochs from one comparison to the next.
+        loss: The loss of the gradient flow, see `effective_gradient_flow`.
 
     Raises:
         ValueError: If something does not fit.
@@ -137,6 +128,7 @@ class TrainingDynamics(keras.callbacks.Callback):
         outputs: str = "full",
         order: float = 2,
         every: int = 1,
+        loss: Any = None,
     ):
         super().__init__()
         checks.check_differentiable(dense, "dense")
@@ -147,6 +139,8 @@ class TrainingDynamics(keras.callbacks.Callback):
         self._wrt, self._outputs = wrt, outputs
         self._order = _check_order(order)
         self._every = checks.check_count("every", every)
+        self._loss = loss
+        as_loss(loss)
         self.start: dict[str, float] = {}
 
     def on_train_begin(self, logs: Any = None) -> None:
@@ -168,7 +162,7 @@ class TrainingDynamics(keras.callbacks.Callback):
         }
         if self._y is not None:
             values["gradient_flow"] = effective_gradient_flow(
-                self.model, self._x, self._y, order=self._order
+                self.model, self._x, self._y, loss=self._loss, order=self._order
             )
         return values
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_ntt import _host, checks
+from keras_ntt import checks
 from keras_ntt.allocations import Shares, counts_by_threshold
 from keras_ntt.masks import keep_count
+from keras_ntt.own_loss import loss_gradient
 from keras_ntt.policies import Filters, check_filters, check_policy, choose_weights
-from keras_ntt.saliency.base import gradient
 from keras_ntt.saliency.data import Batches
+from keras_ntt.saliency.losses import as_loss
 from keras_ntt.schedules import check_sparsity
 from keras_ntt.selection import paths_of, select
 from keras_ntt.sparse_model import apply_masks, get_masks
@@ -34,8 +35,8 @@ class GraNet(keras.callbacks.Callback):
     regrows as many entries where the gradient by all its entries, kept or not, is largest. p goes
     by half a cosine from `regrow` to `regrow_end` (Liu et al., "Sparse training via boosting
     pruning plasticity with neuroregeneration", NeurIPS 2021). Entries that are regrown begin
-    at 0; the optimizer is not reset. The gradient is that of the loss that the model is compiled
-    with, in inference mode.
+    at 0; the optimizer is not reset. The gradient is that of the loss in inference mode, and its
+    batches are not counted in the model's metrics.
 
     The model may hold masks already, which the callback then changes; at `begin_step` it is
     pruned to at least its own sparsity. It ends with its masks held. A run that is ended and goes
@@ -54,11 +55,12 @@ class GraNet(keras.callbacks.Callback):
         batch_size: Samples a batch, for arrays.
         filters: Which layers, see `keras_ntt.NeuralTangentTransfer`.
         pruning_policy: See `keras_ntt.NeuralTangentTransfer`.
+        loss: The loss, see `keras_ntt.effective_gradient_flow`. None is that of the model.
 
     Raises:
-        ValueError: If a setting is out of range. In training, if so few entries are to be kept
-            that some weight would have none.
-        tf.errors.InvalidArgumentError: In training, if the model's loss does not take the labels.
+        ValueError: If a setting is out of range; when training begins, and before anything is
+            changed, if the data do not fit the model or its loss, or if so few entries are to be
+            kept that some weight would have none.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class GraNet(keras.callbacks.Callback):
         batch_size: int = 128,
         filters: Filters = None,
         pruning_policy: Any = None,
+        loss: Any = None,
     ):
         super().__init__()
         self.sparsity = check_sparsity(sparsity)
@@ -108,6 +111,8 @@ class GraNet(keras.callbacks.Callback):
         check_filters(filters)
         check_policy(pruning_policy)
         self._choice = {"filters": filters, "pruning_policy": pruning_policy}
+        self._loss = loss
+        as_loss(loss)
         self._step = 0
 
     def on_train_begin(self, logs: Any = None) -> None:
@@ -125,7 +130,8 @@ class GraNet(keras.callbacks.Callback):
         shapes = tuple(tuple(v.shape) for v in self._variables)
         Shares(tuple(self._paths), shapes, "global").check_room(self.sparsity)
         self._batches = Batches(self._data, self.model, self._batch_size)
-        self._coming = iter(self._batches)
+        self._coming: Iterator[tuple[Any, Any]] = iter(())
+        first = self._dense_gradient()  # before anything is changed: labels may not fit
         self._step = self._iterations()
         held = get_masks(self.model)
         masks = {
@@ -135,7 +141,9 @@ class GraNet(keras.callbacks.Callback):
         apply_masks(self.model, masks)
         self._last = self._step
         if self._step == self.begin_step:
-            self._update()
+            self._update(lambda: first)
+        else:
+            self._coming = iter(self._batches)
 
     def _first_mask(self, variable: keras.Variable) -> np.ndarray:
         """Return the mask of a weight that holds none: in a run that goes on, its zeros."""
@@ -148,7 +156,7 @@ class GraNet(keras.callbacks.Callback):
         self._step = self._iterations()
         due = range(self.begin_step, self.end_step + 1, self.frequency)
         if any(step in due for step in range(self._last + 1, self._step + 1)):
-            self._update()
+            self._update(self._dense_gradient)
         self._last = self._step
 
     def on_train_end(self, logs: Any = None) -> None:
@@ -179,31 +187,23 @@ class GraNet(keras.callbacks.Callback):
         span = max(last - self.begin_step, 1)
         return min(max((step - self.begin_step) / span, 0.0), 1.0)
 
-    def _update(self) -> None:
+    def _update(self, gradients: Callable[[], list[np.ndarray]]) -> None:
         held = get_masks(self.model)
         old = [held[path] for path in self._paths]
         values = [keras.ops.convert_to_numpy(v).astype("float64") for v in self._variables]
         step = min(self._step, self.end_step)
         size = sum(m.size for m in old)
         total = min(keep_count(size, self.sparsity_at(step)), sum(int(m.sum()) for m in old))
-        masks = exchange(
-            values, old, self._dense_gradient, total=total, fraction=self.regrow_at(step)
-        )
+        masks = exchange(values, old, gradients, total=total, fraction=self.regrow_at(step))
         apply_masks(self.model, dict(zip(self._paths, masks, strict=True)))
 
     def _dense_gradient(self) -> list[np.ndarray]:
-        """Return the gradient of the compiled loss by all entries, on the next batch."""
+        """Return the gradient of the loss by all entries, on the next batch."""
         batch = next(self._coming, None)
         if batch is None:
             self._coming = iter(self._batches)
             batch = next(self._coming)
-        x, y = batch
-        sources = [_host.raw(v) for v in self._variables]
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(sources)
-            outputs = self.model(x, training=False)
-            loss = self.model.compute_loss(x=x, y=y, y_pred=outputs)
-        found = gradient(tape, tf.convert_to_tensor(loss), sources)
+        found = loss_gradient(self.model, self._variables, *batch, self._loss)
         return [np.asarray(tf.cast(g, tf.float64)) for g in found]
 
 

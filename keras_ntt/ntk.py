@@ -236,7 +236,7 @@ def _tangents_by_definition(
 ) -> Tangents:
     """Differentiate output by output and sample by sample; the oracle for `tangents`."""
     variables = network.model.trainable_variables
-    sources = [_host.raw(v) for v in variables]
+    sources = [_host.first_copy(v) for v in variables]
     functional = _host.functional_of(network.model)
     structure = x if functional is None else _host.input_structure(functional)
     inputs = keras.tree.pack_sequence_as(structure, network.prepare(x))

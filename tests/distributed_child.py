@@ -131,6 +131,8 @@ def mirrored():
     print("loss scale")
     scopes()
     print("scopes")
+    loss_of_callbacks()
+    print("loss of callbacks")
     whole_job()
     print("whole job")
 
@@ -211,6 +213,30 @@ def scopes():
     with pytest.raises(ValueError, match=r"outside of it.*strategy=MirroredStrategy"):
         on_all(lambda: prune(outside, pruning_schedule=0.5))
     assert not keras_ntt.get_masks(inside)
+
+
+def loss_of_callbacks():
+    """In the scope of two replicas, where Keras halves losses, and out of it."""
+    labels = np.arange(16) % 3
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    plain = network()
+    plain.compile("sgd", loss)
+    wanted = keras_ntt.effective_gradient_flow(plain, X, labels)
+    with strategy.scope():
+        model = network()
+        model.compile("sgd", loss)
+        for given in (None, loss):
+            found = keras_ntt.effective_gradient_flow(model, X, labels, loss=given)
+            np.testing.assert_allclose(found, wanted, rtol=1e-5)
+        granet = keras_ntt.GraNet(0.5, (X, labels), end_step=1, frequency=1)
+        watch = keras_ntt.TrainingDynamics(network(), X[:4], labels[:4])
+        model.fit(X, labels, batch_size=16, verbose=0, callbacks=[granet, watch])
+    assert keras_ntt.sparsity_report(model).sparsity == pytest.approx(0.5, abs=0.01)
+    np.testing.assert_allclose(
+        watch.start["gradient_flow"],
+        keras_ntt.effective_gradient_flow(plain, X[:4], labels[:4]),
+        rtol=1e-5,
+    )
 
 
 def whole_job():

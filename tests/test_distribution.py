@@ -73,6 +73,7 @@ def test_a_mirrored_strategy():
         "divergence",
         "loss scale",
         "scopes",
+        "loss of callbacks",
         "whole job",
     ]
 

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_ntt import checks, input_checks, inputs
+from keras_ntt import _host, checks, input_checks, inputs
 
 BATCH_SIZE = 256
 """Samples a batch when scores are taken on arrays; the scores do not depend on it."""
@@ -53,9 +53,9 @@ class Batches:
                 f"Received: data of a {type(x).__name__} and labels"
             )
         if labels is not None:
-            check = functools.partial(_checked_labels, sample_count(x))
-            # A dictionary has labels by output; a list may be the labels themselves.
-            nested = isinstance(labels, dict)
+            n = sample_count(x)
+            check = functools.partial(_checked_labels, n)
+            nested = _are_by_output(labels, model, n)
             labels = keras.tree.map_structure(check, labels) if nested else check(labels)
         self._data = data if not input_checks.is_array(x) else (x, labels)
         self._is_array = input_checks.is_array(x)
@@ -84,6 +84,18 @@ class Batches:
                     None if part is None else keras.tree.map_structure(_take(rows), part)
                     for part in self._data
                 )
+
+
+def _are_by_output(labels: Any, model: keras.Model, n: int) -> bool:
+    """Tell whether labels of n samples are nested as the outputs of a model are."""
+    if isinstance(labels, dict):
+        return True
+    if not isinstance(labels, list | tuple) or not input_checks.is_array(labels):
+        return False  # a list of numbers, for example
+    leaves, functional = keras.tree.flatten(labels), _host.functional_of(model)
+    if functional is not None:
+        return len(leaves) == len(functional.outputs) > 1
+    return all(leaf.shape[:1] == (n,) for leaf in leaves)
 
 
 def _checked_labels(n: int, labels: Any) -> np.ndarray:

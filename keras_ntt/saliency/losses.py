@@ -51,6 +51,11 @@ def crossentropy(outputs: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
             f"Received: {c} output"
         )
     check_logits(tf.stop_gradient(outputs), "The default loss, cross-entropy,")
+    if keras.tree.is_nested(labels):
+        raise ValueError(
+            "The default loss is that of one output. Pass a loss of the labels and of all outputs "
+            f"side by side. Received: labels of {len(keras.tree.flatten(labels))} outputs"
+        )
     if tuple(labels.shape) == (n, c):
         labels = tf.cast(labels, outputs.dtype)
         return tf.reduce_sum(tf.nn.softmax_cross_entropy_with_logits(labels, outputs))
@@ -71,14 +76,15 @@ def crossentropy(outputs: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
 
 @contextlib.contextmanager
 def fitting(labels: Any) -> Iterator[None]:
-    """Raise a ValueError where TensorFlow finds that labels do not fit in a loss."""
+    """Raise a ValueError where TensorFlow or Keras finds that labels do not fit in a loss."""
     try:
         yield
-    except tf.errors.OpError as error:
+    except (tf.errors.OpError, KeyError, TypeError, ValueError) as error:
         shapes = [getattr(leaf, "shape", None) for leaf in keras.tree.flatten(labels)]
         raise ValueError(
-            "The loss cannot be taken of these labels and the outputs of the model. "
-            f"Received: labels of shape {shapes} ({error.message})"
+            "The loss cannot be taken of these labels and the outputs of the model. Pass labels as "
+            f"fit takes them. Received: labels of shape {shapes} "
+            f"({getattr(error, 'message', error)})"
         ) from error
 
 
