@@ -12,8 +12,10 @@ from keras_ntt import checks, input_checks
 from keras_ntt.ntk import empirical_ntk
 from keras_ntt.own_loss import loss_gradient
 from keras_ntt.policies import choose_weights
+from keras_ntt.saliency.base import flat
 from keras_ntt.saliency.losses import as_loss
 from keras_ntt.sparse_model import kept_entries
+from keras_ntt.transfer import NeuralTangentTransfer
 
 
 def effective_gradient_flow(
@@ -65,12 +67,13 @@ def effective_gradient_flow(
 
 
 def ntk_distance(first: Any, second: Any) -> float:
-    """Return the mean squared difference of two kernels.
+    """Return the mean squared difference of two kernels of the same shape.
 
     >>> ntk_distance([[1.0, 0.0], [0.0, 1.0]], [[1.0, 2.0], [0.0, 1.0]])
     1.0
     """
-    return float(np.mean((np.asarray(first, "float64") - np.asarray(second, "float64")) ** 2))
+    a, b = _same_shape(first, second)
+    return float(np.mean((a - b) ** 2))
 
 
 def ntk_alignment(first: Any, second: Any) -> float:
@@ -83,10 +86,13 @@ def ntk_alignment(first: Any, second: Any) -> float:
     Returns:
         ``<a, b> / (|a| |b|)``; NaN if one is all zero.
 
+    Raises:
+        ValueError: If they have other shapes.
+
     >>> round(ntk_alignment([[1.0, 0.0], [0.0, 1.0]], [[3.0, 4.0], [0.0, 3.0]]), 6)
     0.727607
     """
-    a, b = np.asarray(first, "float64"), np.asarray(second, "float64")
+    a, b = _same_shape(first, second)
     size = np.linalg.norm(a) * np.linalg.norm(b)
     return float((a * b).sum() / size) if size else float("nan")
 
@@ -100,6 +106,10 @@ class TrainingDynamics(keras.callbacks.Callback):
       and the cosine between them, of the network as it is and the dense one as it is now;
     - ``gradient_flow``, if there are labels: see `effective_gradient_flow`.
 
+    In epochs that are not measured they are NaN, so that all epochs have the same entries. The
+    first epoch is measured: a callback that monitors one of them, such as ``EarlyStopping``, begins
+    with a number, and takes the others for epochs without progress.
+
     Args:
         dense: The dense network, of outputs of the same shape. It may be trained meanwhile.
         x: Some inputs, one batch. The kernel has ``(samples * outputs)^2`` entries.
@@ -108,11 +118,12 @@ class TrainingDynamics(keras.callbacks.Callback):
             network in training is differentiated.
         outputs: ``"full"`` or ``"trace"``, see there.
         order: Order of the norm of the gradient flow.
-        every: Epochs from one comparison to the next.
+        every: Epochs from one comparison to the next; the first epoch is measured besides.
         loss: The loss of the gradient flow, see `effective_gradient_flow`.
 
     Raises:
-        ValueError: If something does not fit.
+        ValueError: If something does not fit; when training begins, if the network that is trained
+            is a `NeuralTangentTransfer`, or has other outputs than the dense one.
 
     Attributes:
         start: The same values before training, once it has begun.
@@ -145,13 +156,31 @@ class TrainingDynamics(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Compare the networks before training."""
+        if isinstance(self.model, NeuralTangentTransfer):
+            raise ValueError(
+                "TrainingDynamics watches ordinary training. A transfer has the distance of its "
+                "own kernels in the logs, as ntk_distance: leave the callback out, or call "
+                "ntk_distance and ntk_alignment of keras_ntt.dynamics on kernels of the student. "
+                f"Received: callbacks with TrainingDynamics for model={self.model.name!r}"
+            )
         checks.check_shapes(self.model, self._dense)
+        ours, theirs = (flat(m(self._x, training=False)).shape for m in (self.model, self._dense))
+        if ours != theirs:  # models with code of their own
+            raise ValueError(
+                "The network and the dense one must have as many outputs, because their kernels "
+                f"are compared. Received: outputs of shape {tuple(ours)} and, of dense, "
+                f"{tuple(theirs)}"
+            )
         self.start = self._measure()
+        self._is_first = True
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        """Compare the networks."""
-        if logs is not None and (epoch + 1) % self._every == 0:
-            logs.update(self._measure())
+        """Compare the networks, if it is time."""
+        if logs is None:
+            return
+        due = self._is_first or (epoch + 1) % self._every == 0
+        self._is_first = False
+        logs.update(self._measure() if due else dict.fromkeys(self.start, float("nan")))
 
     def _measure(self) -> dict[str, float]:
         target = empirical_ntk(self._dense, self._x, outputs=self._outputs)
@@ -165,6 +194,18 @@ class TrainingDynamics(keras.callbacks.Callback):
                 self.model, self._x, self._y, loss=self._loss, order=self._order
             )
         return values
+
+
+def _same_shape(first: Any, second: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return two kernels as arrays, or raise a ValueError."""
+    a, b = np.asarray(first, "float64"), np.asarray(second, "float64")
+    if a.shape != b.shape:
+        raise ValueError(
+            "Two kernels are compared entry by entry, so they must have the same shape. Take them "
+            "of the same samples, and of networks with as many outputs. "
+            f"Received: first of shape {a.shape} and second of shape {b.shape}"
+        )
+    return a, b
 
 
 def _check_order(order: Any) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import functools
 import itertools
 import warnings
@@ -418,6 +419,12 @@ def test_alignment_and_distance():
     assert np.isnan(ntk_alignment(kernel, 0 * kernel))
 
 
+@pytest.mark.parametrize("compare", [ntk_distance, ntk_alignment])
+def test_kernels_of_other_shapes_are_not_compared(compare):
+    with pytest.raises(ValueError, match=r"first of shape \(2, 2\) and second of shape \(1, 2\)"):
+        compare(np.eye(2), np.ones((1, 2)))
+
+
 def test_dynamics_are_in_the_history():
     dense, (x, y) = mlp(), data(n=16)
     sparse = keras_ntt.prune_at_init(dense, sparsity=0.5, saliency="magnitude")
@@ -437,12 +444,33 @@ def test_dynamics_are_in_the_history():
 
 def test_dynamics_of_a_network_beside_itself():
     model, (x, y) = mlp(), data(n=16)
-    history = model.fit(
-        x, y, epochs=4, verbose=0, callbacks=[TrainingDynamics(model, x[:3], wrt="all", every=2)]
-    ).history
-    assert history["ntk_distance"] == [0, 0]
-    np.testing.assert_allclose(history["ntk_alignment"], 1, rtol=1e-6)
+    watch = TrainingDynamics(model, x[:3], wrt="all", every=3)
+    history = model.fit(x, y, epochs=4, verbose=0, callbacks=[watch]).history
+    np.testing.assert_array_equal(history["ntk_distance"], [0, np.nan, 0, np.nan])
+    np.testing.assert_allclose(history["ntk_alignment"], [1, np.nan, 1, np.nan], rtol=1e-6)
     assert "gradient_flow" not in history
+
+
+def test_other_callbacks_beside_dynamics_that_skip_epochs(tmp_path, capsys):
+    """A table has their columns, and what is watched for the best has a number to begin with."""
+    model, (x, y) = mlp(), data(n=16)
+    watch = TrainingDynamics(mlp(), x[:3], y[:3], every=2)
+    table = keras.callbacks.CSVLogger(tmp_path / "log.csv")
+    best = keras.callbacks.EarlyStopping("ntk_distance", mode="max", patience=4)
+    saved = keras.callbacks.ModelCheckpoint(
+        tmp_path / "best.keras", "ntk_distance", mode="max", save_best_only=True
+    )
+    callbacks = [watch, table, best, saved]
+    history = model.fit(x, y, epochs=5, verbose=2, callbacks=callbacks).history
+    keys = ("loss", "ntk_distance", "ntk_alignment", "gradient_flow")
+    with open(tmp_path / "log.csv") as file:
+        rows = list(csv.DictReader(file))
+    for key in keys:
+        np.testing.assert_allclose([float(row[key]) for row in rows], history[key], rtol=1e-6)
+    for key in keys[1:]:
+        assert np.isnan(history[key]).tolist() == [False, False, True, False, True]
+    assert best.best == saved.best == np.nanmax(history["ntk_distance"])
+    assert capsys.readouterr().out.count("ntk_distance: nan") == 2
 
 
 @pytest.mark.parametrize(
@@ -464,3 +492,38 @@ def test_dynamics_of_networks_that_cannot_be_compared():
     other = keras.Sequential([keras.Input((6,)), layers.Dense(2)])
     with pytest.raises(ValueError, match="must have outputs of the same shape"):
         mlp().fit(*data(), callbacks=[TrainingDynamics(other, data(4)[0])], verbose=0)
+
+
+class Coded(keras.Model):
+    """Code of its own, whose outputs only its kernel tells."""
+
+    def __init__(self, units):
+        super().__init__()
+        self.last = layers.Dense(units)
+
+    def call(self, x):
+        return self.last(x)
+
+
+@pytest.mark.parametrize("outputs", ["full", "trace"])
+def test_dynamics_of_code_with_other_outputs(outputs):
+    dense, model, (x, y) = Coded(1), Coded(3), data()
+    dense(x), model(x)
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    watch = TrainingDynamics(dense, x[:4], outputs=outputs)
+    with pytest.raises(ValueError, match=r"of shape \(4, 3\) and, of dense, \(4, 1\)"):
+        model.fit(x, y, callbacks=[watch], verbose=0)
+
+
+def test_dynamics_are_refused_in_a_transfer():
+    """A transfer has an ntk_distance of its own in the logs."""
+    student, (x, _) = mlp(compiled=False), data()
+    before = student.get_weights()
+    transfer = keras_ntt.NeuralTangentTransfer(student, pruning_schedule=0.5, seed=0)
+    transfer.compile("adam")
+    with pytest.raises(ValueError, match=r"ordinary training.*leave the callback out"):
+        transfer.fit(x, callbacks=[TrainingDynamics(mlp(), x[:4])], verbose=0)
+    for now, then in zip(student.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(now, then)
+    transfer.fit(x, verbose=0)
+    assert keras_ntt.sparsity_report(student).sparsity == 0.5
