@@ -10,8 +10,9 @@ import numpy as np
 
 from keras_ntt import checks
 from keras_ntt.allocations import Allocation
+from keras_ntt.filters import Filters
 from keras_ntt.model_copies import copy_of
-from keras_ntt.policies import Filters, choose_weights
+from keras_ntt.policies import choose_weights
 from keras_ntt.saliency import NetworkSaliency, as_saliency
 from keras_ntt.saliency.base import Function
 from keras_ntt.saliency.data import BATCH_SIZE

@@ -13,9 +13,10 @@ import tensorflow as tf
 
 from keras_ntt import checks
 from keras_ntt.allocations import Shares, counts_by_threshold
+from keras_ntt.filters import Filters, check_filters
 from keras_ntt.masks import keep_count
 from keras_ntt.own_loss import loss_gradient
-from keras_ntt.policies import Filters, check_filters, check_policy, choose_weights
+from keras_ntt.policies import check_policy, choose_weights
 from keras_ntt.saliency.data import Batches
 from keras_ntt.saliency.losses import as_loss
 from keras_ntt.schedules import check_sparsity

@@ -12,9 +12,10 @@ import keras
 import tensorflow as tf
 
 from keras_ntt import _host, checks, schedules
+from keras_ntt.filters import Filters
 from keras_ntt.mask_constraint import is_masked
 from keras_ntt.patterns import check_structure, pattern_of
-from keras_ntt.policies import Filters, check_policy, choose_weights, weights_by_magnitude
+from keras_ntt.policies import check_policy, choose_weights, weights_by_magnitude
 from keras_ntt.scheduled_mask import ScheduledMask, hold
 from keras_ntt.sparse_model import retrace
 from keras_ntt.timetable import Timetable

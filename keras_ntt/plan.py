@@ -70,19 +70,22 @@ class Course(keras.callbacks.Callback):
 
     Args:
         plan: The plan to tell the last step, as soon as the length of an epoch is known.
+        first_epoch: The epoch to begin with, unless a state that is restored says another.
     """
 
-    def __init__(self, plan: Any):
+    def __init__(self, plan: Any, first_epoch: int = 0):
         super().__init__()
         self._plan = plan
+        self._given_epoch = first_epoch
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Begin: after `keras.callbacks.BackupAndRestore`, at the step that it restored."""
         self._first = self.model.step
-        self._first_epoch = self.model._initial_epoch or 0
-        self._tell(self.params.get("steps"))
-        if self._first == 0 and self.params.get("steps") is not None:
-            self._plan.warn(0, self.params["epochs"] * self.params["steps"])
+        self._first_epoch = self.model._initial_epoch or self._given_epoch
+        steps = self.params.get("steps")
+        self._tell(steps)
+        if self._first == 0 and steps is not None:
+            self._plan.warn(0, (self.params["epochs"] - self._first_epoch) * steps)
         self.model.begin()
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,8 +11,7 @@ import keras
 from keras import layers
 
 from keras_ntt import _host, checks
-
-Filters = str | Sequence[str] | Callable[[keras.layers.Layer], bool] | None
+from keras_ntt.filters import Filters, as_predicate
 
 _KERNEL_LAYERS = (
     layers.Dense,
@@ -167,11 +165,6 @@ def weights_by_magnitude(
     return prunable_weights(layer, policy)
 
 
-def check_filters(filters: Filters) -> None:
-    """Raise a ValueError unless something says which layers to prune, or is None."""
-    _as_predicate(filters, None)
-
-
 def check_policy(pruning_policy: Any) -> None:
     """Raise a ValueError unless something is a policy or None."""
     usable = callable(getattr(pruning_policy, "allow_pruning", None))
@@ -209,7 +202,7 @@ def choose_weights(
     Raises:
         ValueError: If nothing is left to prune, or the policy refuses the model.
     """
-    accepts = _as_predicate(filters, model)
+    accepts = as_predicate(filters, model)
     check_policy(pruning_policy)
     if pruning_policy is not None:
         ensure = getattr(pruning_policy, "ensure_model_supports_pruning", None)
@@ -262,65 +255,3 @@ def _reason(variable: keras.Variable, layer: keras.layers.Layer | None) -> str:
         return "LoRA's weights are small already"
     kind = type(layer).__name__ if layer is not None else "layer"
     return f"{kind} has no get_prunable_weights()"
-
-
-def _names_around(whole: keras.Layer) -> dict[int, tuple[str, ...]]:
-    """Return the names of the layers that each layer is in, which its paths may leave out."""
-    found: dict[int, tuple[str, ...]] = {}
-
-    def visit(layer: keras.Layer, names: tuple[str, ...]) -> None:
-        for part in layer._flatten_layers(include_self=False, recursive=False):
-            if id(part) not in found:
-                found[id(part)] = names
-                visit(part, (*names, part.name))
-
-    visit(whole, ())
-    return found
-
-
-def without_root(expression: str, root: str) -> str:
-    """Return a regular expression for paths without their root, the name of the model.
-
-    >>> without_root("^net/dense", "net/"), without_root("net", "net/")
-    ('^dense', 'net')
-    """
-    found = expression.removeprefix("^").startswith(root)
-    return expression.replace(root, "", 1) if found else expression
-
-
-def _as_predicate(
-    filters: Filters, model: keras.Layer | None
-) -> Callable[[keras.layers.Layer], bool]:
-    """Return what accepts a layer of a model, or part of a layer.
-
-    Paths are searched without their root, the model's name.
-    """
-    root = "" if model is None else f"{model.name}/"
-    if filters is None:
-        return lambda layer: True
-    if callable(filters) and not isinstance(filters, type):
-        return lambda layer: checks.check_truth("filters(layer)", filters(layer))
-    try:
-        if not isinstance(filters, str | Collection):
-            raise TypeError("it is none")
-        patterns = [filters] if isinstance(filters, str) else list(filters)
-        if not all(isinstance(pattern, str | re.Pattern) for pattern in patterns):
-            raise TypeError("not all of them are strings")
-        given = [re.compile(pattern) for pattern in patterns]
-        compiled = [re.compile(without_root(p.pattern, root), p.flags) for p in given]
-        for pattern in compiled:
-            pattern.search("")
-    except (re.error, TypeError, OverflowError) as error:
-        raise ValueError(
-            "filters must be a regular expression, a list of them or a callable on the layer: "
-            f"{error}. Received: filters={filters!r}"
-        ) from error
-
-    around = {} if model is None else _names_around(model)
-
-    def accepts(layer: keras.layers.Layer) -> bool:
-        paths = [v.path.removeprefix(root) for v in layer.variables]
-        names = [layer.name, *around.get(id(layer), ()), *paths]
-        return any(p.search(name) for p in compiled for name in names)
-
-    return accepts

@@ -11,10 +11,10 @@ import tensorflow as tf
 from keras_ntt import checks, input_checks
 from keras_ntt.adversarial import Attack
 from keras_ntt.allocations import Allocation
+from keras_ntt.filters import Filters
 from keras_ntt.inputs import is_generator
 from keras_ntt.masks import Saliency
 from keras_ntt.model_copies import copy_of
-from keras_ntt.policies import Filters
 from keras_ntt.saliency import NetworkSaliency, as_saliency
 from keras_ntt.transfer import NeuralTangentTransfer
 

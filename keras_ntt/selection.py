@@ -14,10 +14,10 @@ import tensorflow as tf
 
 from keras_ntt import _host, checks
 from keras_ntt.allocations import Allocation, Shares, counts_by_threshold
+from keras_ntt.filters import without_root
 from keras_ntt.kernel_axes import Axes, axes_of_weights
 from keras_ntt.mask_names import names_by_id
 from keras_ntt.patterns import Pattern
-from keras_ntt.policies import without_root
 from keras_ntt.saliency import Batches, NetworkSaliency, Subject, check_scores, magnitude
 from keras_ntt.saliency.data import BATCH_SIZE
 from keras_ntt.structures import as_pattern, choose, warn_if_far

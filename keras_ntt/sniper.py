@@ -11,8 +11,9 @@ import numpy as np
 
 from keras_ntt import checks
 from keras_ntt.allocations import counts_by_threshold
+from keras_ntt.filters import Filters, check_filters
 from keras_ntt.masks import keep_count
-from keras_ntt.policies import Filters, check_filters, check_policy, choose_weights
+from keras_ntt.policies import check_policy, choose_weights
 from keras_ntt.saliency import NetworkSaliency, as_saliency
 from keras_ntt.saliency.base import Function
 from keras_ntt.saliency.data import BATCH_SIZE

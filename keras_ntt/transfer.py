@@ -11,6 +11,7 @@ import tensorflow as tf
 from keras_ntt import _host, checks, input_checks, inputs, replicas
 from keras_ntt.adversarial import Attack, check_attack
 from keras_ntt.allocations import Allocation
+from keras_ntt.filters import Filters
 from keras_ntt.first_masks import start_of_transfer
 from keras_ntt.latent import LatentWeights, state_of
 from keras_ntt.masks import Saliency
@@ -18,7 +19,7 @@ from keras_ntt.memory import parts_within, step_memory
 from keras_ntt.network import unroll
 from keras_ntt.objective import Weighting
 from keras_ntt.plan import Course, Plan
-from keras_ntt.policies import Filters, choose_weights
+from keras_ntt.policies import choose_weights
 from keras_ntt.saliency import NetworkSaliency, as_saliency
 from keras_ntt.schedules import as_schedule
 from keras_ntt.sparse_model import check_no_masks
@@ -305,6 +306,7 @@ class NeuralTangentTransfer(TransferStep):
             batch_size = None
         else:
             x = watches[0].over(x)
+        course = Course(self._plan, kwargs.get("initial_epoch") or 0)
         try:
             with self.whole_at_the_end():
                 return super().fit(
@@ -313,7 +315,7 @@ class NeuralTangentTransfer(TransferStep):
                     epochs=epochs,
                     shuffle=shuffle and isinstance(x, keras.utils.PyDataset),
                     validation_data=validation_data,
-                    callbacks=[*keras.tree.flatten(callbacks or []), Course(self._plan)],
+                    callbacks=[*keras.tree.flatten(callbacks or []), course],
                     **kwargs,
                 )
         except tf.errors.OpError as error:  # what TensorFlow makes of a refusal in its threads

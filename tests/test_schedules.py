@@ -223,6 +223,32 @@ def test_a_transfer_prunes_gradually(mlp):
     np.testing.assert_allclose(found, [0.375, 0.75], atol=1e-6)
 
 
+class Refreshes(keras.callbacks.Callback):
+    """Notes the steps after which the masks are others than before."""
+
+    def __init__(self):
+        super().__init__()
+        self.steps, self.masks = [], None
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Compare the masks with those of the step before."""
+        masks = np.concatenate([m.ravel() for m in self.model.masks.values()])
+        if self.masks is not None and (masks != self.masks).any():
+            self.steps.append(self.model.step)
+        self.masks = masks
+
+
+def test_a_transfer_knows_its_end_where_epochs_are_skipped(mlp):
+    x = np.random.default_rng(0).normal(size=(64, 6)).astype("float32")
+    schedule = keras_ntt.NTTSchedule(0.5, frequency=3)
+    trainer = keras_ntt.NeuralTangentTransfer(mlp(), pruning_schedule=schedule, seed=0)
+    trainer.compile(keras.optimizers.Adam(0.5))
+    seen = Refreshes()
+    trainer.fit(x, batch_size=16, epochs=7, initial_epoch=5, callbacks=[seen], verbose=0)
+    assert trainer.step == 8
+    assert seen.steps == [3]  # not 6, in the last interval
+
+
 def test_a_transfer_that_would_not_prune_is_warned_of(mlp):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
