@@ -174,6 +174,7 @@ def navigation(paths: dict[str, str]) -> list[dict[str, Any]]:
         if target.startswith("tutorials/") and target[-3:] == ".md"
     ]
     reference = ["pruning", "masks", "schedules", "kernel", "saliency", "callbacks", "export"]
+    reference += ["plots", "tfmot"]
     pages = {target for target in paths.values() if target.endswith(".md")}
     contents: list[dict[str, Any]] = [
         {"Home": "index.md"},

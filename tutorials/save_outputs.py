@@ -37,8 +37,9 @@ def installs(source: str) -> bool:
 
 
 def digest(notebook: dict[str, Any]) -> str:
-    """Return a digest of a notebook's code, without its texts and outputs."""
-    return hashlib.sha256(json.dumps(code_of(notebook)).encode()).hexdigest()
+    """Return a digest of a notebook's code that is run, without its texts and outputs."""
+    code = [cell for cell in code_of(notebook) if not installs(cell[0])]
+    return hashlib.sha256(json.dumps(code).encode()).hexdigest()
 
 
 def drop_notices(notebook: dict[str, Any]) -> None:
