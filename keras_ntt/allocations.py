@@ -48,8 +48,9 @@ def erdos_renyi(
     Raises:
         ValueError: If a shape or the density is none.
 
-    >>> [round(d, 5) for d in erdos_renyi([(784, 300), (300, 100), (100, 10)], 0.1)]
-    [0.07957, 0.23019, 1.0]
+    Examples:
+        >>> [round(d, 5) for d in erdos_renyi([(784, 300), (300, 100), (100, 10)], 0.1)]
+        [0.07957, 0.23019, 1.0]
     """
     if not checks.is_number(density) or not 0 <= density <= 1:
         raise ValueError(f"density must be a number in [0, 1]. Received: density={density!r}")

@@ -51,8 +51,9 @@ def keep_count(size: int, sparsity: float, rule: str = "nearest") -> int:
     Raises:
         ValueError: If an argument is out of range.
 
-    >>> keep_count(192, 0.7), keep_count(192, 0.7, "original"), keep_count(10, 0.99)
-    (58, 57, 1)
+    Examples:
+        >>> keep_count(192, 0.7), keep_count(192, 0.7, "original"), keep_count(10, 0.99)
+        (58, 57, 1)
     """
     checks.check_choice("rule", rule, COUNT_RULES)
     sparsity = checks.check_fraction("sparsity", sparsity)
