@@ -178,7 +178,8 @@ def test_every_target(make, options, tmp_path):
     path = tmp_path / "model.tflite"
     report = export_tflite(model, path, representative_data=x, **options)
     assert report.samples == 40
-    expected = [np.asarray(t) for t in keras.tree.flatten(model.predict(x, verbose=0))]
+    outputs = keras.tree.flatten(model.predict(x, verbose=0))
+    expected = [np.asarray(t).astype("float32") for t in outputs]
     found = as_lists(tflite_predict(path, keras.tree.flatten(x)))
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=0.25 * np.abs(theirs).max())
