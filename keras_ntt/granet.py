@@ -203,7 +203,9 @@ class GraNet(keras.callbacks.Callback):
         batch = next(self._coming, None)
         if batch is None:
             self._coming = iter(self._batches)
-            batch = next(self._coming)
+            batch = next(self._coming, None)
+        if batch is None:
+            raise ValueError("data hold no batches. Received: data that ended at once")
         found = loss_gradient(self.model, self._variables, *batch, self._loss)
         return [np.asarray(tf.cast(g, tf.float64)) for g in found]
 

@@ -283,6 +283,14 @@ def test_granet_regrows_where_the_gradient_is_largest():
         assert slope[new & ~stays].min() >= slope[~new].max()
 
 
+def test_granet_on_data_without_batches():
+    model = mlp()
+    none = tf.data.Dataset.from_tensor_slices(data()).batch(8).filter(lambda x, y: False)
+    with pytest.raises(ValueError, match="data hold no batches"):
+        model.fit(*data(), callbacks=[GraNet(0.5, none, end_step=2)], verbose=0)
+    assert get_masks(model) == {}
+
+
 def test_granet_works_on_a_network_that_is_pruned_already():
     model = keras_ntt.prune_at_init(mlp(), sparsity=0.75, saliency="random", allocation="erk")
     model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
