@@ -10,6 +10,7 @@ from keras import layers
 
 import keras_ntt
 from keras_ntt import export_tflite, tflite_predict
+from keras_ntt.litert import flatbuffer as fb
 
 
 def draw(model_input, n=6, seed=0):
@@ -133,6 +134,20 @@ def test_inputs_by_the_names_of_the_signature(tmp_path):
         tflite_predict(path, x[:2])
     with pytest.raises(ValueError, match=r"as many samples.*Received: x with \[5, 6\]"):
         tflite_predict(path, [x[0], x[1], x[2][:5]])
+
+
+def test_names_of_a_file_without_a_signature(tmp_path):
+    model = pruned(fixed_batch())
+    x = draw(model.input)
+    path = tmp_path / "model.tflite"
+    export_tflite(model, path)
+    graph = fb.read(path.read_bytes())
+    graph.signatureDefs = []
+    path.write_bytes(fb.write(graph))
+    with pytest.raises(keras_ntt.ExportError, match=r"0 signatures.*pass a list of arrays"):
+        tflite_predict(path, {"a": x[0], "b": x[1]})
+    expected = model.predict(x, verbose=0, batch_size=2)
+    np.testing.assert_allclose(tflite_predict(path, x), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_signature_of_a_dict(tmp_path):

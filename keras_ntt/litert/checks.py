@@ -124,8 +124,13 @@ def _in_order(
     """Return what the file says of each input, and the array for it."""
     ports: Any = loaded.get_input_details()
     if isinstance(x, Mapping):
-        (signature,) = loaded.get_signature_list()
-        ports = loaded.get_signature_runner(signature).get_input_details()
+        signatures = list(loaded.get_signature_list())
+        if len(signatures) != 1:
+            raise ValueError(
+                f"it has {len(signatures)} signatures, so names do not tell its inputs; pass a "
+                "list of arrays in its order"
+            )
+        ports = loaded.get_signature_runner(signatures[0]).get_input_details()
         if ports.keys() != x.keys():
             raise ValueError(f"it takes inputs of the names {sorted(ports)}, not {sorted(x)}")
         return [(ports[name], array) for name, array in x.items()]
