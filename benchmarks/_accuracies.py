@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,19 +73,20 @@ def _table(members: list[dict[str, Any]], epochs: int) -> str:
     for member in members:
         s = member["settings"]
         shared = s["allocation"] if s["pattern"] == "none" else s["pattern"]
-        key = (-s["density"], shared, _method(s), s["transfer_epochs"] or "")
+        key = (-s["density"], shared, method_of(s), s["transfer_epochs"] or "")
         rows.setdefault(key, []).append(member["accuracy"])
     order = sorted(rows, key=lambda key: (*key[:2], -statistics.mean(a[-1] for a in rows[key])))
     head = ["density", "allocation", "method", "transfer epochs", "seeds"]
     head += [f"epoch {epoch}" for epoch in shown]
-    lines = [head, ["---:", "---", "---", *["---:"] * (2 + len(shown))]]
+    lines = []
     for key in order:
-        found = [_cell([100 * accuracy[e - 1] for accuracy in rows[key]]) for e in shown]
+        found = [cell([100 * accuracy[e - 1] for accuracy in rows[key]]) for e in shown]
         lines.append([f"{-key[0]:.4g}", *map(str, key[1:]), str(len(rows[key])), *found])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown(head, lines, ("allocation", "method"))
 
 
-def _method(settings: dict[str, Any]) -> str:
+def method_of(settings: Mapping[str, Any]) -> str:
+    """Return the name of a method, with those settings of its transfer that are not published."""
     published = {**PUBLISHED, "l2": NETWORKS[settings["network"]]["l2"]}
     names = {"learning_rate": "Adam", "ntk_weight": "kernel weight", "l2": "L2"}
     other = [
@@ -96,6 +97,17 @@ def _method(settings: dict[str, Any]) -> str:
     return settings["method"] + (f" ({', '.join(other)})" if other else "")
 
 
-def _cell(values: Sequence[float]) -> str:
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{spread}"
+def cell(values: Sequence[float], decimals: int = 1) -> str:
+    """Return a mean, and of several values the standard deviation.
+
+    >>> cell([1.0]), cell([1.0, 2.0, 3.0], 0)
+    ('1.0', '2 ± 1')
+    """
+    spread = f" ± {statistics.stdev(values):.{decimals}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{decimals}f}{spread}"
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[str]) -> str:
+    """Return a table in Markdown, in which the named columns of words stand on the left."""
+    below = ["---" if name in words else "---:" for name in head]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (head, below, *rows))

@@ -6,7 +6,8 @@ Every run, one network of one method, density, allocation and seed, is a file in
 ``OUTPUT/runs``; runs whose file is there are not repeated, a transfer that was stopped goes on
 from its last whole epoch, and networks that a transfer has found are kept in ``OUTPUT/found`` for
 other ways to train them. So stop it at any time and call it again with the same settings. All
-finished runs are written to ``OUTPUT.json``, their tables to ``OUTPUT.md`` or into a report.
+finished runs are written to ``OUTPUT.json``, their tables to ``OUTPUT.md`` or into a report, and
+the losses of transfers are drawn in ``OUTPUT_losses.png``.
 To add to the runs of such a file, give it as ``--known``. README.md in this folder has the
 protocol.
 """
@@ -30,6 +31,7 @@ import tensorflow as tf
 from _accuracies import insert, read, tables
 from _datasets import TFDS_NAMES, load
 from _experiment import METHODS, NETWORKS, SCORES, TRANSFERS, Run, do, unpack, write
+from _transfer_losses import draw, losses
 
 HERE = Path(__file__).resolve().parent
 
@@ -168,8 +170,12 @@ def main(words: list[str] | None = None) -> int:
     results = read(options.output / "runs")
     write(options.output.with_suffix(".json"), results)
     report = options.report or options.output.with_suffix(".md")
-    report.write_text(insert(tables(results), report if options.report else None))
+    text = tables(results) + losses(results)
+    report.write_text(insert(text, report if options.report else None))
     print(f"Written: {report}")
+    picture = options.output.with_name(f"{options.output.name}_losses.png")
+    if draw(results, picture):
+        print(f"Written: {picture}")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import importlib.util
 import json
@@ -203,6 +204,66 @@ def test_tables_are_ranked_and_put_into_a_report(reproduce, tmp_path):
     report.write_text("nothing")
     with pytest.raises(ValueError, match="needs two lines"):
         reproduce.insert("", report)
+
+
+@pytest.fixture
+def transfers(reproduce):
+    """Two seeds of a transfer of two epochs of five steps, whose losses are known step by step."""
+    loss = np.array([[9.0, 7, 5, 3, 1, 0.9, 0.7, 0.5, 0.3, 0.1], [2.0, 4, 4, 2, 3, 2, 1, 1, 2, 1]])
+    results = []
+    for seed, losses in enumerate(loss):
+        rows = [
+            {"step": 5 * e + n, "loss": losses[5 * e : 5 * e + n].mean()}
+            for e, n in ((0, 1), (0, 3), (0, 5), (1, 2), (1, 4))
+        ]
+        for row in rows:
+            row.update(ntk_distance=100 * row["loss"], output_distance=row["loss"] / 100)
+        run = sys.modules["_experiment"].Run(
+            **{"dataset": "fashion_mnist", "network": "conv-4", "method": "ntt-all", "seed": seed},
+            **{"allocation": "global", "pattern": "none", "density": 0.03, "split": "test"},
+            **{"label_fraction": 1.0, "epochs": 3, "transfer_epochs": 2, "learning_rate": 5e-4},
+            **{"ntk_weight": 1e-3, "l2": 1e-5},
+        )
+        settings = dataclasses.asdict(run)
+        transfer = {"curve": rows, "steps": 10}
+        results.append({"settings": settings, "transfer": transfer})
+        results.append({"settings": {**settings, "epochs": 7}, "transfer": transfer})
+    return loss, results
+
+
+def test_losses_are_means_between_the_rows_of_a_curve(transfers):
+    loss, results = transfers
+    parts = sys.modules["_transfer_losses"].parts(results[0]["transfer"]["curve"], 5.0)
+    assert [(part.start, part.stop) for part in parts] == [(0, 1), (1, 3), (3, 5), (5, 7), (7, 9)]
+    for start, stop, means in parts:
+        expected = loss[0, start:stop].mean()
+        assert means["loss"] == pytest.approx(expected)
+        assert means["ntk_distance"] == pytest.approx(100 * expected)
+        assert means["output_distance"] == pytest.approx(expected / 100)
+
+
+def test_losses_are_tabulated_and_drawn_once_a_transfer(reproduce, transfers, tmp_path):
+    loss, results = transfers
+    text = reproduce.losses(results)
+    (row,) = [line for line in text.splitlines() if "conv-4" in line]
+    first, last = loss[:, 0], loss[:, 7:9].mean(1)  # 9 and 2, 0.4 and 1.5
+    assert row.split(" | ")[1:8] == [
+        "0.03",
+        "global",
+        "ntt-all",
+        "10",
+        "2",
+        "5.50 ± 4.95",
+        "0.950 ± 0.778",
+    ]
+    assert (first.mean(), first.std(ddof=1)) == pytest.approx((5.5, 4.9497), abs=1e-4)
+    assert (last.mean(), last.std(ddof=1)) == pytest.approx((0.95, 0.7778), abs=1e-4)
+    assert reproduce.draw(results, tmp_path / "losses.png")
+    assert (tmp_path / "losses.png").read_bytes().startswith(b"\x89PNG")
+    dense = {"settings": {**results[0]["settings"], "method": "dense"}}
+    assert reproduce.losses([dense]) == ""
+    assert not reproduce.draw([dense], tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
 
 
 # Kernels and biases. Conv-4 without padding: 32 -> 30 -> 28 -> 14 -> 12 -> 10 -> 5.
