@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import pathlib
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
-from keras_ntt import _host, checks, files, input_checks, input_kinds
+from keras_ntt import _host, checks, files
 from keras_ntt.compaction import remove_dead_units
 from keras_ntt.litert import advice, sizes
 from keras_ntt.litert import benchmark as timing
@@ -23,9 +22,11 @@ from keras_ntt.litert.checks import ExportError
 from keras_ntt.litert.choose import CPUS
 from keras_ntt.litert.convert import QUANTIZATIONS, convert, in_float32
 from keras_ntt.litert.inspect import FileReport, inspect_tflite, stored_weights
-from keras_ntt.litert.ports import Ports, ports_of
+from keras_ntt.litert.ports import Ports
+from keras_ntt.litert.predict import tflite_predict
 from keras_ntt.litert.reencode import TARGETS, Reencoded, reencode
 from keras_ntt.litert.report import ExportReport
+from keras_ntt.litert.samples import outputs_of, samples_of
 
 __all__ = [
     "ExportError",
@@ -143,34 +144,20 @@ def export_tflite(
         ...     report.size == os.path.getsize(path) < 6400 * 4 / 8
         True
     """
-    checks.check_model(model)
+    _check_model(model, representative_data)
     target_path = files.writable(path)
     options = _options(target, quantization, cpu, tolerance, representative_data)
     if not sparse and options.target != "int8":
         options = replace(options, target="dense")
-    if _host.functional_of(model) is None and representative_data is None:
-        raise ValueError(
-            "The model has code of its own, which does not say what it takes. Pass some inputs as "
-            "representative_data, with the shapes that the file is to take. "
-            f"Received: model={model.name!r} of type {type(model).__name__}"
-        )
-    stateful = [
-        layer.name for layer in model._flatten_layers() if getattr(layer, "stateful", False)
-    ]
-    if stateful:
-        raise ValueError(
-            "Stateful layers keep a state between calls, and a file does not. Make the model again "
-            f"without stateful=True. Received: model={model.name!r} with {', '.join(stateful)}"
-        )
     exact = in_float32(model)
-    samples, ports = _samples(exact, representative_data)
+    samples, ports = samples_of(exact, representative_data)
     batch = ports.batch
     smaller, removed = remove_dead_units(exact) if compact else (exact, ())
     dense, result = _store(smaller, options, samples, ports)
     if removed:
         (dense,) = convert(exact, [None], ports=ports)
     content = fb.write(result.model)
-    expected = _expected(exact, samples, ports)
+    expected = outputs_of(exact, samples, ports)
     with files.replacing(target_path) as temporary:
         temporary.write_bytes(content)
         found = runs.compare(os.fspath(temporary), samples, expected, batch=batch)
@@ -203,96 +190,23 @@ def export_tflite(
     )
 
 
-def tflite_predict(path: str | os.PathLike, x: Any) -> Any:
-    """Run a LiteRT file.
-
-    Args:
-        path: The file.
-        x: Inputs ``[n, ...]``, any number of them, also where the file fixes the batch: an array,
-            or for a file with several inputs a list of arrays in its order or a dictionary by the
-            names of its signature.
-
-    Returns:
-        Outputs ``[n, ...]``: an array, or for a file with several outputs a list in its order.
-
-    Raises:
-        ImportError: If `ai_edge_litert` is not installed.
-        ExportError: If the file does not run.
-        TypeError: If `path` is no path.
-        ValueError: If `x` holds no arrays of samples, or different numbers of them.
-    """
-    names = list(x) if isinstance(x, Mapping) else None
-    several = isinstance(x, list | tuple) and x and all(hasattr(part, "shape") for part in x)
-    arrays = [_batch_of(a) for a in (x.values() if names else x if several else [x])]
-    counts = {len(array) for array in arrays}
-    if len(counts) != 1:
+def _check_model(model: Any, representative_data: Any) -> None:
+    """Raise unless a file can be made of a model."""
+    checks.check_model(model)
+    if _host.functional_of(model) is None and representative_data is None:
         raise ValueError(
-            "The inputs of a file must all have as many samples. "
-            f"Received: x with {sorted(counts)} samples"
+            "The model has code of its own, which does not say what it takes. Pass some inputs as "
+            "representative_data, with the shapes that the file is to take. "
+            f"Received: model={model.name!r} of type {type(model).__name__}"
         )
-    given = dict(zip(names, arrays, strict=True)) if names else arrays
-    outputs = runs.run(os.fspath(files.as_path(path)), given)
-    return outputs[0] if len(outputs) == 1 else outputs
-
-
-def _batch_of(x: Any) -> np.ndarray:
-    """Return inputs as an array with an axis of the samples, or raise a ValueError."""
-    array = input_checks.as_array("x", x)
-    if array.ndim == 0 or not len(array) or array.dtype.kind not in "biuf":
+    stateful = [
+        layer.name for layer in model._flatten_layers() if getattr(layer, "stateful", False)
+    ]
+    if stateful:
         raise ValueError(
-            "x must hold numbers, [n, ...] for n samples. "
-            f"Received: x of shape {array.shape} and dtype {array.dtype}"
+            "Stateful layers keep a state between calls, and a file does not. Make the model again "
+            f"without stateful=True. Received: model={model.name!r} with {', '.join(stateful)}"
         )
-    return array
-
-
-def _samples(model: keras.Model, representative_data: Any) -> tuple[list[np.ndarray], Ports]:
-    """Return what to compare outputs on, flat, and what the model takes and returns."""
-    if representative_data is None:
-        ports = ports_of(model)
-        assert ports is not None
-        kinds = input_kinds.are_indices(ports.structure, model)
-        rng = np.random.default_rng(0)
-        pairs = zip(ports.inputs, kinds, strict=True)
-        return [_drawn(rng, spec, ports.batch or 16, kind) for spec, kind in pairs], ports
-    input_checks.check_arrays(representative_data, model, "representative_data")
-    functional = _host.functional_of(model)
-    names = None if functional is None else _host.names_of_inputs(functional)
-    # A dict may have more in it than the inputs, which it names then.
-    leaves = [np.asarray(leaf) for leaf in _host.flat_inputs(representative_data, names)]
-    ports = ports_of(model, representative_data)
-    assert ports is not None
-    types = [spec.dtype.as_numpy_dtype for spec in ports.inputs]
-    data = [leaf[:256].astype(kind) for leaf, kind in zip(leaves, types, strict=True)]
-    batch, count = ports.batch or 1, len(data[0])
-    if count < batch:
-        raise ValueError(
-            "representative_data must fill a batch of the size that the model fixes. "
-            f"Received: {count} samples for batches of {batch}"
-        )
-    return [array[: count // batch * batch] for array in data], ports
-
-
-def _drawn(rng: np.random.Generator, spec: tf.TensorSpec, count: int, indices: bool) -> np.ndarray:
-    """Return random inputs: normal, or small whole numbers where the model takes such."""
-    if None in spec.shape[1:]:
-        raise ValueError(
-            "The model leaves a size of its input open, so there is nothing to compare outputs "
-            f"on. Pass representative_data. Received: input of shape {tuple(spec.shape)}"
-        )
-    shape = (count, *spec.shape[1:])
-    whole = indices or not spec.dtype.is_floating
-    drawn = rng.integers(0, 2, shape) if whole else rng.standard_normal(shape)
-    return drawn.astype(spec.dtype.as_numpy_dtype)
-
-
-def _expected(model: keras.Model, samples: Sequence[np.ndarray], ports: Ports) -> list[np.ndarray]:
-    """Return the outputs of a model, flat."""
-    size, parts = ports.batch or len(samples[0]), []
-    for start in range(0, len(samples[0]), size):
-        outputs = ports.call(model, [array[start : start + size] for array in samples])
-        parts.append([keras.ops.convert_to_numpy(output) for output in outputs])
-    return [np.concatenate(found) for found in zip(*parts, strict=True)]
 
 
 def _store(

@@ -1,0 +1,85 @@
+"""What a file and its model are compared on: inputs that are given or drawn, and the outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_ntt import _host, input_checks, input_kinds
+from keras_ntt.litert.ports import Ports, ports_of
+
+
+def samples_of(model: keras.Model, representative_data: Any) -> tuple[list[np.ndarray], Ports]:
+    """Return what to compare outputs on, and what the model takes and returns.
+
+    Args:
+        model: A built model.
+        representative_data: Inputs ``[n, ...]``, nested as the model takes them, of which the
+            first 256 are taken, in whole batches where the model fixes their size. None draws 16
+            samples, or one such batch: standard normal ones, or zeros and ones where the model
+            takes whole numbers.
+
+    Returns:
+        The inputs, flat, and the ports of the model.
+
+    Raises:
+        ValueError: If the data do not fit the model, or are missing where none can be drawn.
+    """
+    if representative_data is None:
+        ports = ports_of(model)
+        assert ports is not None
+        kinds = input_kinds.are_indices(ports.structure, model)
+        rng = np.random.default_rng(0)
+        pairs = zip(ports.inputs, kinds, strict=True)
+        return [_drawn(rng, spec, ports.batch or 16, kind) for spec, kind in pairs], ports
+    input_checks.check_arrays(representative_data, model, "representative_data")
+    functional = _host.functional_of(model)
+    names = None if functional is None else _host.names_of_inputs(functional)
+    # A dict may have more in it than the inputs, which it names then.
+    leaves = [np.asarray(leaf) for leaf in _host.flat_inputs(representative_data, names)]
+    ports = ports_of(model, representative_data)
+    assert ports is not None
+    types = [spec.dtype.as_numpy_dtype for spec in ports.inputs]
+    data = [leaf[:256].astype(kind) for leaf, kind in zip(leaves, types, strict=True)]
+    batch, count = ports.batch or 1, len(data[0])
+    if count < batch:
+        raise ValueError(
+            "representative_data must fill a batch of the size that the model fixes. "
+            f"Received: {count} samples for batches of {batch}"
+        )
+    return [array[: count // batch * batch] for array in data], ports
+
+
+def _drawn(rng: np.random.Generator, spec: tf.TensorSpec, count: int, indices: bool) -> np.ndarray:
+    """Return random inputs: normal, or small whole numbers where the model takes such."""
+    if None in spec.shape[1:]:
+        raise ValueError(
+            "The model leaves a size of its input open, so there is nothing to compare outputs "
+            f"on. Pass representative_data. Received: input of shape {tuple(spec.shape)}"
+        )
+    shape = (count, *spec.shape[1:])
+    whole = indices or not spec.dtype.is_floating
+    drawn = rng.integers(0, 2, shape) if whole else rng.standard_normal(shape)
+    return drawn.astype(spec.dtype.as_numpy_dtype)
+
+
+def outputs_of(model: keras.Model, samples: Sequence[np.ndarray], ports: Ports) -> list[np.ndarray]:
+    """Return the outputs of a model in inference mode.
+
+    Args:
+        model: The model.
+        samples: Its inputs ``[n, ...]``, flat.
+        ports: What it takes and returns.
+
+    Returns:
+        Its outputs ``[n, ...]``, flat.
+    """
+    size, parts = ports.batch or len(samples[0]), []
+    for start in range(0, len(samples[0]), size):
+        outputs = ports.call(model, [array[start : start + size] for array in samples])
+        parts.append([keras.ops.convert_to_numpy(output) for output in outputs])
+    return [np.concatenate(found) for found in zip(*parts, strict=True)]
