@@ -44,10 +44,12 @@ MOVED = {
 def site_paths() -> dict[str, str]:
     """Return the files of the repository that the site has: ``their path -> path on the site``."""
     found = {source: target for source, target in MOVED.items() if (ROOT / source).exists()}
-    for pattern in ("tutorials/*.md", "tutorials/*.ipynb", "docs/**/*.md", "docs/**/*.png"):
+    patterns = ["tutorials/*.md", "tutorials/*.ipynb", "docs/**/*.md", "docs/**/*.png"]
+    for pattern in (*patterns, "benchmarks/results/*.png"):
         for file in sorted(ROOT.glob(pattern)):
             source = file.relative_to(ROOT).as_posix()
-            target = source.removeprefix("docs/").removesuffix(".ipynb")
+            target = source.replace("benchmarks/results/", "figures/")
+            target = target.removeprefix("docs/").removesuffix(".ipynb")
             found.setdefault(source, target + ".md" * source.endswith(".ipynb"))
     return found
 
@@ -219,9 +221,6 @@ def assemble(output: Path) -> None:
         if source.endswith(".ipynb"):
             text = notebook(json.loads(text), file.with_name(f"{file.stem}_files"))
         file.write_text(page(text, source, paths), encoding="utf-8")
-    for picture in RESULTS.glob("*.png"):
-        (pages / "figures").mkdir(exist_ok=True)
-        shutil.copy(picture, pages / "figures" / picture.name)
     shutil.copytree(ROOT / "docs" / "style", pages / "style")
     configuration = (ROOT / "docs" / "mkdocs.yml").read_text()
     contents = json.dumps(navigation(paths), indent=1, ensure_ascii=False)

@@ -199,6 +199,11 @@ def test_overhead_and_scaling(tmp_path):
         ("[a](docs/layers.md)", "README.md", "[a](layers.md)"),
         ("[a](../README.md#install)", "tutorials/README.md", "[a](../index.md#install)"),
         ("![p](docs/demo-curves.png)", "README.md", "![p](demo-curves.png)"),
+        (
+            "![p](results/growth_batch.png)",
+            "benchmarks/RESULTS.md",
+            "![p](figures/growth_batch.png)",
+        ),
         ("[a](../tutorials/README.md)", "docs/api/index.md", "a"),
         ("[a](../../tutorials/README.md)", "docs/api/index.md", "[a](../tutorials/index.md)"),
         ("see [the code](keras_ntt/ntk.py).", "README.md", "see the code."),
