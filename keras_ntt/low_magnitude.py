@@ -25,7 +25,7 @@ Chosen = list[tuple[keras.layers.Layer, ScheduledMask]]
 
 
 def prune_low_magnitude(
-    to_prune: Any,
+    model: Any,
     pruning_schedule: Any = None,
     block_size: Any = (1, 1),
     block_pooling_type: str = "AVG",
@@ -46,7 +46,7 @@ def prune_low_magnitude(
     step 1. Where the schedule fires at step 0 or 1 that is now, so load weights first.
 
     Args:
-        to_prune: A built model of any kind, a layer, or a list of layers. A layer that is not
+        model: A built model of any kind, a layer, or a list of layers. A layer that is not
             built yet is pruned as soon as it is; one of a model that was trained already takes
             effect when the model is compiled again.
         pruning_schedule: A `PruningSchedule`, a schedule of tfmot, or a function
@@ -94,16 +94,16 @@ def prune_low_magnitude(
         pruning_policy,
         filters,
     )
-    if isinstance(to_prune, list | tuple):
-        _prune_layers(list(to_prune), settings)
-    elif isinstance(to_prune, keras.layers.Layer) and not isinstance(to_prune, keras.Model):
-        _prune_layers([to_prune], settings)
+    if isinstance(model, list | tuple):
+        _prune_layers(list(model), settings)
+    elif isinstance(model, keras.layers.Layer) and not isinstance(model, keras.Model):
+        _prune_layers([model], settings)
     else:
-        checks.check_model(to_prune)
-        warn_if_unheld(to_prune)
-        _hold(settings.masks_for(to_prune))
-        retrace(to_prune)
-    return to_prune
+        checks.check_model(model)
+        warn_if_unheld(model)
+        _hold(settings.masks_for(model))
+        retrace(model)
+    return model
 
 
 @dataclass(frozen=True)

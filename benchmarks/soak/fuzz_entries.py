@@ -42,7 +42,7 @@ entry(keras_ntt.sparsity_report, weight=3)(model=model())
 entry(keras_ntt.remove_dead_units, weight=2)(model=model("mlp", "functional"))
 entry(keras_ntt.prune_scope, weight=0.1)()
 entry(keras_ntt.prune_low_magnitude, weight=3, changes=True)(
-    to_prune=Argument(
+    model=Argument(
         lambda rng, world: world.model(rng.choice(list(GOOD))),
         lambda rng, world: rng.choice(
             [
