@@ -1,9 +1,12 @@
 """Code blocks of the README and the documentation run, from top to bottom; links lead somewhere."""
 
+import inspect
 import pathlib
 import re
 
 import pytest
+
+import keras_ntt
 
 ROOT = pathlib.Path(__file__).parent.parent
 DOCUMENTS = [
@@ -59,3 +62,28 @@ def test_results_name_only_figures_of_their_tables():
     figures = set(re.findall(r"\d+\.\d", said.partition("## Commands")[0]))
     assert figures
     assert figures <= set(re.findall(r"\d+\.\d", tables)), "not in the tables"
+
+
+# What may be given by position, in this order, and by these names.
+POSITIONAL = {
+    "empirical_ntk": "model x1 x2",
+    "ntt_loss": "student teacher x",
+    "NeuralTangentTransfer": "student teacher",
+    "prune_neural_tangent": "model inputs",
+    "prune_at_init": "model",
+    "prune_low_magnitude": "model pruning_schedule block_size block_pooling_type pruning_policy "
+    "sparsity_m_by_n",
+    **dict.fromkeys(["strip_pruning", "get_masks", "restore_masks", "sparsity_report"], "model"),
+    "apply_masks": "model masks",
+    **dict.fromkeys(["save_masks", "load_masks", "export_tflite"], "model path"),
+    "NTTSchedule": "sparsity frequency end_step",
+    "ConstantSparsity": "target_sparsity begin_step end_step frequency",
+    "PolynomialDecay": "initial_sparsity final_sparsity begin_step end_step power frequency",
+}
+
+
+@pytest.mark.parametrize("name", POSITIONAL)
+def test_arguments_by_position_keep_their_names_and_order(name):
+    parameters = inspect.signature(getattr(keras_ntt, name)).parameters.values()
+    found = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    assert found == POSITIONAL[name].split()
