@@ -20,6 +20,7 @@ from keras.src.layers.rnn.conv_lstm import ConvLSTMCell
 from keras.src.models.functional import Functional
 from tensorflow.python.distribute import distribute_lib
 from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
+from tensorflow.python.util import _pywrap_util_port
 
 # The cell of ConvLSTM1D to ConvLSTM3D, which Keras does not name in public.
 CONV_LSTM_CELL = ConvLSTMCell
@@ -247,6 +248,11 @@ def _moments(
     if not keepdims:
         mean, variance = tf.squeeze(mean, axes), tf.squeeze(variance, axes)
     return tf.cast(mean, x.dtype), tf.cast(variance, x.dtype)
+
+
+def has_onednn() -> bool:
+    """Tell whether TensorFlow's products and convolutions are oneDNN's."""
+    return bool(_pywrap_util_port.IsMklEnabled())
 
 
 def is_in_xla() -> bool:

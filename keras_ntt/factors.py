@@ -19,6 +19,8 @@ import tensorflow as tf
 
 # Samples in half a batch, where a graph is made for batches of any size.
 _USUAL_SAMPLES = 32
+# Factors that are alike in these can be joined.
+_LAYOUT = ("axes", "groups", "channels_first")
 # What touching a number costs, in multiply-adds of a matrix product.
 _PASSES = 20
 
@@ -40,6 +42,7 @@ class AffineFactor:
         bias: The bias variable ``[g * o]``; None if there is none, it is frozen or in a factor of
             its own.
         axes: The kernel's axes in the order of ``[k, g, o]``; None if they are in that order.
+        channels_first: Whether the deltas are ``[n * c, o, p]``; for one group.
     """
 
     inputs: tf.Tensor
@@ -49,6 +52,7 @@ class AffineFactor:
     kernel: keras.Variable
     bias: keras.Variable | None
     axes: tuple[int, ...] | None = None
+    channels_first: bool = False
 
     @property
     def variables(self) -> tuple[keras.Variable, ...]:
@@ -139,11 +143,15 @@ def _add(group: Sequence[Factor]) -> Factor:
     if len(group) == 1:
         return first
     kinds = {type(f) for f in group}
-    layouts = {(getattr(f, "axes", None), getattr(f, "groups", 1)) for f in group}
+    layouts = {tuple(getattr(f, name, None) for name in _LAYOUT) for f in group}
     if len(kinds) == len(layouts) == 1 and not isinstance(first, JacobianFactor):
         # More positions of the same weights.
-        fields = ("inputs", "deltas") if isinstance(first, AffineFactor) else ("indices", "deltas")
-        joined = {name: tf.concat([getattr(f, name) for f in group], axis=1) for name in fields}
+        axes = {"indices": 1, "deltas": 1}
+        if isinstance(first, AffineFactor):
+            axes = {"inputs": 1, "deltas": 2 if first.channels_first else 1}
+        joined = {
+            name: tf.concat([getattr(f, name) for f in group], axis) for name, axis in axes.items()
+        }
         return replace(first, **joined)
     matrices = [to_jacobian(f).matrix for f in group]
     return JacobianFactor(tf.add_n(matrices), first.copies, first.variables)
@@ -219,7 +227,10 @@ def affine_jacobian(factor: AffineFactor) -> tf.Tensor:
     c, g = factor.copies, factor.groups
     positions, k, o = sizes_of(factor)
     if g == 1:
-        deltas = tf.reshape(tf.transpose(factor.deltas, [0, 2, 1]), [-1, c, o, positions])
+        deltas = factor.deltas
+        if not factor.channels_first:
+            deltas = tf.transpose(deltas, [0, 2, 1])
+        deltas = tf.reshape(deltas, [-1, c, o, positions])
         return tf.reshape(_sum_over_positions(factor.inputs, deltas), [-1, o * k])
     deltas = tf.reshape(factor.deltas, [-1, c, positions, g, o])
     deltas = tf.reshape(tf.transpose(deltas, [0, 3, 1, 4, 2]), [-1, c, o, positions])
@@ -256,7 +267,8 @@ def sizes_of(factor: AffineFactor) -> tuple[int | tf.Tensor, int, int]:
     if positions is None:
         positions = tf.shape(factor.inputs)[1]
     g = factor.groups
-    return positions, factor.inputs.shape[2] // g, factor.deltas.shape[2] // g
+    channels = factor.deltas.shape[1 if factor.channels_first else 2]
+    return positions, factor.inputs.shape[2] // g, channels // g
 
 
 def split(factor: Factor, sizes: Any) -> tuple[Factor, Factor]:

@@ -102,7 +102,7 @@ def _product_by_positions(first: AffineFactor, second: AffineFactor, trace: bool
     by_input = tf.matmul(
         *(tf.reshape(f.inputs, [-1, k]) for f in (first, second)), transpose_b=True
     )
-    deltas = [tf.reshape(f.deltas, [-1, c, positions, o]) for f in (first, second)]
+    deltas = [tf.reshape(_by_position(f), [-1, c, positions, o]) for f in (first, second)]
     n1, n2 = (tf.shape(d)[0] if d.shape[0] is None else d.shape[0] for d in deltas)
     if trace:
         rows = [tf.reshape(tf.transpose(d, [0, 2, 1, 3]), [-1, c * o]) for d in deltas]
@@ -114,6 +114,11 @@ def _product_by_positions(first: AffineFactor, second: AffineFactor, trace: bool
     if positions > 1:
         pairs = tf.reduce_sum(tf.reshape(pairs, [n1, c, positions, n2, c, positions]), axis=[2, 5])
     return tf.reshape(pairs, [n1 * c, n2 * c])
+
+
+def _by_position(factor: AffineFactor) -> tf.Tensor:
+    """Return the deltas of a factor as ``[n * c, p, g * o]``."""
+    return tf.transpose(factor.deltas, [0, 2, 1]) if factor.channels_first else factor.deltas
 
 
 def _masked_product(

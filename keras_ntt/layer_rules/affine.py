@@ -82,10 +82,7 @@ class Affine(Linearization):
         return tf.cast(_host.value_of(variable), self.layer.compute_dtype)
 
     def backward(self, cotangents: Cotangents, wanted: Sequence[bool]) -> Gradients:
-        if self._activated is not None:
-            cotangents, _ = self._activated.backward(cotangents, [True])
-        (stacked,) = cotangents
-        assert stacked is not None
+        stacked = self.before_activation(cotangents)
         if not wanted[0] and self._few_weights(stacked):
             return [None], [self._winners_jacobian(stacked)]
         delta, copies = stacked.tensor, stacked.copies
@@ -94,21 +91,40 @@ class Affine(Linearization):
             cotangent = stacked.with_rows(self.transposed_product(delta, copies))
         return [cotangent], self.factors(delta, copies)
 
+    def before_activation(self, cotangents: Cotangents) -> Stacked:
+        """Return the cotangent of the pre-activation from that of the output."""
+        if self._activated is not None:
+            cotangents, _ = self._activated.backward(cotangents, [True])
+        (stacked,) = cotangents
+        assert stacked is not None
+        return stacked
+
     def factors(self, delta: tf.Tensor, copies: int) -> list[Factor]:
         """Return the derivatives by the weights from that by the pre-activation."""
-        kernel, bias = self.trained
-        if kernel is None and bias is None:
+        if all(variable is None for variable in self.trained):
             return []
-        deltas = self.deltas_by_position(delta)
+        return self.factors_of(self.deltas_by_position(delta), copies)
+
+    def factors_of(
+        self, deltas: tf.Tensor, copies: int, *, channels_first: bool = False
+    ) -> list[Factor]:
+        """Do the same from the deltas of an `AffineFactor`."""
+        kernel, bias = self.trained
         found: list[Factor] = []
+        axis = 2 if channels_first else 1
         # One more input for the bias costs nothing at one position. At many it would make rows of
         # an odd length, which the large products that follow are slower on.
-        if bias is not None and (kernel is None or deltas.shape[1] != 1):
-            found.append(JacobianFactor(tf.reduce_sum(full_precision(deltas), 1), copies, (bias,)))
+        if bias is not None and (kernel is None or deltas.shape[axis] != 1):
+            summed = tf.reduce_sum(full_precision(deltas), axis)
+            found.append(JacobianFactor(summed, copies, (bias,)))
             bias = None
         if kernel is not None:
             inputs = self.by_position(ones=bias is not None)
-            found.append(AffineFactor(inputs, deltas, copies, self.groups, kernel, bias, self.axes))
+            found.append(
+                AffineFactor(
+                    inputs, deltas, copies, self.groups, kernel, bias, self.axes, channels_first
+                )
+            )
         return found
 
     def _few_weights(self, stacked: Stacked) -> bool:
@@ -125,15 +141,21 @@ class Affine(Linearization):
         Of each window only the inputs of the winning entry are read. They then differ by output
         channel, but not by output of the network.
         """
-        copies, channels, window = stacked.copies, stacked.rows.shape[-1], stacked.window
+        copies, window = stacked.copies, stacked.window
         assert stacked.factor is not None
         assert window is not None
         patches = full_precision(self.by_position(ones=self.trained[1] is not None))
-        spatial, k = stacked.factor.shape[1:-1], patches.shape[-1]
+        (*spatial, channels), k = stacked.factor.shape[1:], patches.shape[-1]
         factor = stacking.windows_of(full_precision(stacked.factor), window)
-        rows = tf.reshape(full_precision(stacked.rows), [-1, copies, factor.shape[1], channels])
+        rows = full_precision(stacked.rows)
+        if stacked.channels_first:
+            rows = tf.reshape(rows, [-1, copies, channels, factor.shape[1]])
+            rows = tf.transpose(rows, [0, 2, 1, 3])
+        else:
+            rows = tf.reshape(rows, [-1, copies, factor.shape[1], channels])
+            rows = tf.transpose(rows, [0, 3, 1, 2])
         if len(window) < 3:
-            rows *= tf.reduce_sum(factor, axis=2)[:, None]
+            rows *= tf.transpose(tf.reduce_sum(factor, axis=2), [0, 2, 1])[:, :, None]
             places = tf.transpose(stacking.places_of_winners(factor, window, spatial), [0, 2, 1])
             n, count = tf.shape(patches)[0], patches.shape[1]
             places += tf.reshape(tf.range(n) * count, [-1, 1, 1])
@@ -141,7 +163,7 @@ class Affine(Linearization):
         else:  # all entries that are equal win
             patches = stacking.windows_of(tf.reshape(patches, [-1, *spatial, k]), window)
             inputs = tf.transpose(tf.matmul(factor, patches, transpose_a=True), [0, 2, 1, 3])
-        jacobian = tf.matmul(tf.transpose(rows, [0, 3, 1, 2]), inputs)  # [n, o, c, k]
+        jacobian = tf.matmul(rows, inputs)  # [n, o, c, k]
         matrix = tf.reshape(tf.transpose(jacobian, [0, 2, 3, 1]), [-1, k * channels])
         return JacobianFactor(matrix, copies, tuple(v for v in self.trained if v is not None))
 

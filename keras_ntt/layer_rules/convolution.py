@@ -12,8 +12,9 @@ import keras
 import tensorflow as tf
 from keras import layers
 
+from keras_ntt import _host
 from keras_ntt.factors import AffineFactor, Factor, JacobianFactor, full_precision
-from keras_ntt.layer_rules import stacking
+from keras_ntt.layer_rules import fourier, stacking
 from keras_ntt.layer_rules.affine import Affine, is_plain, positions
 from keras_ntt.layer_rules.base import Cotangents, Linearization, register_layer_rule
 from keras_ntt.layer_rules.patches import Geometry, channels_last, patches
@@ -66,6 +67,18 @@ class Convolution(Affine):
     def add_bias(self, preactivation: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
         return preactivation + _along_channels(bias, self._geometry)
 
+    def backward(
+        self, cotangents: Cotangents, wanted: Sequence[bool]
+    ) -> tuple[list[Stacked | None], list[Factor]]:
+        shapes = self._by_frequencies() if wanted[0] else None
+        if shapes is None:
+            return super().backward(cotangents, wanted)
+        stacked = self.before_activation(cotangents)
+        delta, copies = stacked.by_channel(self.outputs[0]), stacked.copies
+        back = fourier.cotangent_of_input(delta, self.kernel, shapes)
+        factors = self.factors_of(delta, copies, channels_first=True)
+        return [Stacked(back, copies, channels_first=True)], factors
+
     def transposed_product(self, delta: tf.Tensor, copies: int) -> tf.Tensor:
         geometry = self._geometry
         plain = self.groups == 1 and max(geometry.dilation_rate) == 1 and not self._depthwise
@@ -76,6 +89,24 @@ class Convolution(Affine):
         return tf.nn.conv_transpose(
             delta, self.kernel, shape, geometry.strides, geometry.padding.upper()
         )
+
+    def _by_frequencies(self) -> fourier.Shapes | None:
+        """Return the sizes of a plain convolution that is faster by way of frequencies."""
+        geometry, image = self._geometry, self.tensor.shape[1:-1]
+        if len(image) != 2 or None in image or geometry.data_format == "channels_first":
+            return None
+        steps = max(*geometry.strides, *geometry.dilation_rate)
+        if steps > 1 or self.groups > 1 or self._depthwise:
+            return None
+        if self.kernel.dtype not in (tf.float32, tf.float64):
+            return None  # too short for it
+        # TensorFlow's own products of many small matrices are slow, and the libraries of GPUs
+        # choose among such ways themselves.
+        fast = _host.has_onednn() or _host.is_in_xla()
+        if not fast or tf.config.get_visible_devices("GPU"):
+            return None
+        shapes = fourier.Shapes.of(image, geometry.kernel_size, geometry.padding)
+        return shapes if fourier.pays(shapes, *self.kernel.shape[2:]) else None
 
     def by_position(self, ones: bool) -> tf.Tensor:
         tensor = channels_last(self.tensor, self._geometry.data_format)

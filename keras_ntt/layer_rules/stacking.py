@@ -14,6 +14,9 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
+# So many windows at most are spread by a product with a matrix.
+_FEW_WINDOWS = 64
+
 
 def repeat(x: tf.Tensor, copies: int) -> tf.Tensor:
     """Repeat each sample: ``[n, ...] -> [n * copies, ...]``, row ``i * copies + a`` is ``x[i]``."""
@@ -61,6 +64,7 @@ class Stacked:
         factor: ``[n, ...]``, or None for 1.
         window: Sizes of windows along the spatial axes of ``[n, *spatial, channels]``: each entry
             of the rows is shared by the entries of a window, each times its factor.
+        channels_first: Whether the rows of an image have the channels first, not the factor.
     """
 
     def __init__(
@@ -69,15 +73,20 @@ class Stacked:
         copies: int,
         factor: tf.Tensor | None = None,
         window: tuple[int, ...] | None = None,
+        channels_first: bool = False,
     ):
         self.rows = rows
         self.copies = copies
         self.factor = factor
         self.window = window
+        self.channels_first = channels_first
 
     @property
     def tensor(self) -> tf.Tensor:
         """The cotangent as a tensor ``[n * c, ...]``."""
+        if self.channels_first:
+            self.rows = tf.transpose(self.rows, [0, *range(2, self.rows.shape.rank), 1])
+            self.channels_first = False
         if self.factor is not None:
             factor, self.factor = self.factor, None
             rows = self.rows
@@ -89,26 +98,69 @@ class Stacked:
             self.rows = restack(tf.reshape(product, batch_shape(factor)), factor, self.copies)
         return self.rows
 
+    def by_channel(self, like: tf.Tensor) -> tf.Tensor:
+        """Return the cotangent of ``[n, *spatial, channels]`` as ``[n * c, channels, positions]``.
+
+        Args:
+            like: The tensor whose cotangent it is, of known spatial sizes.
+        """
+        *spatial, channels = like.shape[1:]
+        count, size = self._count_of_rows(spatial), math.prod(spatial)
+        rows, factor = self.rows, self.factor
+        if count < size and count > _FEW_WINDOWS:
+            rows, factor, count = self.tensor, None, size
+        if self.channels_first:
+            rows = tf.reshape(rows, [-1, channels, count])
+        else:
+            rows = tf.transpose(tf.reshape(rows, [-1, count, channels]), [0, 2, 1])
+        if factor is None:
+            return rows
+        if self.window is not None:
+            # A product with a matrix of 0 and 1 is the fastest way to spread single numbers.
+            rows = tf.matmul(rows, tf.constant(_belongs(self.window, spatial), rows.dtype))
+        factor = tf.transpose(tf.reshape(factor, [-1, 1, size, channels]), [0, 1, 3, 2])
+        product = tf.reshape(rows, [-1, self.copies, channels, size]) * factor
+        return tf.reshape(product, [-1, channels, size])
+
+    def _count_of_rows(self, spatial: Sequence[int]) -> int:
+        """Return the number of positions, or of windows if these share the rows."""
+        window = self.window or (1,) * len(spatial)
+        return math.prod(n // size for n, size in zip(spatial, window, strict=True))
+
     def cast(self, dtype: tf.DType) -> Stacked:
         """Return the cotangent in a float type."""
         if self.rows.dtype == dtype:
             return self
         factor = None if self.factor is None else tf.cast(self.factor, dtype)
-        return Stacked(tf.cast(self.rows, dtype), self.copies, factor, self.window)
+        return self._like(tf.cast(self.rows, dtype), factor)
 
     def scaled(self, factor: tf.Tensor) -> Stacked:
         """Return the cotangent times one factor a sample, ``[n, ...]``."""
         factor = tf.cast(factor, self.rows.dtype)
         if self.factor is not None:
             factor = factor * self.factor
-        return Stacked(self.rows, self.copies, factor, self.window)
+        return self._like(self.rows, factor)
 
     def where_positive(self, x: tf.Tensor) -> Stacked:
         """Return the cotangent where ``x``, ``[n, ...]``, is positive, and 0 elsewhere."""
         if self.factor is None:
             return self.scaled(tf.cast(x > 0, x.dtype))
         factor = tf.raw_ops.ReluGrad(gradients=tf.cast(self.factor, x.dtype), features=x)
-        return Stacked(self.rows, self.copies, factor, self.window)
+        return self._like(self.rows, factor)
+
+    def _like(self, rows: tf.Tensor, factor: tf.Tensor | None) -> Stacked:
+        return Stacked(rows, self.copies, factor, self.window, self.channels_first)
+
+    def over_windows(self, window: tuple[int, ...], winners: tf.Tensor) -> Stacked:
+        """Return the cotangent of what was reduced to its maxima over windows.
+
+        Args:
+            window: Sizes of the windows.
+            winners: Which entry of each window has the whole cotangent, ``[n, ...]``.
+        """
+        if self.factor is not None:
+            return Stacked(self.tensor, self.copies, winners, window)
+        return Stacked(self.rows, self.copies, winners, window, self.channels_first)
 
     def with_rows(self, rows: tf.Tensor) -> Stacked:
         """Return other rows for as many outputs."""
@@ -163,6 +215,14 @@ def places_of_winners(
     # More than one entry is not zero only where they are NaN.
     found = tf.minimum(tf.cast(tf.reduce_sum(won, axis=2), tf.int32), offsets[:, :, -1])
     return found + numbers[..., :1]
+
+
+def _belongs(window: Sequence[int], spatial: Sequence[int]) -> np.ndarray:
+    """Return which positions lie in which window, ``[windows, positions]`` of 0 and 1."""
+    found = np.ones([1, 1])
+    for size, n in zip(window, spatial, strict=True):
+        found = np.kron(found, np.arange(n // size)[:, None] == np.arange(n) // size)
+    return found
 
 
 def _spread(x: tf.Tensor, window: Sequence[int], shape: Sequence[int]) -> tf.Tensor:

@@ -96,13 +96,14 @@ def _by_tape(
         tape.watch(sources)
         outputs = call.run(*tensors)
     used = [(y, ct) for y, ct in zip(outputs, cotangents, strict=True) if ct is not None]
-    gradients = iter(
-        tape.gradient(
-            [y for y, _ in used], sources, [tf.cast(ct.tensor, y.dtype) for y, ct in used]
-        )
+    gradients = tape.gradient(
+        [y for y, _ in used], sources, [tf.cast(ct.tensor, y.dtype) for y, ct in used]
     )
-    found = [next(gradients) if take else None for take in chosen]
-    return [None if g is None else Stacked(g, copies) for g in found]
+    for gradient, source in zip(gradients, sources, strict=True):
+        if tf.is_tensor(gradient):
+            gradient.set_shape(source.shape)  # that of a tf.py_function has none
+    found = iter([None if g is None else Stacked(g, copies) for g in gradients])
+    return [next(found) if take else None for take in chosen]
 
 
 class Reshaped(Linearization):
@@ -157,8 +158,7 @@ class MaxPooled(Linearization):
             pooled = self._call.run(self._tensor)
         winners = tf.stop_gradient(tape.gradient(pooled, self._tensor))
         window = tuple(self._call.operation.pool_size)
-        winners = tf.cast(winners, cotangent.rows.dtype)
-        return [Stacked(cotangent.tensor, cotangent.copies, winners, window)], []
+        return [cotangent.over_windows(window, tf.cast(winners, cotangent.rows.dtype))], []
 
 
 @register_layer_rule(layers.Flatten, layers.Reshape, layers.Dropout, layers.SpatialDropout1D,
