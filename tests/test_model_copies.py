@@ -206,8 +206,8 @@ def test_a_copy_has_the_paths_of_its_model():
 @pytest.mark.parametrize(
     ("filters", "wanted"),
     [
-        ("encoder", [(3, 12), (3, 12), (4, 12), (4, 12)]),
-        (["^steps$", "^last$"], [(3, 2), (6, 4)]),
+        pytest.param("encoder", [(3, 12), (3, 12), (4, 12), (4, 12)], marks=pytest.mark.long),
+        pytest.param(["^steps$", "^last$"], [(3, 2), (6, 4)], marks=pytest.mark.long),
         ("bounded", [(20, 3)]),
     ],
 )
@@ -223,6 +223,7 @@ def test_layers_in_wrappers_are_chosen_by_the_wrapper(filters, wanted, loaded, t
     assert kernels_in(keras_ntt.get_masks(pruned)) == wanted
 
 
+@pytest.mark.long
 def test_shares_by_the_name_of_a_wrapper():
     pruned = keras_ntt.prune_neural_tangent(
         wrapped(), steps(), sparsity=0.5, allocation={"encoder": 0.75}, epochs=1, verbose=0

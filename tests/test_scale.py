@@ -58,6 +58,7 @@ def test_expected_trace_of_projections_is_the_trace(float64):
     assert (np.abs(drawn.mean(axis=0) - exact) <= 4 * error + 1e-12 * np.abs(exact)).all()
 
 
+@pytest.mark.long
 def test_expected_distance_of_projections_is_the_distance(float64):
     student, teacher = pair()
     x = architectures.inputs_for(student, 6)
