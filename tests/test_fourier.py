@@ -349,14 +349,24 @@ class Forgetful(layers.Layer):
         return doubled
 
 
+class Gathered(layers.Layer):
+    """A layer whose gradient is slices of a tensor."""
+
+    def call(self, x):
+        return tf.gather(x, tf.range(tf.shape(x)[0]))
+
+
+@pytest.mark.parametrize("own", [Forgetful, Gathered])
 @pytest.mark.parametrize("last", [layers.ReLU, layers.MaxPooling2D])
 @pytest.mark.parametrize("gain", [0, 1000])
-def test_open_batch_and_gradients_of_unknown_shape(last, gain, monkeypatch, rng, taken, float64):
+def test_open_batch_and_gradients_of_unknown_shape(
+    own, last, gain, monkeypatch, rng, taken, float64
+):
     monkeypatch.setattr(fourier, "_GAIN", gain)
     models = []
     for seed in (0, 1):
         convs = [layers.Conv2D(3, 1, activation="tanh"), layers.Conv2D(4, 3)]
-        inner = keras.Sequential([*convs, Forgetful(), last(), Forgetful(), layers.Flatten()])
+        inner = keras.Sequential([*convs, own(), last(), own(), layers.Flatten()])
         whole = keras.Sequential([keras.Input((12, 12, 3)), inner, layers.Dense(2)])
         models.append(architectures.randomize(whole, seed=seed))
     x = batch(models[0], 4, rng)
@@ -369,3 +379,12 @@ def test_open_batch_and_gradients_of_unknown_shape(last, gain, monkeypatch, rng,
     assert bool(taken) == (gain == 0)
     assert found.ntk_distance > 0
     np.testing.assert_allclose(found, keras_ntt.ntt_loss(*models, x, density=0.5), rtol=1e-10)
+
+
+def test_kernel_where_a_gradient_is_slices(rng, always, taken, float64):
+    convs = [layers.Conv2D(3, 1, activation="tanh"), Gathered(), layers.Conv2D(4, 3), Gathered()]
+    model = model_of(*convs, layers.Flatten(), layers.Dense(2))
+    x = batch(model, 3, rng)
+    found = keras_ntt.empirical_ntk(model, x)
+    assert taken
+    assert error(found, keras_ntt.empirical_ntk(model, x, implementation="jacobian")) < 1e-12

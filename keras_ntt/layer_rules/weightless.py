@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import tensorflow as tf
 from keras import activations, layers
@@ -99,11 +100,18 @@ def _by_tape(
     gradients = tape.gradient(
         [y for y, _ in used], sources, [tf.cast(ct.tensor, y.dtype) for y, ct in used]
     )
-    for gradient, source in zip(gradients, sources, strict=True):
-        if tf.is_tensor(gradient):
-            gradient.set_shape(source.shape)  # that of a tf.py_function has none
-    found = iter([None if g is None else Stacked(g, copies) for g in gradients])
+    found = (
+        None if gradient is None else Stacked(_shaped_like(source, gradient), copies)
+        for source, gradient in zip(sources, gradients, strict=True)
+    )
     return [next(found) if take else None for take in chosen]
+
+
+def _shaped_like(source: tf.Tensor, gradient: Any) -> tf.Tensor:
+    """Return a gradient as a tensor of known shape."""
+    gradient = tf.convert_to_tensor(gradient)  # that of tf.gather is slices
+    gradient.set_shape(source.shape)  # that of tf.py_function has none
+    return gradient
 
 
 class Reshaped(Linearization):
