@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,18 +68,17 @@ def patches(x: tf.Tensor, geometry: Geometry, *, groups: int = 1, ones: bool = F
     kernel_size, padding = geometry.kernel_size, geometry.padding
     steps = list(zip(kernel_size, geometry.strides, geometry.dilation_rate, strict=True))
     pads, sizes = [], []
-    for axis, (k, s, d) in enumerate(steps, 1):
-        size = tf.shape(x)[axis] if x.shape[axis] is None else x.shape[axis]
+    for size, (k, s, d) in zip(_sizes(x)[1:-1], steps, strict=True):
         reach = d * (k - 1) + 1
         if padding == "same":
             out = (size + s - 1) // s
-            maximum = tf.maximum if isinstance(size, tf.Tensor) else max
-            total = maximum((out - 1) * s + reach - size, 0)
-            pads.append([total // 2, total - total // 2])
+            total = _at_least_zero((out - 1) * s + reach - size)
+            left, right = total // 2, total - total // 2
         else:
-            left = reach - 1 if padding == "causal" else 0
-            pads.append([left, 0])
+            left, right = (reach - 1 if padding == "causal" else 0), 0
             out = (size + left - reach) // s + 1
+        whole = s * (out + (reach - 1) // s)  # what _windows reads
+        pads.append([left, right + _at_least_zero(whole - (left + size + right))])
         sizes.append(out)
     if any(isinstance(p, tf.Tensor) or p for pad in pads for p in pad):
         x = tf.pad(x, [[0, 0], *pads, [0, 0]])
@@ -86,7 +86,7 @@ def patches(x: tf.Tensor, geometry: Geometry, *, groups: int = 1, ones: bool = F
     n, channels = tf.shape(x)[0], x.shape[-1]
     end = [tf.ones([n, *sizes, groups], x.dtype)] if ones else []
     for axis, (k, s, d) in reversed([*enumerate(steps, 1)]):
-        pieces = [_window(x, axis, i * d, sizes[axis - 1], s) for i in range(k)]
+        pieces = _windows(x, axis, range(0, k * d, d), sizes[axis - 1], s)
         x = tf.concat(pieces + (end if axis == groups == 1 else []), axis=-1)
     count = 1
     for out in sizes:
@@ -100,11 +100,34 @@ def patches(x: tf.Tensor, geometry: Geometry, *, groups: int = 1, ones: bool = F
     return tf.reshape(x, [-1, count, math.prod(kernel_size) * channels + groups * len(end)])
 
 
-def _window(x: tf.Tensor, axis: int, start: int, size: int | tf.Tensor, stride: int) -> tf.Tensor:
-    """Return `size` entries along an axis, every `stride`-th from `start` on."""
-    if stride == 1:  # tf.slice has the faster gradient
-        begin = [start if i == axis else 0 for i in range(x.shape.rank)]
-        return tf.slice(x, begin, [size if i == axis else -1 for i in range(x.shape.rank)])
-    window = [slice(None)] * x.shape.rank
-    window[axis] = slice(start, start + (size - 1) * stride + 1, stride)
-    return x[tuple(window)]
+def _windows(
+    x: tf.Tensor, axis: int, starts: Sequence[int], size: int | tf.Tensor, stride: int
+) -> list[tf.Tensor]:
+    """Return `size` entries along an axis, every `stride`-th, from each of some starts on.
+
+    Plain slices: TensorFlow copies strided ones number by number, and has slow gradients of them.
+
+    Args:
+        x: ``[n, *spatial, channels]``, with ``size + starts[-1] // stride`` or more
+            blocks of `stride` entries along the axis.
+        axis: The axis.
+        starts: The first entry of each, ascending.
+        size: How many entries each has.
+        stride: How far apart they are.
+    """
+    shape = _sizes(x)
+    row = math.prod(shape[axis + 1 :])
+    blocks = size + starts[-1] // stride
+    x = tf.slice(tf.reshape(x, [-1, shape[axis] * row]), [0, 0], [-1, blocks * stride * row])
+    x = tf.reshape(x, [-1, blocks, stride * row])
+    found = [tf.slice(x, [0, s // stride, s % stride * row], [-1, size, row]) for s in starts]
+    return [tf.reshape(piece, [-1, *shape[1:axis], size, *shape[axis + 1 :]]) for piece in found]
+
+
+def _sizes(x: tf.Tensor) -> list[int | tf.Tensor]:
+    """Return the size of each axis, a number where it is known."""
+    return [tf.shape(x)[i] if size is None else size for i, size in enumerate(x.shape)]
+
+
+def _at_least_zero(number: int | tf.Tensor) -> int | tf.Tensor:
+    return tf.maximum(number, 0) if isinstance(number, tf.Tensor) else max(number, 0)
