@@ -9,6 +9,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from keras_ntt.layer_rules.stacking import batch_shape
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -68,7 +70,7 @@ def patches(x: tf.Tensor, geometry: Geometry, *, groups: int = 1, ones: bool = F
     kernel_size, padding = geometry.kernel_size, geometry.padding
     steps = list(zip(kernel_size, geometry.strides, geometry.dilation_rate, strict=True))
     pads, sizes = [], []
-    for size, (k, s, d) in zip(_sizes(x)[1:-1], steps, strict=True):
+    for size, (k, s, d) in zip(batch_shape(x)[1:-1], steps, strict=True):
         reach = d * (k - 1) + 1
         if padding == "same":
             out = (size + s - 1) // s
@@ -108,25 +110,21 @@ def _windows(
     Plain slices: TensorFlow copies strided ones number by number, and has slow gradients of them.
 
     Args:
-        x: ``[n, *spatial, channels]``, with ``size + starts[-1] // stride`` or more
-            blocks of `stride` entries along the axis.
+        x: ``[n, *spatial, channels]``, with ``size + starts[-1] // stride`` or more blocks of
+            `stride` entries along the axis.
         axis: The axis.
         starts: The first entry of each, ascending.
         size: How many entries each has.
         stride: How far apart they are.
     """
-    shape = _sizes(x)
+    shape = batch_shape(x)
     row = math.prod(shape[axis + 1 :])
     blocks = size + starts[-1] // stride
     x = tf.slice(tf.reshape(x, [-1, shape[axis] * row]), [0, 0], [-1, blocks * stride * row])
     x = tf.reshape(x, [-1, blocks, stride * row])
-    found = [tf.slice(x, [0, s // stride, s % stride * row], [-1, size, row]) for s in starts]
-    return [tf.reshape(piece, [-1, *shape[1:axis], size, *shape[axis + 1 :]]) for piece in found]
-
-
-def _sizes(x: tf.Tensor) -> list[int | tf.Tensor]:
-    """Return the size of each axis, a number where it is known."""
-    return [tf.shape(x)[i] if size is None else size for i, size in enumerate(x.shape)]
+    begins = [[0, start // stride, start % stride * row] for start in starts]
+    shape[axis] = size
+    return [tf.reshape(tf.slice(x, begin, [-1, size, row]), shape) for begin in begins]
 
 
 def _at_least_zero(number: int | tf.Tensor) -> int | tf.Tensor:
