@@ -49,27 +49,24 @@ test-long: $(BIN)/.ready
 	$(BIN)/python -m pytest -n auto -m "long and not soak" tests
 
 test-large: $(BIN)/.ready
-	$(BIN)/python -m pytest -m large tests/test_large.py tests/test_scale.py
+	$(BIN)/python -m pytest -m large tests/project/test_large.py tests/pruning/neural_tangent/test_scale.py
 
 test-soak: $(BIN)/.ready
 	$(BIN)/python -m pytest -m soak tests
 
 # TensorFlow 2.16 exists for Python 3.9 to 3.12.
-CORE = $(addprefix tests/test_,ntk.py golden.py objective.py transfer.py report_export.py demo.py \
-	litert_encoding.py litert_rewrite.py export_targets.py compaction.py)
-
 test-oldest:
 	$(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(OLDEST)/bin/python -m pip install --quiet --editable . --group oldest
-	$(OLDEST)/bin/python -m pytest -n auto -m "not large and not soak" $(CORE)
+	$(OLDEST)/bin/python -m pytest -n auto -m "oldest and not large and not soak" tests
 
 # Apart from the others: importing tfmot makes tf.keras tf_keras for its process.
 test-tfmot:
 	$(PYTHON) -m venv $(TFMOT)
 	$(TFMOT)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(TFMOT)/bin/python -m pip install --quiet --editable . --group tfmot
-	$(TFMOT)/bin/python -m pytest tests/test_tfmot.py tests/test_tfmot_models.py tests/test_notebooks.py -k tfmot
+	$(TFMOT)/bin/python -m pytest tests/tfmot tests/project/test_notebooks.py -k tfmot
 
 format: $(BIN)/.ready
 	$(BIN)/ruff check --fix .

@@ -4,4 +4,4 @@ import importlib.util
 
 collect_ignore = []
 if importlib.util.find_spec("tensorflow_model_optimization") is None:
-    collect_ignore.append("keras_ntt/tfmot.py")
+    collect_ignore.append("keras_ntt/tfmot")

@@ -14,8 +14,8 @@ from floor import graph_flops
 from networks import SETTINGS, SPARSITY, Network, build, samples, weights_in_order
 
 import keras_ntt
-from keras_ntt.blocks import loss_and_gradient
-from keras_ntt.ntk import random_directions
+from keras_ntt.ntk.empirical import random_directions
+from keras_ntt.pruning.neural_tangent.gradient import loss_and_gradient
 
 
 class Ours:

@@ -27,14 +27,14 @@ import numpy as np
 from _networks import NETWORKS, prune
 from sparse_inference import UNSUPPORTED, build_library
 
-from keras_ntt.litert import choose
-from keras_ntt.litert import flatbuffer as fb
-from keras_ntt.litert.benchmark import cpu_class, measure
+from keras_ntt.core.tables import table
 from keras_ntt.litert.convert import convert
+from keras_ntt.litert.format import flatbuffer as fb
+from keras_ntt.litert.format import storage
+from keras_ntt.litert.format.rewrite import rewrite
+from keras_ntt.litert.format.weights import weights_of
 from keras_ntt.litert.reencode import reencode
-from keras_ntt.litert.rewrite import rewrite
-from keras_ntt.litert.weights import weights_of
-from keras_ntt.tables import table
+from keras_ntt.litert.runtime.benchmark import cpu_class, measure
 
 HERE = Path(__file__).resolve().parent
 SPARSITIES = (0.8, 0.9, 0.95, 0.97, 0.99)
@@ -77,7 +77,7 @@ def write(folder: Path, name: str, sparsity: float, kind: str) -> tuple[Path, Pa
         ours = reencode(model, target="latency").model
     else:
         weights = {(w.subgraph, w.tensor): w for w in weights_of(model) if w.may_be_direct}
-        ours = rewrite(model, {key: (w, choose.direct(w)) for key, w in weights.items()})
+        ours = rewrite(model, {key: (w, storage.direct(w)) for key, w in weights.items()})
     paths = [folder / f"{name}-{sparsity}-{kind}-{which}.tflite" for which in ("ours", "dense")]
     for path, data in zip(paths, (fb.write(ours), content), strict=True):
         path.write_bytes(data)

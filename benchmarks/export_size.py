@@ -18,11 +18,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from _networks import NETWORKS, prune
 
-from keras_ntt.litert import flatbuffer as fb
-from keras_ntt.litert import sizes
+from keras_ntt.core.tables import table
 from keras_ntt.litert.convert import convert
+from keras_ntt.litert.format import flatbuffer as fb
+from keras_ntt.litert.format import sizes
 from keras_ntt.litert.reencode import reencode
-from keras_ntt.tables import table
 
 HERE = Path(__file__).resolve().parent
 SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99)

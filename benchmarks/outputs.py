@@ -29,7 +29,7 @@ from processes import HERE
 from table import machine
 
 import keras_ntt
-from keras_ntt.tables import table
+from keras_ntt.core.tables import table
 
 CASE, SPARSITY = Case(outputs=100), 0.9
 WAYS: dict[str, dict[str, Any]] = {

@@ -35,7 +35,7 @@ from floor import MatrixProducts, Shapes, flops_of, graph_products
 from processes import HERE
 from table import machine
 
-from keras_ntt.tables import table
+from keras_ntt.core.tables import table
 
 TRIALS = 7  # of each form, to find the fastest
 STEPS = 5  # a round

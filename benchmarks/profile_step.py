@@ -26,7 +26,7 @@ from contestants import Ours
 from processes import HERE
 from table import machine
 
-from keras_ntt.tables import table
+from keras_ntt.core.tables import table
 
 STEPS = 10
 KINDS = {

@@ -30,8 +30,8 @@ from keras import layers
 from processes import HERE, clean_environment
 
 import keras_ntt
-from keras_ntt.litert.checks import ExportError, interpreter
-from keras_ntt.tables import table
+from keras_ntt.core.tables import table
+from keras_ntt.litert.runtime.run import ExportError, interpreter
 
 SPARSITIES = (0.5, 0.9, 0.97, 0.99)
 FORMS: dict[str, dict[str, Any]] = {

@@ -104,18 +104,19 @@ def _names(wanted: list[str] | None) -> list[str]:
 def _case(name: str, options: Any, child: list[str], folder: Path) -> dict[str, Any]:
     import numpy as np
 
-    from keras_ntt.litert import choose, xnnpack
-    from keras_ntt.litert import flatbuffer as fb
     from keras_ntt.litert.convert import convert
-    from keras_ntt.litert.rewrite import rewrite
-    from keras_ntt.litert.weights import weights_of
+    from keras_ntt.litert.format import flatbuffer as fb
+    from keras_ntt.litert.format import storage
+    from keras_ntt.litert.format.rewrite import rewrite
+    from keras_ntt.litert.format.weights import weights_of
+    from keras_ntt.litert.xnnpack import predict
 
     content = convert(_network(options, **_cases()[name]), [None])[0]
     model = fb.read(content)
     choices = {
-        (w.subgraph, w.tensor): (w, choose.densified(w, int8=False, reason=""))
+        (w.subgraph, w.tensor): (w, storage.densified(w, int8=False, reason=""))
         for w in weights_of(model)
-        if choose.sparsity(w) > 0.5
+        if storage.sparsity(w) > 0.5
     }
     sparse = rewrite(model, choices)
     dense_file, sparse_file = folder / "dense.tflite", folder / "sparse.tflite"
@@ -123,7 +124,7 @@ def _case(name: str, options: Any, child: list[str], folder: Path) -> dict[str, 
     sparse_file.write_bytes(fb.write(sparse))
     command = [*child, dense_file, sparse_file]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
-    predicted = xnnpack.predict(sparse).kind
+    predicted = predict.predict(sparse).kind
     found: dict[str, float] = {}
     if result.returncode == 0:
         found = json.loads(result.stdout.strip().split("\n")[-1])

@@ -158,7 +158,7 @@ def help_texts() -> str:
     """Return the help of every command."""
     import click
 
-    from keras_ntt.cli import program
+    from keras_ntt.cli.program import program
 
     parts = []
     for name, command in program.commands.items():

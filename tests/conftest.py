@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
-import re
-import warnings
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -15,6 +12,7 @@ import hypothesis
 import keras
 import numpy as np
 import pytest
+from helpers.expect import use_float
 
 # The same examples in every run, and no files left behind.
 hypothesis.settings.register_profile(
@@ -22,7 +20,7 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("keras_ntt")
 
-collect_ignore = ["distributed_child.py"]  # a program
+collect_ignore = ["helpers/distributed_child.py"]  # a program
 
 # Clearing a session collects garbage; what the imports made need not be looked at each time.
 gc.collect()
@@ -38,12 +36,6 @@ def _clean_keras():
     gc.freeze()  # what is still there stays, and is not looked through after each further test
     keras.config.set_floatx(floatx)
     keras.config.set_dtype_policy(policy)
-
-
-def use_float(name):
-    """Make models and layers of the given float type from here to the end of the test."""
-    keras.config.set_floatx(name)
-    keras.config.set_dtype_policy(name)
 
 
 @pytest.fixture
@@ -89,13 +81,3 @@ def cnn():
         )
 
     return make
-
-
-@contextlib.contextmanager
-def warned(match):
-    """Expect one warning of ours. Libraries' own may come too."""
-    with warnings.catch_warnings(record=True) as found:
-        warnings.simplefilter("always")
-        yield
-    (text,) = [str(w.message) for w in found if w.category is UserWarning]
-    assert re.search(match, text), text

@@ -20,10 +20,10 @@ from fuzz_arguments import INPUTS, Argument, drawn, entry, model, of
 from fuzz_models import World, mlp
 
 import keras_ntt
-from keras_ntt import cli
-from keras_ntt.litert import flatbuffer
-from keras_ntt.litert.checks import ExportError
+from keras_ntt.cli import main
+from keras_ntt.litert.format import flatbuffer
 from keras_ntt.litert.reencode import reencode
+from keras_ntt.litert.runtime.run import ExportError
 
 NAMES = ["masks", "masks.npz", "two words", "маски 面具 é", " ", "#%&'", "-", "~", "a" * 230]
 READS = (TypeError, ValueError, OSError)
@@ -332,7 +332,7 @@ def _command(words: list[str]) -> None:
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            code = cli.main(words)
+            code = main(words)
         except SystemExit as end:
             code = end.code
     assert code in (0, 1, 2), f"exit code {code!r}"

@@ -26,10 +26,13 @@ from fuzz_arguments import (
 from fuzz_models import World, mlp
 
 import keras_ntt
-from keras_ntt import allocations, layer_rules, masks, saliency
-from keras_ntt.layer_rules import base
-from keras_ntt.network import call_on
-from keras_ntt.structures import as_pattern
+from keras_ntt import saliency
+from keras_ntt.core.network import call_on
+from keras_ntt.ntk import layer_rules
+from keras_ntt.ntk.layer_rules import base
+from keras_ntt.saliency import names, of_weights
+from keras_ntt.selection import allocations, counts
+from keras_ntt.selection.named_patterns import as_pattern
 
 # --- schedules, policies, callbacks ----------------------------------------------------------
 
@@ -207,13 +210,13 @@ entry(saliency.NTKTrace, "saliency.NTKTrace", weight=2)(rounds=of(1), wrt=CHOICE
 entry(saliency.NTKSAP, "saliency.NTKSAP", weight=2)(
     rounds=of(1), batches=of(1), batch_size=of(4), epsilon=of(0.01), redraw=of(True, spoil=0.0)
 )
-entry(saliency.as_saliency, "saliency.as_saliency", weight=2)(saliency=SALIENCY)
-entry(saliency.magnitude, "saliency.magnitude")(
+entry(names.as_saliency, "names.as_saliency", weight=2)(saliency=SALIENCY)
+entry(of_weights.magnitude, "of_weights.magnitude")(
     weights=of([tf.ones((2, 3))], bad=lambda rng: rng.choice(values.NUMBERS))
 )
 entry(saliency.Random, "saliency.Random", weight=0.1)()
 entry(saliency.Balanced, "saliency.Balanced")(min_fan_out=of(0, 6))
-entry(saliency.check_scores, "saliency.check_scores")(
+entry(base.check_scores, "base.check_scores")(
     scores=of([tf.ones((2, 3))]), weights=of([tf.ones((2, 3))], spoil=0.0)
 )
 entry(saliency.Batches, "saliency.Batches", weight=2)(
@@ -229,7 +232,7 @@ entry(allocations.erdos_renyi, "allocations.erdos_renyi", weight=2)(
     density=of(0.5, 1, 0),
     kernel=of(True, False, spoil=0.0),
 )
-entry(masks.keep_count, "masks.keep_count", weight=2)(
+entry(counts.keep_count, "counts.keep_count", weight=2)(
     size=of(10, 1), sparsity=fraction(), rule=CHOICE["count_rule"]
 )
 entry(as_pattern, "structures.as_pattern", weight=2)(

@@ -30,7 +30,7 @@ import keras
 import numpy as np
 
 import keras_ntt
-from keras_ntt.files import replacing
+from keras_ntt.core.atomic_files import replacing
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from table import machine

@@ -77,7 +77,7 @@ def read_inputs(source: str, model: Any, divide_by: float | None = None) -> Any:
 def _inputs(source: str, model: Any) -> Any:
     import keras
 
-    from keras_ntt import _host
+    from keras_ntt.core import host
 
     if source.startswith(TFDS):
         return _from_tfds(source, "train")[0]
@@ -86,9 +86,9 @@ def _inputs(source: str, model: Any) -> Any:
         return found
     names = [tensor.name for tensor in getattr(model, "inputs", None) or []]
     if len(names) > 1 and set(names) <= set(found):
-        graph = _host.functional_of(model)
+        graph = host.functional_of(model)
         if graph is not None:
-            structure = _host.input_structure(graph)
+            structure = host.input_structure(graph)
             return keras.tree.map_structure(lambda tensor: found[tensor.name], structure)
     for key in ("x", "x_train", *(found if len(found) == 1 else ())):
         if key in found:
@@ -115,7 +115,7 @@ def read_labelled(source: str, model: Any, divide_by: float | None = None) -> La
     Raises:
         ValueError: If an array is missing or does not fit the others.
     """
-    from keras_ntt import input_checks
+    from keras_ntt.core import input_checks
 
     x, y, x_test, y_test = _labelled(source)
     x, x_test = (_of_known_scale(_scaled(part, divide_by), model) for part in (x, x_test))
@@ -200,7 +200,7 @@ def _of_known_scale(x: Any, model: Any) -> Any:
     """Return inputs, or raise if they are whole numbers and the model takes real ones."""
     import keras
 
-    from keras_ntt import input_checks
+    from keras_ntt.core import input_checks
 
     inputs = input_checks.signature_of(model).inputs or []
     for array, wanted in zip(keras.tree.flatten(x), inputs, strict=False):

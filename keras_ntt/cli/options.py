@@ -54,7 +54,7 @@ class Structure(click.ParamType):
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         """Return the pattern as `keras_ntt.prune_at_init` takes it."""
-        from keras_ntt.structures import as_pattern
+        from keras_ntt.selection.named_patterns import as_pattern
 
         block = re.fullmatch(r"(\d+)x(\d+)", value) if isinstance(value, str) else None
         pattern = (int(block[1]), int(block[2])) if block else value

@@ -13,11 +13,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_ntt import _host
-from keras_ntt.litert.checks import ExportError
+from keras_ntt.core import host
+from keras_ntt.core.copies import hand_over
+from keras_ntt.core.loops import has_unknown_length, loops_of, unrolled
 from keras_ntt.litert.ports import Ports, ports_of
-from keras_ntt.loops import are_of_open_length, loops_of, unrolled
-from keras_ntt.model_copies import hand_over
+from keras_ntt.litert.runtime.run import ExportError
 
 QUANTIZATIONS = ("float16", "int8_weights", "int8")
 _OTHERS = ("float16", "bfloat16", "float64")
@@ -117,9 +117,9 @@ def _others_in(model: keras.Model) -> list[str]:
     """Return the types of floats but float32 that layers of a model compute in."""
     types = {
         layer.compute_dtype
-        for layer in model._flatten_layers()
+        for layer in host.layers_of(model)
         # These compute nothing by themselves.
-        if _host.functional_of(layer) is None and not isinstance(layer, keras.layers.InputLayer)
+        if host.functional_of(layer) is None and not isinstance(layer, keras.layers.InputLayer)
     }
     return sorted(types & {*_OTHERS})
 
@@ -148,9 +148,9 @@ def _save(model: keras.Model, folder: str, ports: Ports | None) -> None:
 
 
 def _hint(model: keras.Model) -> str:
-    functional = _host.functional_of(model)
+    functional = host.functional_of(model)
     specs = [] if functional is None else [tf.TensorSpec(t.shape) for t in functional.inputs]
-    if loops_of(model) and are_of_open_length(specs):
+    if loops_of(model) and has_unknown_length(specs):
         return "Recurrent layers need sequences of a length that is fixed in keras.Input. "
     return ""
 

@@ -11,11 +11,19 @@ from typing import Any
 
 import numpy as np
 
-from keras_ntt.files import as_path
-from keras_ntt.litert import flatbuffer as fb
-from keras_ntt.litert import sizes, xnnpack
-from keras_ntt.litert.weights import PACKED, WEIGHT_AXIS, Source, source_of, sparse_bytes, sparse_of
-from keras_ntt.tables import table
+from keras_ntt.core.atomic_files import as_path
+from keras_ntt.core.tables import table
+from keras_ntt.litert.format import flatbuffer as fb
+from keras_ntt.litert.format import sizes
+from keras_ntt.litert.format.weights import (
+    PACKED,
+    WEIGHT_AXIS,
+    Source,
+    source_of,
+    sparse_bytes,
+    sparse_of,
+)
+from keras_ntt.litert.xnnpack import predict
 
 
 @dataclass(frozen=True)
@@ -76,7 +84,7 @@ class FileReport:
     sizes: sizes.Sizes
     operators: Mapping[str, int]
     weights: tuple[StoredWeight, ...]
-    verdict: xnnpack.Verdict
+    verdict: predict.Verdict
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain numbers and strings."""
@@ -118,7 +126,7 @@ def inspect_tflite(path: str | os.PathLike) -> FileReport:
         counts = collections.Counter(
             fb.operator_name(model, op) for graph in model.subgraphs for op in graph.operators
         )
-        weights, verdict = stored_weights(model), xnnpack.predict(model)
+        weights, verdict = stored_weights(model), predict.predict(model)
     except fb.FileFormatError:
         raise
     except Exception as error:  # tables of the wrong kind make the lookups raise anything

@@ -10,8 +10,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_ntt import _host
-from keras_ntt.litert import flatbuffer as fb
+from keras_ntt.core import host
+from keras_ntt.litert.format import flatbuffer as fb
 
 
 @dataclass(frozen=True)
@@ -91,12 +91,12 @@ def ports_of(model: keras.Model, data: Any = None) -> Ports | None:
     Returns:
         The `Ports`; None for a model with code of its own without data.
     """
-    functional = _host.functional_of(model)
+    functional = host.functional_of(model)
     if functional is not None:
         inputs = functional.inputs
         names = _told_apart([tensor.name for tensor in inputs])
         specs = [tf.TensorSpec(t.shape, t.dtype, n) for t, n in zip(inputs, names, strict=True)]
-        return Ports(_host.input_structure(functional), tuple(specs), _output_names(functional))
+        return Ports(host.input_structure(functional), tuple(specs), _output_names(functional))
     if data is None:
         return None
     arrays = keras.tree.flatten(data)
@@ -110,10 +110,10 @@ def ports_of(model: keras.Model, data: Any = None) -> Ports | None:
 
 
 def _output_names(functional: Any) -> tuple[str, ...]:
-    structure = _host.output_structure(functional)
+    structure = host.output_structure(functional)
     if isinstance(structure, dict) and len(structure) == len(functional.outputs):
         return tuple(_told_apart(sorted(structure)))
-    return tuple(_told_apart([t._keras_history.operation.name for t in functional.outputs]))
+    return tuple(_told_apart([host.operation_of(t).name for t in functional.outputs]))
 
 
 def _numbered(count: int) -> list[str]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from keras_ntt.litert import choose, xnnpack
-from keras_ntt.litert.choose import Choice
-from keras_ntt.litert.rewrite import Key, rewrite, trimmed
-from keras_ntt.litert.weights import Weight, weights_of
+from keras_ntt.litert.format import storage
+from keras_ntt.litert.format.rewrite import Key, rewrite, trimmed
+from keras_ntt.litert.format.storage import Choice
+from keras_ntt.litert.format.weights import Weight, weights_of
+from keras_ntt.litert.xnnpack import predict
 
 TARGETS = ("size", "latency", "int8", "dense")
 
@@ -28,7 +29,7 @@ class Reencoded:
 
     model: Any
     choices: Choices
-    verdict: xnnpack.Verdict
+    verdict: predict.Verdict
     notes: tuple[str, ...] = ()
 
 
@@ -55,18 +56,18 @@ def reencode(
         return _small(model, weights, int8)
     if target == "latency":
         return _fast(model, weights, int8, cpu)
-    kept = {k: (w, choose.dense(w, f'target="{target}"')) for k, w in weights.items()}
+    kept = {k: (w, storage.dense(w, f'target="{target}"')) for k, w in weights.items()}
     return _apply(model, kept)
 
 
 def _apply(model: Any, choices: Choices, notes: tuple[str, ...] = ()) -> Reencoded:
     changed = rewrite(model, choices)
-    return Reencoded(changed, choices, xnnpack.predict(changed), notes)
+    return Reencoded(changed, choices, predict.predict(changed), notes)
 
 
 def _small(model: Any, weights: dict[Key, Weight], int8: bool) -> Reencoded:
     def chosen(densify: bool) -> Choices:
-        return {k: (w, choose.smallest(w, int8=int8, densify=densify)) for k, w in weights.items()}
+        return {k: (w, storage.smallest(w, int8=int8, densify=densify)) for k, w in weights.items()}
 
     found = _apply(model, chosen(True))
     if found.verdict.kind != "wrong":
@@ -79,11 +80,11 @@ def _small(model: Any, weights: dict[Key, Weight], int8: bool) -> Reencoded:
 
 
 def _fast(model: Any, weights: dict[Key, Weight], int8: bool, cpu: str) -> Reencoded:
-    verdict = xnnpack.predict(model, hint=True)
+    verdict = predict.predict(model, hint=True)
     sparse = verdict.tensors if verdict.kind == "sparse" else frozenset[Key]()
     sparse &= {k for k, w in weights.items() if w.is_pointwise}
     choices = {
-        k: (w, choose.fastest(w, cpu=cpu, sparse_inference=k in sparse, int8=int8))
+        k: (w, storage.fastest(w, cpu=cpu, sparse_inference=k in sparse, int8=int8))
         for k, w in weights.items()
     }
     notes = (

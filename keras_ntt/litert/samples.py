@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_ntt import _host, input_checks, input_kinds
+from keras_ntt.core import host, input_checks, input_kinds
 from keras_ntt.litert.ports import Ports, ports_of
 
 
@@ -37,10 +37,10 @@ def samples_of(model: keras.Model, representative_data: Any) -> tuple[list[np.nd
         pairs = zip(ports.inputs, kinds, strict=True)
         return [_drawn(rng, spec, ports.batch or 16, kind) for spec, kind in pairs], ports
     input_checks.check_arrays(representative_data, model, "representative_data")
-    functional = _host.functional_of(model)
-    names = None if functional is None else _host.names_of_inputs(functional)
+    functional = host.functional_of(model)
+    names = None if functional is None else host.names_of_inputs(functional)
     # A dict may have more in it than the inputs, which it names then.
-    leaves = [np.asarray(leaf) for leaf in _host.flat_inputs(representative_data, names)]
+    leaves = [np.asarray(leaf) for leaf in host.flat_inputs(representative_data, names)]
     ports = ports_of(model, representative_data)
     assert ports is not None
     types = [spec.dtype.as_numpy_dtype for spec in ports.inputs]

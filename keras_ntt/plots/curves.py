@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from keras_ntt.checks import is_number
+from keras_ntt.core.checks import is_number
 from keras_ntt.plots import data
 from keras_ntt.plots.style import add_legend, add_title, drawing, percent, styles_of
 

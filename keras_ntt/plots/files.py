@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from keras_ntt.checks import is_number
-from keras_ntt.litert.benchmark import Benchmark
+from keras_ntt.core.checks import is_number
 from keras_ntt.litert.report import ExportReport
+from keras_ntt.litert.runtime.benchmark import Benchmark
 from keras_ntt.plots.curves import density_axis
 from keras_ntt.plots.style import add_legend, add_title, drawing, percent, styles_of
 

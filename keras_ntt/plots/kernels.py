@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from keras_ntt.dynamics import ntk_alignment
 from keras_ntt.plots import data
 from keras_ntt.plots.style import add_legend, add_title, as_written, drawing, styles_of
+from keras_ntt.pruning.dynamics import ntk_alignment
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

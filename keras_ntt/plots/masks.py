@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
-from keras_ntt import _host, checks
-from keras_ntt.mask_names import weights_by_name
+from keras_ntt.core import checks, host
+from keras_ntt.masks.apply import kept_entries
+from keras_ntt.masks.names import weights_by_name
+from keras_ntt.masks.report import SparsityReport, sparsity_report
 from keras_ntt.plots.style import (
     add_legend,
     add_title,
@@ -20,8 +22,6 @@ from keras_ntt.plots.style import (
     percent,
     styles_of,
 )
-from keras_ntt.report import SparsityReport, sparsity_report
-from keras_ntt.sparse_model import kept_entries
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -249,7 +249,7 @@ def _short(paths: Iterable[str]) -> list[str]:
 
 def _image_read(model: keras.Model, first: np.ndarray) -> tuple[int, ...] | None:
     """Return the shape of the image that a first dense layer reads, or None."""
-    functional = _host.functional_of(model)
+    functional = host.functional_of(model)
     if functional is None or len(functional.inputs) != 1 or first.ndim != 2:
         return None
     shape = tuple(functional.inputs[0].shape)[1:]

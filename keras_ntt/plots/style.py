@@ -99,7 +99,7 @@ def drawing(
         raise ImportError(
             "Pictures are drawn with Matplotlib: pip install 'keras-ntt[plots]'."
         ) from error
-    from keras_ntt.plots._picture import Picture
+    from keras_ntt.plots.picture import Picture
 
     with matplotlib.rc_context(_LOOK):
         if ax is not None:

@@ -10,10 +10,10 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from keras_ntt import checks
-from keras_ntt.compaction import chains_of
-from keras_ntt.kernel_axes import Axes, axes_of_weights
-from keras_ntt.network import unroll
+from keras_ntt.core import checks
+from keras_ntt.core.axes import Axes, axes_of_weights
+from keras_ntt.core.channels import chains_of
+from keras_ntt.core.network import unroll
 from keras_ntt.saliency.base import NetworkSaliency, Subject
 
 

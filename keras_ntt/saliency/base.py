@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_ntt import _host
+from keras_ntt.core import host
 from keras_ntt.saliency.data import Batches, sample_count
 
 Function = Callable[[Sequence[tf.Tensor]], Sequence[tf.Tensor]]
@@ -60,7 +60,7 @@ class Subject:
             The outputs, flattened beyond the batch axis.
         """
         own = {id(v): (v, t) for v, t in zip(self.variables, values, strict=True)}
-        with _host.values_in_place({**(others or {}), **own}):
+        with host.values_in_place({**(others or {}), **own}):
             return flat(self.model(x, training=False))
 
     def batches(self) -> Iterator[tuple[Any, Any]]:
@@ -135,32 +135,6 @@ class NetworkSaliency(ABC):
             )
 
 
-class OfWeights(NetworkSaliency):
-    """A function of the weights' values as a score of a network.
-
-    Args:
-        function: Values of the weights to scores of the same shapes.
-    """
-
-    def __init__(self, function: Function):
-        self.function = function
-
-    @property
-    def name(self) -> str:
-        """The name of the function."""
-        return getattr(self.function, "__name__", "the saliency")
-
-    def __call__(self, subject: Subject) -> list[tf.Tensor]:
-        """Return what the function returns for the masked weights."""
-        found = self.function(subject.values)
-        if not isinstance(found, Sequence):
-            raise ValueError(
-                "A saliency must return a list with one tensor of scores for each weight. "
-                f"Received: {type(found).__name__} of {self.name}"
-            )
-        return list(found)
-
-
 def _has_labels(data: Any) -> bool:
     if isinstance(data, tf.data.Dataset):
         data = data.element_spec
@@ -210,3 +184,31 @@ def sensitivity(
     """Return ``|value * gradient|``, or with `signed` ``value * gradient``."""
     products = [v * g for v, g in zip(values, gradients, strict=True)]
     return products if signed else [tf.abs(p) for p in products]
+
+
+def check_scores(scores: Any, weights: Sequence[tf.Tensor]) -> None:
+    """Raise a ValueError unless there is one finite score for each entry of each weight.
+
+    Args:
+        scores: What a saliency returned.
+        weights: What it was given.
+    """
+    try:
+        found = [tuple(tf.convert_to_tensor(score).shape) for score in scores]
+        finite = all(bool(tf.reduce_all(tf.math.is_finite(score))) for score in scores)
+    except (TypeError, ValueError, NotImplementedError, tf.errors.OpError) as error:
+        raise ValueError(
+            "A saliency must return a list with one tensor of scores for each weight. "
+            f"Received: {type(scores).__name__} ({error})"
+        ) from error
+    wanted = [tuple(weight.shape) for weight in weights]
+    if found != wanted:
+        raise ValueError(
+            "A saliency must return one tensor of scores for each weight, of its shape. "
+            f"Received: scores of shapes {found} for weights of shapes {wanted}"
+        )
+    if not finite:
+        raise ValueError(
+            "A saliency must return finite scores, or there is no order among the weights. "
+            "Received: scores with NaN or infinity"
+        )

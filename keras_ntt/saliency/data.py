@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_ntt import _host, checks, input_checks, inputs
+from keras_ntt.core import checks, host, input_checks, inputs
 
 BATCH_SIZE = 256
 """Samples a batch when scores are taken on arrays; the scores do not depend on it."""
@@ -92,7 +92,7 @@ def _are_by_output(labels: Any, model: keras.Model, n: int) -> bool:
         return True
     if not isinstance(labels, list | tuple) or not input_checks.is_array(labels):
         return False  # a list of numbers, for example
-    leaves, functional = keras.tree.flatten(labels), _host.functional_of(model)
+    leaves, functional = keras.tree.flatten(labels), host.functional_of(model)
     if functional is not None:
         return len(leaves) == len(functional.outputs) > 1
     return all(leaf.shape[:1] == (n,) for leaf in leaves)

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import keras
 import tensorflow as tf
 
-from keras_ntt import checks
-from keras_ntt.loops import unrolled
+from keras_ntt.core import checks
+from keras_ntt.core.loops import unrolled
 from keras_ntt.saliency.base import (
     NetworkSaliency,
     Subject,

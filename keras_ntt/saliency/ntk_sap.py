@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_ntt import _host, checks, input_kinds
+from keras_ntt.core import checks, host, input_kinds
 from keras_ntt.saliency.base import NetworkSaliency, Subject, gradient
 from keras_ntt.saliency.synflow import example
 
@@ -115,9 +115,9 @@ def redrawn(
         ``id(variable) -> (variable, value)`` for the variables whose initializer is known.
     """
     found: dict[int, tuple[keras.Variable, tf.Tensor]] = {}
-    for layer in model._flatten_layers():
-        for variable in _host.own_variables(layer):
-            initializer = _host.initializer_of(layer, variable)
+    for layer in host.layers_of(model):
+        for variable in host.own_variables(layer):
+            initializer = host.initializer_of(layer, variable)
             if initializer is None or id(variable) in found:
                 continue
             seeded = _with_seed(initializer, subject.seed_of(3, number, len(found))[0])
@@ -139,4 +139,4 @@ def _with_seed(initializer: Any, seed: int) -> Any | None:
         with contextlib.suppress(TypeError, ValueError):  # a class whose constructor has none
             return type(initializer).from_config({**config, "seed": seed})
     # Keras's own that have no seed draw nothing: they are constants.
-    return initializer if type(initializer).__module__.startswith("keras.src.") else None
+    return initializer if host.is_of_keras(initializer) else None

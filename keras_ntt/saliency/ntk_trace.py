@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 import keras
 import tensorflow as tf
 
-from keras_ntt import checks
-from keras_ntt.network import Network, unroll
-from keras_ntt.ntk import kernel_matrix, tangents
+from keras_ntt.core import checks
+from keras_ntt.core.network import Network, unroll
+from keras_ntt.ntk.empirical import kernel_matrix, tangents
 from keras_ntt.saliency.base import NetworkSaliency, Subject, gradient
 from keras_ntt.saliency.data import sample_count
 

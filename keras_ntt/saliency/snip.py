@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import tensorflow as tf
 
-from keras_ntt import checks
+from keras_ntt.core import checks
 from keras_ntt.saliency.base import NetworkSaliency, Subject, sensitivity, summed_gradient
 from keras_ntt.saliency.losses import as_loss
 

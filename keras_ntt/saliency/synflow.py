@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_ntt import _host, checks, input_kinds
+from keras_ntt.core import checks, host, input_kinds
 from keras_ntt.saliency.base import NetworkSaliency, Subject, flat, gradient, sensitivity
 from keras_ntt.saliency.losses import check_logits
 
@@ -36,7 +36,7 @@ class SynFlow(NetworkSaliency):
         """Return the scores, in float64."""
         quantized = [
             layer.name
-            for layer in subject.model._flatten_layers()
+            for layer in host.layers_of(subject.model)
             if getattr(layer, "quantization_mode", None) is not None
         ]
         if quantized:
@@ -62,13 +62,13 @@ class SynFlow(NetworkSaliency):
     def _outputs(self, subject: Subject, x: Any, values: list[tf.Tensor]) -> tf.Tensor:
         own = {id(v) for v in subject.variables}
         replaced = {
-            id(v): (v, self._absolute(_host.value_of(v)))
+            id(v): (v, self._absolute(host.value_of(v)))
             for v in subject.model.variables
             if id(v) not in own and "float" in keras.backend.standardize_dtype(v.dtype)
         }
         for variable, value in zip(subject.variables, values, strict=True):
             replaced[id(variable)] = (variable, value)
-        with _host.in_float64(subject.model, replaced), input_kinds.taken_as_scaled(subject.model):
+        with host.in_float64(subject.model, replaced), input_kinds.taken_as_scaled(subject.model):
             return flat(subject.model(x, training=False))
 
     def _absolute(self, value: tf.Tensor) -> tf.Tensor:
@@ -112,7 +112,7 @@ def example(subject: Subject, n: int, name: str) -> Any:
     if subject.data is not None:
         x, _ = next(subject.batches())
         return keras.tree.map_structure(lambda a: a[:n], x)
-    functional = _host.functional_of(subject.model)
+    functional = host.functional_of(subject.model)
     symbols = [] if functional is None else functional.inputs
     shapes = [tuple(t.shape[1:]) for t in symbols]
     if not shapes or any(None in shape for shape in shapes):
@@ -125,4 +125,4 @@ def example(subject: Subject, n: int, name: str) -> Any:
         tf.zeros([n, *shape], keras.backend.standardize_dtype(t.dtype))
         for t, shape in zip(symbols, shapes, strict=True)
     ]
-    return keras.tree.pack_sequence_as(_host.input_structure(functional), tensors)
+    return keras.tree.pack_sequence_as(host.input_structure(functional), tensors)

@@ -1,0 +1,108 @@
+from . import layer_rules, saliency
+from .litert.export import export_tflite
+from .litert.inspect import FileReport, inspect_tflite
+from .litert.report import ExportReport
+from .litert.runtime.predict import tflite_predict
+from .litert.runtime.run import ExportError
+from .litert.xnnpack.edge import EdgeAdvice, edge_mobilenet, explain_edge_latency
+from .litert.xnnpack.policy import PruneForLatencyOnXNNPack
+from .masks.apply import apply_masks, get_masks, strip_pruning
+from .masks.compaction import remove_dead_units
+from .masks.files import load_masks, save_masks
+from .masks.policies import KernelPolicy, PruningPolicy
+from .masks.report import SparsityReport, sparsity_report
+from .masks.restore import restore_masks
+from .masks.saving import BackupAndRestore, save_model
+from .ntk.empirical import empirical_ntk
+from .ntk.layer_rules.base import register_layer_rule
+from .ntk.linearized import Prediction, predict_training
+from .pruning.at_init import prune_at_init, saliency_scores
+from .pruning.dynamics import (
+    TrainingDynamics,
+    effective_gradient_flow,
+    ntk_alignment,
+    ntk_distance,
+)
+from .pruning.granet import GraNet
+from .pruning.low_magnitude import prune_low_magnitude, prune_scope
+from .pruning.neural_tangent.adversarial import ProjectedGradient
+from .pruning.neural_tangent.ntt_loss import ntt_loss
+from .pruning.neural_tangent.objective import NTTLoss
+from .pruning.neural_tangent.prune import prune_neural_tangent
+from .pruning.neural_tangent.transfer import NeuralTangentTransfer
+from .pruning.sniper import SNIPER
+from .pruning.summaries import PruningSummaries, UpdatePruningStep
+from .selection.allocations import erdos_renyi
+from .selection.counts import keep_count
+from .selection.named_patterns import as_pattern
+from .selection.schedules import (
+    ConstantSparsity,
+    NTTSchedule,
+    PolynomialDecay,
+    PruningSchedule,
+)
+
+__version__: str
+
+__all__ = [  # noqa: RUF022, grouped by job
+    # Prune while training with labels
+    "prune_low_magnitude",
+    "prune_scope",
+    "GraNet",
+    "SNIPER",
+    "UpdatePruningStep",
+    "PruningSummaries",
+    # Prune before training
+    "prune_at_init",
+    "saliency_scores",
+    "saliency",
+    # Neural Tangent Transfer
+    "prune_neural_tangent",
+    "NeuralTangentTransfer",
+    "ProjectedGradient",
+    "ntt_loss",
+    "NTTLoss",
+    # Which weights, how many, in what pattern, when
+    "PruningPolicy",
+    "KernelPolicy",
+    "PruneForLatencyOnXNNPack",
+    "as_pattern",
+    "erdos_renyi",
+    "keep_count",
+    "PruningSchedule",
+    "ConstantSparsity",
+    "PolynomialDecay",
+    "NTTSchedule",
+    # Masks in models and in files
+    "get_masks",
+    "apply_masks",
+    "strip_pruning",
+    "restore_masks",
+    "save_masks",
+    "load_masks",
+    "save_model",
+    "BackupAndRestore",
+    "sparsity_report",
+    "SparsityReport",
+    "remove_dead_units",
+    # Deploy: LiteRT files
+    "export_tflite",
+    "ExportReport",
+    "ExportError",
+    "inspect_tflite",
+    "FileReport",
+    "tflite_predict",
+    "explain_edge_latency",
+    "EdgeAdvice",
+    "edge_mobilenet",
+    # The tangent kernel, and training as it predicts it
+    "empirical_ntk",
+    "ntk_alignment",
+    "ntk_distance",
+    "predict_training",
+    "Prediction",
+    "effective_gradient_flow",
+    "TrainingDynamics",
+    "layer_rules",
+    "register_layer_rule",
+]

@@ -1,0 +1,76 @@
+"""``keras-ntt export``."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import click
+
+from keras_ntt.cli import data, options, printing
+
+
+@click.command("export", short_help="Write a LiteRT file, small or fast by its zeros.")
+@click.argument("model", type=options.PATH)
+@click.argument("path", type=options.PATH)
+@click.option(
+    "--target",
+    type=click.Choice(("size", "latency", "int8", "dense")),
+    default="size",
+    show_default=True,
+    help="What the file is for.",
+)
+@click.option(
+    "--quantization",
+    type=click.Choice(("float16", "int8_weights", "int8")),
+    help="Round the weights.",
+)
+@click.option(
+    "--data", "samples", metavar="FILE", help="Inputs to compare outputs on (.npy, .npz)."
+)
+@click.option("--tolerance", type=click.FloatRange(min=0), help="Relative difference allowed.")
+@click.option(
+    "--cpu",
+    type=click.Choice(("any", "x86", "arm")),
+    default="any",
+    show_default=True,
+    help="What latency is for.",
+)
+@click.option("--compact", is_flag=True, help="Remove dead units first.")
+@click.option("--benchmark", is_flag=True, help="Measure latency and memory on this host.")
+@options.divide_by
+@options.as_json
+def command(
+    model: pathlib.Path,
+    path: pathlib.Path,
+    samples: str | None,
+    tolerance: float | None,
+    divide_by: float | None,
+    as_json: bool,
+    **chosen: Any,
+) -> int:
+    """Write a LiteRT (TFLite) file of a Keras MODEL (.keras) to PATH.
+
+    The file is run and compared with the model before it takes its place.
+
+    \b
+    Examples:
+      keras-ntt export sparse.keras sparse.tflite
+      keras-ntt export sparse.keras fast.tflite --target latency --cpu arm --data images.npy
+    """
+    options.check_apart({"MODEL": model, "--data": samples, "PATH": path})
+    from keras_ntt.litert.export import export_tflite
+
+    with printing.only_json(as_json):
+        loaded = data.load_model(model)
+        report = export_tflite(
+            loaded,
+            path,
+            representative_data=None
+            if samples is None
+            else data.read_inputs(samples, loaded, divide_by),
+            tolerance="auto" if tolerance is None else tolerance,
+            **chosen,
+        )
+    printing.show(report, as_json)
+    return 0

@@ -1,0 +1,26 @@
+"""The methods that commands know by name, readable without TensorFlow."""
+
+from __future__ import annotations
+
+# Method -> score and allocation; None takes the allocation that was asked for.
+SCORES: dict[str, tuple[str, str | None]] = {
+    "magnitude": ("magnitude", None),
+    "random": ("random", None),
+    "erk": ("random", "erk"),
+    "balanced": ("balanced", "erk"),
+    "snip": ("snip", None),
+    "logit_snip": ("logit_snip", None),
+    "grasp": ("grasp", None),
+    "synflow": ("synflow", None),
+    "ntk_sap": ("ntk_sap", None),
+    "ntk_trace": ("ntk_trace", None),
+}
+METHODS = ("dense", "ntt", *SCORES)
+DEFAULT = ("dense", "ntt", "magnitude", "random", "erk", "balanced", "snip", "synflow")
+
+# Those of keras_ntt.saliency.SALIENCIES that need no labels, and of these that need inputs.
+LABEL_FREE = (
+    *("magnitude", "random", "balanced", "logit_snip"),
+    *("synflow", "synflow_l2", "ntk_sap", "ntk_trace"),
+)
+ON_INPUTS = ("ntt", "logit_snip", "ntk_trace")

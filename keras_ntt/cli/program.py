@@ -1,0 +1,86 @@
+"""The program keras-ntt: its commands and what it reports."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import click
+
+from keras_ntt import __version__
+from keras_ntt.cli.commands import compare, demo, export, inspect, prune, report
+
+# What a user can cause. Anything else is a defect of this package and shows its traceback.
+REPORTED = (
+    ImportError,
+    OSError,
+    ValueError,
+    TypeError,
+    RuntimeError,
+    FloatingPointError,
+    MemoryError,
+)
+
+INTERRUPTED = 130
+
+
+@click.group(
+    name="keras-ntt",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit codes: 0 success, 1 an error that was reported, 2 wrong usage, 130 Ctrl-C.",
+)
+@click.version_option(__version__, prog_name="keras-ntt", message="%(prog)s %(version)s")
+def program() -> None:
+    """Prune Keras models before training, without labels, and export them.
+
+    \b
+    Examples:
+      keras-ntt demo
+      keras-ntt prune model.keras --inputs images.npy --sparsity 0.97 -o sparse.keras
+      keras-ntt report sparse.keras
+      keras-ntt export sparse.keras sparse.tflite
+
+    keras-ntt COMMAND --help has the options of a command, and examples.
+    """
+
+
+for _command in (demo, prune, report, compare, export, inspect):
+    program.add_command(_command.command)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: The words after the program's name; None takes them from the system.
+
+    Returns:
+        The exit code: 0 for success, 1 for an error that was reported, 2 for wrong usage,
+        130 after Ctrl-C.
+    """
+    words = None if arguments is None else list(arguments)
+    try:
+        code = program.main(words, prog_name="keras-ntt", standalone_mode=False)
+    except (KeyboardInterrupt, click.Abort) as stop:
+        reason = stop.__cause__ or stop
+        click.echo("\n" + " ".join(["Stopped.", *map(str, reason.args)]), err=True)
+        return INTERRUPTED
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except BrokenPipeError:  # who read the output has gone away
+        sys.stderr.close()
+        return 1
+    except Exception as error:
+        if not isinstance(error, REPORTED) and not _is_of_tensorflow(error):
+            raise
+        click.echo(f"keras-ntt: {str(error).strip() or type(error).__name__}", err=True)
+        return 1
+    return code if isinstance(code, int) else 0
+
+
+def _is_of_tensorflow(error: Exception) -> bool:
+    """Tell whether TensorFlow raised an error while it ran, of memory for example."""
+    import tensorflow as tf
+
+    return isinstance(error, tf.errors.OpError)

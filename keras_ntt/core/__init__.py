@@ -1,0 +1,1 @@
+"""A Keras model as the rest sees it: no mask, no tangent kernel, no method."""

@@ -1,0 +1,399 @@
+"""The host: everything that has to know how Keras 3 keeps models and variables.
+
+The numerical core below this package speaks TensorFlow tensors only. What it needs to know of
+Keras (raw variables, the nodes of a functional graph, values put in place of variables) it asks
+here, so that private names of Keras, and some of TensorFlow, are touched in one file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import keras
+import keras.src.ops
+import numpy as np
+import tensorflow as tf
+from keras.src.backend.common.variables import AutocastScope
+from keras.src.layers.rnn.conv_lstm import ConvLSTMCell
+from keras.src.models.functional import Functional
+from tensorflow.python.distribute import distribute_lib
+from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
+from tensorflow.python.util import _pywrap_util_port
+
+# The cell of ConvLSTM1D to ConvLSTM3D, which Keras does not name in public.
+CONV_LSTM_CELL = ConvLSTMCell
+
+
+def require_tensorflow_backend() -> None:
+    """Raise if Keras does not compute with TensorFlow.
+
+    Raises:
+        RuntimeError: If ``keras.backend.backend()`` is not ``"tensorflow"``.
+    """
+    backend = keras.backend.backend()
+    if backend != "tensorflow":
+        raise RuntimeError(
+            "keras_ntt differentiates with tf.GradientTape and needs Keras on the TensorFlow "
+            "backend. Set the environment variable KERAS_BACKEND=tensorflow before Keras is "
+            f"imported. Received: backend={backend!r}"
+        )
+
+
+def is_legacy_keras(obj: Any) -> bool:
+    """Tell whether `obj` belongs to tf_keras (Keras 2) rather than Keras 3."""
+    return any(
+        cls.__module__.split(".")[0] == "tf_keras"
+        or cls.__module__.startswith("tensorflow.python.keras")
+        for cls in type(obj).__mro__
+    )
+
+
+def raw(variable: keras.Variable) -> tf.Variable:
+    """Return the ``tf.Variable`` behind a Keras variable, for a tape to watch."""
+    return variable._value
+
+
+def when_initialized(variable: keras.Variable, act: Callable[[], None]) -> None:
+    """Call `act` as soon as a variable has a value.
+
+    Where Keras finds out the shapes of a model's layers, by running its code on none but shapes, it
+    makes their variables and gives them values later.
+    """
+    if variable._value is not None:
+        act()
+        return
+    initialize = variable._deferred_initialize
+
+    def initialize_and_act() -> None:
+        del variable._deferred_initialize
+        with tf.init_scope():
+            initialize()
+            act()
+
+    variable._deferred_initialize = initialize_and_act
+
+
+def set_path(variable: keras.Variable, path: str) -> None:
+    """Give a variable the path of another one."""
+    name = "_path" if hasattr(variable, "_path") else "path"
+    setattr(variable, name, path)
+
+
+def copies(variable: keras.Variable) -> list[tf.Variable]:
+    """Return the ``tf.Variable`` behind a Keras variable, and its copies on replicas if any."""
+    held = raw(variable)
+    parts = getattr(held, "values", ()) if hasattr(held, "distribute_strategy") else ()
+    return [held, *(part for part in parts if part is not held)]
+
+
+def first_copy(variable: keras.Variable) -> tf.Variable:
+    """Return the ``tf.Variable`` that is read outside of any replica, for a tape to watch."""
+    return copies(variable)[:2][-1]
+
+
+def value_of(variable: keras.Variable) -> tf.Tensor:
+    """Return the value a variable has here, which `values_in_place` may have replaced."""
+    return tf.convert_to_tensor(variable.value)
+
+
+def array_of(variable: keras.Variable | tf.Variable) -> np.ndarray:
+    """Return the value of now as an array, also while a graph is being traced."""
+    held = variable if isinstance(variable, tf.Variable) else raw(variable)
+    with tf.init_scope():
+        return held.numpy()
+
+
+@contextlib.contextmanager
+def values_in_place(
+    values: Mapping[int, tuple[Any, tf.Tensor]], *, losses: bool = False
+) -> Iterator[None]:
+    """Compute with other values than the variables hold, without assigning to them.
+
+    What layers and metrics assign to their variables meanwhile is forgotten, too.
+
+    Args:
+        values: For each variable to replace, ``id(variable) -> (variable, tensor)``.
+        losses: Whether a model's `losses` are collected meanwhile. All its trainable variables
+            must be replaced then.
+    """
+    if not values:
+        yield
+        return
+    with keras.StatelessScope(state_mapping=list(values.values()), collect_losses=losses):
+        yield
+
+
+@contextlib.contextmanager
+def one_replica() -> Iterator[None]:
+    """Compute as if there were no strategy of tf.distribute, also within its scope.
+
+    Keras divides losses by the number of replicas in a scope, wherever they are taken.
+    """
+    distribute_lib._push_per_thread_mode(distribute_lib._get_default_replica_mode())
+    try:
+        yield
+    finally:
+        distribute_lib._pop_per_thread_mode()
+
+
+def functional_of(model: Any) -> Any | None:
+    """Return the functional graph that `model.call` runs, or None if it runs other code.
+
+    Sequential models and functional models have one. A subclass that overrides ``call`` has
+    code of its own, whatever its base class.
+    """
+    if isinstance(model, keras.Sequential):
+        same = type(model).call is keras.Sequential.call
+        return model._functional if same else None
+    if isinstance(model, Functional) and type(model).call is Functional.call:
+        return model
+    return None
+
+
+def input_structure(functional: Any) -> Any:
+    """Return the symbolic inputs of a functional graph, nested as its model takes them."""
+    return functional._inputs_struct
+
+
+def output_structure(functional: Any) -> Any:
+    """Return the symbolic outputs of a functional graph, nested as its model returns them."""
+    return functional._outputs_struct
+
+
+def names_of_inputs(functional: Any) -> list[str] | None:
+    """Return the names by which a graph takes a dict of inputs; None if it has a dict of its own.
+
+    Keras takes a dict by the names of the inputs where the model was made with a list of them.
+    """
+    if isinstance(input_structure(functional), dict):
+        return None
+    return [tensor.name for tensor in functional.inputs]
+
+
+def flat_inputs(x: Any, names: list[str] | None) -> list[Any]:
+    """Return inputs as a flat list in the model's own order.
+
+    Args:
+        x: Inputs, nested as a model takes them.
+        names: What `names_of_inputs` says of the model.
+    """
+    if isinstance(x, dict) and names and set(names) <= set(x):
+        return [x[name] for name in names]
+    return keras.tree.flatten(x)
+
+
+def nodes_in_order(functional: Any) -> list[Any]:
+    """Return the nodes of a functional graph, each after the nodes that it reads."""
+    by_depth = functional._nodes_by_depth
+    return [
+        node
+        for depth in sorted(by_depth, reverse=True)
+        for node in by_depth[depth]
+        if node.operation is not None and not node.is_input
+    ]
+
+
+def is_comparison(operation: Any) -> bool:
+    """Tell whether an operation compares numbers, as ``Embedding(mask_zero=True)`` does."""
+    return isinstance(operation, keras.src.ops.numpy.Equal | keras.src.ops.numpy.NotEqual)
+
+
+@contextlib.contextmanager
+def products_through(multiply: Callable[[Callable, Any, Any], Any]) -> Iterator[None]:
+    """Hand each ``keras.ops.matmul`` of a layer's code to a function while the context lasts.
+
+    Args:
+        multiply: Called with the true matmul and its two operands, it returns the product.
+    """
+    # Layers of Keras and users' code call it by these two names.
+    places = (keras.src.ops, keras.ops)
+    true = [place.matmul for place in places]
+
+    def replaced(x1: Any, x2: Any) -> Any:
+        return multiply(true[0], x1, x2)
+
+    for place in places:
+        place.matmul = replaced
+    try:
+        yield
+    finally:
+        for place, function in zip(places, true, strict=True):
+            place.matmul = function
+
+
+@contextlib.contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Take means and variances so that their second derivatives are right.
+
+    ``tf.nn.moments``, which Keras normalizes layers and groups with, stops the gradient through
+    the mean inside the variance. That is exact for first derivatives and wrong for second ones,
+    which the gradient of a tangent kernel is made of.
+    """
+    moments = tf.nn.moments
+    tf.nn.moments = _moments
+    try:
+        yield
+    finally:
+        tf.nn.moments = moments
+
+
+def _moments(
+    x: tf.Tensor, axes: Any, shift: Any = None, keepdims: bool = False, name: str | None = None
+) -> tuple[tf.Tensor, tf.Tensor]:
+    long = tf.cast(x, tf.float32) if x.dtype in (tf.float16, tf.bfloat16) else x
+    mean = tf.reduce_mean(long, axes, keepdims=True)
+    variance = tf.reduce_mean(tf.square(long - mean), axes, keepdims=True)
+    if not keepdims:
+        mean, variance = tf.squeeze(mean, axes), tf.squeeze(variance, axes)
+    return tf.cast(mean, x.dtype), tf.cast(variance, x.dtype)
+
+
+def has_onednn() -> bool:
+    """Tell whether TensorFlow's products and convolutions are oneDNN's."""
+    return bool(_pywrap_util_port.IsMklEnabled())
+
+
+def is_in_xla() -> bool:
+    """Tell whether the function being traced will be compiled by XLA, which needs known shapes."""
+    return bool(GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()))
+
+
+def layers_of(
+    part: Any, *, include_itself: bool = True, recursive: bool = True
+) -> list[keras.Layer]:
+    """Return the layers of a model or layer, parents before what is inside them.
+
+    Args:
+        part: The model or layer.
+        include_itself: Whether it is the first of the list.
+        recursive: Whether layers inside layers are listed, too.
+    """
+    return list(part._flatten_layers(include_self=include_itself, recursive=recursive))
+
+
+def initial_epoch(model: keras.Model) -> int | None:
+    """Return the epoch that a callback has told ``fit`` to go on at, None if there is none."""
+    return model._initial_epoch
+
+
+def set_initial_epoch(model: keras.Model, epoch: int | None) -> None:
+    """Tell ``fit`` which epoch to go on at; None takes that back."""
+    model._initial_epoch = epoch
+
+
+def operation_of(tensor: Any) -> Any:
+    """Return the operation that a symbolic tensor of a functional graph is an output of."""
+    return tensor._keras_history.operation
+
+
+def embeddings_of(layer: keras.layers.Embedding) -> keras.Variable:
+    """Return the table of an Embedding itself, without what LoRA adds to it."""
+    return layer._embeddings
+
+
+def kernel_of(layer: Any) -> keras.Variable | None:
+    """Return the kernel of a layer itself, without what LoRA adds to it."""
+    return getattr(layer, "_kernel", layer.kernel)
+
+
+def is_of_keras(thing: Any, module: str = "") -> bool:
+    """Tell whether an object's class is Keras's own.
+
+    Args:
+        thing: The object.
+        module: The part of Keras that the class must be defined in, such as ``"ops"``.
+    """
+    inside = f"keras.src.{module}." if module else "keras.src."
+    return type(thing).__module__.startswith(inside)
+
+
+def strategy_of(variable: keras.Variable) -> Any | None:
+    """Return the strategy of tf.distribute that a variable was made under, None for the default."""
+    held = raw(variable)
+    strategy = getattr(held, "distribute_strategy", None)
+    # A variable of a strategy of one device is a plain one that only remembers it.
+    return getattr(held, "_distribute_strategy", None) if strategy is None else strategy
+
+
+def is_among_workers() -> bool:
+    """Tell whether this process is one of several workers of tf.distribute."""
+    strategy = tf.distribute.get_strategy()
+    several = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+    return several and bool(strategy.extended._in_multi_worker_mode())
+
+
+def is_legacy_graph(layer: Any) -> bool:
+    """Tell whether a layer of tf_keras is a functional model."""
+    return hasattr(layer, "_nodes_by_depth")
+
+
+def legacy_nodes_in_order(model: Any) -> list[Any]:
+    """Return the nodes of a functional model of tf_keras, each after the nodes that it reads."""
+    by_depth = model._nodes_by_depth
+    return [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
+
+
+def legacy_layer_of(tensor: Any) -> Any:
+    """Return the layer of tf_keras that a symbolic tensor is an output of."""
+    return tensor._keras_history.layer
+
+
+def own_variables(layer: keras.Layer) -> list[keras.Variable]:
+    """Return the trainable variables of a layer itself, not of layers inside it."""
+    return list(layer._trainable_variables)
+
+
+def get_mask(tensor: Any) -> tf.Tensor | None:
+    """Return the Keras timestep mask that travels with `tensor`, if any."""
+    return getattr(tensor, "_keras_mask", None)
+
+
+def set_mask(tensor: Any, mask: tf.Tensor | None) -> None:
+    """Make `mask` travel with `tensor`, as Keras layers expect it."""
+    if mask is not None:
+        tensor._keras_mask = mask
+
+
+@contextlib.contextmanager
+def in_float64(model: Any, values: Mapping[int, tuple[Any, tf.Tensor]]) -> Iterator[None]:
+    """Compute in float64, whatever the dtype policies of a model's layers.
+
+    The layers' policies are set aside and put back afterwards; no variable is touched.
+
+    Args:
+        model: The model.
+        values: Values of its variables in float64, ``id(variable) -> (variable, tensor)``.
+    """
+    layers = [layer for layer in model._flatten_layers() if layer.compute_dtype != "float64"]
+    policies = [layer._dtype_policy for layer in layers]
+    scope = keras.StatelessScope(
+        state_mapping=[(v, tf.cast(t, v.dtype)) for v, t in values.values()]
+    )
+    scope.state_mapping.update({key: t for key, (_, t) in values.items()})
+    try:
+        for layer in layers:
+            layer._dtype_policy = keras.dtype_policies.DTypePolicy("float64")
+        # Variables then say that they are of float64, by which the layers' own products go.
+        with scope, AutocastScope("float64"):
+            yield
+    finally:
+        for layer, policy in zip(layers, policies, strict=True):
+            layer._dtype_policy = policy
+
+
+def initializer_of(layer: Any, variable: Any) -> Any | None:
+    """Return the initializer that a layer names for one of its own weights, None if it does not.
+
+    Keras calls that of ``recurrent_kernel`` ``recurrent_initializer``, and that of a depthwise
+    convolution's ``kernel`` ``depthwise_initializer``.
+    """
+    names = [variable.name, variable.name.removesuffix("_kernel")]
+    if variable.name == "kernel":
+        names.append("depthwise")
+    for name in names:
+        found = getattr(layer, f"{name}_initializer", None)
+        if found is not None:
+            return found
+    return None

@@ -1,0 +1,1 @@
+"""Bytes of a LiteRT file: tensors, encodings, sizes."""

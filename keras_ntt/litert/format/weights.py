@@ -1,0 +1,224 @@
+"""The weights of a LiteRT model that may be stored otherwise, and the sparse ones it has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from keras_ntt.litert.format import flatbuffer as fb
+from keras_ntt.litert.format.encoding import Layout, Level, Sparse, decode
+
+PACKED = "/packed"  # ends the name of a constant that is unpacked into the tensor of that name
+
+# Operators whose input 1 is a weight, and the axis of the weight that counts output channels.
+WEIGHT_AXIS = {"FULLY_CONNECTED": 0, "CONV_2D": 0, "TRANSPOSE_CONV": 0, "DEPTHWISE_CONV_2D": 3}
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A constant weight of a model, stored densely.
+
+    Attributes:
+        subgraph: Number of its graph.
+        tensor: Number of its tensor.
+        name: The tensor's name.
+        operators: Names of the operators that read it, without repetition.
+        array: Its values.
+        axis: The axis of output channels.
+    """
+
+    subgraph: int
+    tensor: int
+    name: str
+    operators: tuple[str, ...]
+    array: np.ndarray
+    axis: int
+
+    @property
+    def half(self) -> bool:
+        """Whether it is float16, which the model converts where it is read."""
+        return self.array.dtype == np.float16
+
+    @property
+    def may_be_direct(self) -> bool:
+        """Whether all that read it are fully-connected operators that may read it sparse."""
+        return self.operators == ("FULLY_CONNECTED",) and not self.half
+
+    @property
+    def may_be_unpacked(self) -> bool:
+        """Whether all that read it give the right outputs where DENSIFY unpacks it.
+
+        XNNPACK gives NaN for transposed convolutions by float16 once the batch has been resized.
+        """
+        return not (self.half and "TRANSPOSE_CONV" in self.operators)
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether it belongs to 1x1 convolutions only."""
+        return self.operators == ("CONV_2D",) and self.array.shape[1:3] == (1, 1)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a weight comes from.
+
+    Attributes:
+        array: The constant's values as stored, or None if the weight is computed.
+        way: Names of the operators between it and the one that reads it, last first.
+        tensor: Number of the constant's tensor, -1 if there is none.
+        channels: Number of scales, for integers.
+    """
+
+    array: np.ndarray | None
+    way: tuple[str, ...]
+    tensor: int = -1
+    channels: int = 0
+
+    @property
+    def is_densified(self) -> bool:
+        """Whether a DENSIFY operator unpacks it."""
+        return "DENSIFY" in self.way
+
+
+def weights_of(model: Any) -> list[Weight]:
+    """List the float weights that may be stored otherwise.
+
+    These are constants that nothing but the weight input of fully-connected operators and
+    convolutions reads, directly or, in float16 files, through DEQUANTIZE.
+
+    Args:
+        model: A ``ModelT``.
+
+    Returns:
+        The weights, in the order of their tensors.
+    """
+    found = []
+    for number, subgraph in enumerate(model.subgraphs):
+        uses = fb.uses(subgraph)
+        ends = {int(i) for i in [*subgraph.inputs, *subgraph.outputs]}
+        for index, tensor in enumerate(subgraph.tensors):
+            places = uses.get(index, [])
+            if index in ends or not places:
+                continue
+            if _all_are(model, places, "DEQUANTIZE"):
+                outputs = [int(use.operator.outputs[0]) for use in places]
+                if ends & set(outputs):
+                    continue
+                places = [use for output in outputs for use in uses.get(output, [])]
+            array = fb.constant(model, tensor)
+            if array is None or array.dtype.kind != "f" or array.size == 0:
+                continue
+            names = tuple(sorted({fb.operator_name(model, use.operator) for use in places}))
+            axes = {WEIGHT_AXIS.get(name) for name in names}
+            is_weight = places and all(use.position == 1 for use in places) and len(axes) == 1
+            axis = axes.pop() if is_weight else None
+            if axis is not None and array.ndim in (2, 4) and axis < array.ndim:
+                name = fb.name_of(tensor)
+                found.append(Weight(number, index, name, names, array, axis))
+    return found
+
+
+def _all_are(model: Any, places: list[fb.Use], name: str) -> bool:
+    return all(fb.operator_name(model, use.operator) == name for use in places)
+
+
+def sparse_of(model: Any, tensor: Any) -> Sparse | None:
+    """Return the sparse form of a constant tensor.
+
+    Args:
+        model: A ``ModelT``.
+        tensor: One of its tensors.
+
+    Returns:
+        The sparse form, or None if the tensor is stored densely or is not constant.
+
+    Raises:
+        FileFormatError: If the parts of the sparse form do not fit together.
+    """
+    parameters, data = tensor.sparsity, model.buffers[tensor.buffer].data
+    dtype = fb.dtypes().get(tensor.type)
+    if parameters is None or data is None or dtype is None:
+        return None
+    shape = tuple(int(s) for s in tensor.shape)
+    try:
+        sparse = _parse(parameters, shape, data, dtype)
+        decode(sparse)
+    except (ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
+        raise fb.FileFormatError(
+            f"The sparse tensor {fb.name_of(tensor)!r} of the LiteRT file is damaged: {error}. "
+            f"Received: shape {shape} with {len(data):,} bytes"
+        ) from error
+    return sparse
+
+
+def _parse(parameters: Any, shape: tuple[int, ...], data: Any, dtype: np.dtype) -> Sparse:
+    rank = len(shape)
+    order = [int(axis) for axis in parameters.traversalOrder]
+    levels = [_level(entry) for entry in parameters.dimMetadata]
+    cut = [] if parameters.blockMap is None else [int(axis) for axis in parameters.blockMap]
+    if len(levels) != len(order) or order[rank:] != list(range(rank, rank + len(cut))):
+        raise ValueError(f"the traversal order {order} does not fit {rank} axes")
+    if sorted(cut) != cut or any(not 0 <= axis < rank for axis in cut):
+        raise ValueError(f"the block map {cut} does not fit {rank} axes")
+    blocks = [1] * rank
+    for axis, level in zip(cut, levels[rank:], strict=True):
+        if level.size < 2:
+            raise ValueError(f"a block has length {level.size}")
+        blocks[axis] = level.size
+    if sorted(order[:rank]) != list(range(rank)):
+        raise ValueError(f"the traversal order {order} does not fit {rank} axes")
+    for i, axis in enumerate(order[:rank]):  # a compressed level does not say its size
+        if levels[i].segments is not None:
+            levels[i] = Level(shape[axis] // blocks[axis], levels[i].segments, levels[i].indices)
+    packed = tuple(level.segments is not None for level in levels[:rank])
+    layout = Layout(tuple(order[:rank]), packed, tuple(blocks))
+    values = np.frombuffer(bytes(memoryview(data)), dtype)
+    return Sparse(shape, layout, tuple(levels), values)
+
+
+def _level(entry: Any) -> Level:
+    if entry.format == fb.schema().DimensionType.DENSE:
+        return Level(int(entry.denseSize))
+    return Level(0, np.asarray(entry.arraySegments.values), np.asarray(entry.arrayIndices.values))
+
+
+def sparse_bytes(sparse: Sparse) -> int:
+    """Return the bytes of the segments and indices of a sparse form."""
+    arrays = [a for level in sparse.levels for a in (level.segments, level.indices)]
+    return sum(a.nbytes for a in arrays if a is not None)
+
+
+def source_of(model: Any, subgraph: Any, producers: dict[int, Any], index: int) -> Source:
+    """Follow a weight back to the constant it is made of.
+
+    Args:
+        model: A ``ModelT``.
+        subgraph: One of its graphs.
+        producers: Of that graph, as `flatbuffer.producers` gives them.
+        index: The tensor that an operator reads.
+
+    Returns:
+        The constant and the way to it.
+    """
+    way: list[str] = []
+    scales: Any = None
+    while index in producers and len(way) < 4:
+        operator = producers[index]
+        way.append(fb.operator_name(model, operator))
+        if way[-1] not in ("DENSIFY", "DEQUANTIZE") or not len(operator.inputs):
+            return Source(None, tuple(way))
+        index = int(operator.inputs[0])
+        scales = _scales(subgraph.tensors[index]) if scales is None else scales
+    if index < 0:
+        return Source(None, tuple(way))
+    tensor = subgraph.tensors[index]
+    sparse = sparse_of(model, tensor)
+    array = fb.constant(model, tensor) if sparse is None else decode(sparse)
+    scales = _scales(tensor) if scales is None else scales
+    return Source(array, tuple(way), index, 0 if scales is None else len(scales))
+
+
+def _scales(tensor: Any) -> Any:
+    return getattr(tensor.quantization, "scale", None)

@@ -1,0 +1,1 @@
+"""Running a file with LiteRT's interpreter."""

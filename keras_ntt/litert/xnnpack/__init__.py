@@ -1,0 +1,1 @@
+"""What XNNPACK computes sparsely, and models that it does."""

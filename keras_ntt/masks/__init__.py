@@ -1,0 +1,1 @@
+"""Which weights can have a mask, and a model that holds masks."""

@@ -1,0 +1,159 @@
+"""Masks held in a model: a constraint on each pruned variable, nothing else.
+
+No layer is wrapped or renamed and no weight is added, so a pruned model saves, loads and trains
+like the plain one. The optimizer applies a variable's constraint after each of its updates.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import keras
+import numpy as np
+
+from keras_ntt.core import checks, host
+from keras_ntt.masks.constraint import MaskConstraint, is_masked
+from keras_ntt.masks.names import MaskDict, masks_by_variable, weights_by_name
+from keras_ntt.masks.policies import prunable_weights
+
+
+def apply_masks(model: keras.Model, masks: MaskDict) -> keras.Model:
+    """Set the masked entries to zero and keep them zero in any training that follows.
+
+    Weights that `keras_ntt.prune_low_magnitude` prunes by a schedule leave it and keep these masks.
+
+    Args:
+        model: A built model. It is changed in place.
+        masks: Masks by variable path, as `get_masks` returns them; true where an entry is kept.
+
+    Returns:
+        The same model.
+
+    Raises:
+        TypeError: If the model or the masks are of the wrong type.
+        ValueError: If the masks do not fit the model.
+    """
+    checks.check_model(model)
+    attached = False
+    for variable, mask in masks_by_variable(model, masks).values():
+        held = variable.constraint
+        if isinstance(held, MaskConstraint) and held.fixed:
+            held.mask = mask
+        else:
+            inner = held
+            if isinstance(held, MaskConstraint):  # a schedule would choose other masks
+                held.detach(variable)
+                inner = held.inner
+            MaskConstraint(mask, inner=inner).attach(variable)
+            attached = True
+        value = keras.ops.convert_to_numpy(variable)
+        variable.assign(np.where(mask, value, np.zeros_like(value)))
+    if attached:
+        retrace(model)
+    return model
+
+
+def strip_pruning(model: keras.Model) -> keras.Model:
+    """Let go of the masks: the zeros stay, and later training may change them.
+
+    Args:
+        model: A model with masks. It is changed in place.
+
+    Returns:
+        The same model, as free of masks as before pruning.
+
+    Raises:
+        TypeError: If `model` is not a Keras 3 model.
+        ValueError: If it is not built.
+
+    Examples:
+        >>> import keras
+        >>> from keras_ntt import get_masks, prune_at_init, sparsity_report, strip_pruning
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(5)])
+        >>> stripped = strip_pruning(prune_at_init(model, sparsity=0.9, saliency="magnitude"))
+        >>> get_masks(stripped), sparsity_report(stripped).sparsity
+        ({}, 0.9)
+    """
+    checks.check_built(model)
+    held = [variable for variable in model.weights if is_masked(variable)]
+    if held and all(variable.constraint.idle for variable in held):
+        warnings.warn(
+            "No weight was pruned: the model was trained, but the schedule never fired. Steps are "
+            "batches; train longer, or lower begin_step or frequency. "
+            f"Received: {model.name!r} without zeros in {len(held)} weights",
+            stacklevel=2,
+        )
+    for variable in held:
+        variable.constraint.detach(variable)
+    if held:
+        retrace(model)
+    return model
+
+
+def retrace(model: keras.Model) -> None:
+    """Make a compiled model build its training step anew, with the constraints it has now."""
+    if getattr(model, "train_function", None) is not None:
+        model.make_train_function(force=True)
+
+
+def get_masks(model: keras.Model) -> dict[str, np.ndarray]:
+    """Return the masks that a model holds.
+
+    Args:
+        model: A model.
+
+    Returns:
+        ``variable path -> boolean array``, true where an entry is kept; empty for a model that
+        was never pruned or was stripped.
+
+    Raises:
+        TypeError: If `model` is not a Keras 3 model.
+
+    Examples:
+        >>> import keras
+        >>> from keras_ntt import get_masks, prune_at_init
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(5)])
+        >>> get_masks(model)
+        {}
+        >>> (mask,) = get_masks(prune_at_init(model, sparsity=0.9, saliency="magnitude")).values()
+        >>> mask.dtype, int(mask.sum())
+        (dtype('bool'), 2)
+    """
+    checks.check_built(model)
+    return {
+        key: variable.constraint.mask
+        for key, variable in weights_by_name(model).items()
+        if is_masked(variable)
+    }
+
+
+def fixed_masks(model: keras.Model) -> dict[str, np.ndarray]:
+    """Return the masks that no schedule moves, by variable path."""
+    named = weights_by_name(model)
+    return {key: m for key, m in get_masks(model).items() if named[key].constraint.fixed}
+
+
+def kept_entries(model: keras.Model) -> dict[int, np.ndarray]:
+    """Return the entries of a model that are kept: by its masks, else by its exact zeros.
+
+    Args:
+        model: A model.
+
+    Returns:
+        ``id(variable) -> boolean mask`` for its pruned variables.
+    """
+    held = {id(v): v.constraint.mask for v in model.weights if is_masked(v)}
+    if held:
+        return held
+    kernels = [v for layer in host.layers_of(model) for v in prunable_weights(layer)]
+    return {id(v): host.array_of(v) != 0 for v in kernels}
+
+
+def check_no_masks(model: keras.Model) -> None:
+    """Raise a ValueError if a model holds masks already."""
+    held = [key for key, v in weights_by_name(model).items() if is_masked(v)]
+    if held:
+        raise ValueError(
+            "The model is pruned already. Call keras_ntt.strip_pruning(model) first, or begin "
+            f"with a dense model. Received: model={model.name!r} with masks on {held}"
+        )

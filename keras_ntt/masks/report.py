@@ -1,0 +1,173 @@
+"""What was pruned: a table of the weights of a model and their zeros."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_ntt.core import checks
+from keras_ntt.core.tables import table
+from keras_ntt.masks.constraint import is_masked
+from keras_ntt.masks.names import names_by_id
+from keras_ntt.masks.policies import (
+    KernelPolicy,
+    choose_weights,
+    prunable_weights,
+    weights_by_magnitude,
+)
+
+
+@dataclass(frozen=True)
+class WeightRow:
+    """One weight of a model.
+
+    Attributes:
+        path: Its name.
+        shape: Its shape.
+        size: Its number of entries.
+        nonzeros: Number of entries that are not zero.
+        masked: Whether a mask keeps its zeros.
+        note: Why it is not pruned, or an empty string.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    size: int
+    nonzeros: int
+    masked: bool
+    note: str
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of zeros."""
+        return 1 - self.nonzeros / self.size if self.size else 0.0
+
+
+@dataclass(frozen=True)
+class SparsityReport:
+    """The zeros of a model; its ``str()`` is a table.
+
+    Attributes:
+        rows: One a trainable weight.
+    """
+
+    rows: tuple[WeightRow, ...]
+
+    @property
+    def pruned(self) -> tuple[WeightRow, ...]:
+        """The rows of the weights that pruning may touch."""
+        return tuple(row for row in self.rows if not row.note)
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of zeros among the weights that pruning may touch."""
+        size = sum(row.size for row in self.pruned)
+        return 1 - sum(row.nonzeros for row in self.pruned) / size if size else 0.0
+
+    @property
+    def nonzeros(self) -> int:
+        """Number of entries that are not zero, of the weights that are listed."""
+        return sum(row.nonzeros for row in self.rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain numbers and strings."""
+        rows = [{**asdict(row), "sparsity": row.sparsity} for row in self.rows]
+        return {"sparsity": self.sparsity, "nonzeros": self.nonzeros, "weights": rows}
+
+    def __str__(self) -> str:
+        """Return the table."""
+        head = ("weight", "shape", "size", "non-zeros", "sparsity", "")
+        body = [
+            (
+                row.path,
+                "x".join(map(str, row.shape)),
+                f"{row.size:,}",
+                f"{row.nonzeros:,}",
+                f"{row.sparsity:.2%}",
+                row.note or _state(row),
+            )
+            for row in self.rows
+        ]
+        pruned = self.pruned
+        total = (
+            "prunable weights",
+            "",
+            f"{sum(r.size for r in pruned):,}",
+            f"{sum(r.nonzeros for r in pruned):,}",
+            f"{self.sparsity:.2%}",
+            "",
+        )
+        return table(head, body, right=(2, 3, 4), total=total)
+
+
+def _state(row: WeightRow) -> str:
+    """Return whether training keeps the zeros of a weight that pruning may touch."""
+    if row.masked:
+        return "masked"
+    return "zeros without a mask" if row.nonzeros < row.size else "not masked"
+
+
+def sparsity_report(model: keras.Model) -> SparsityReport:
+    """Count the zeros of a model, weight by weight.
+
+    Args:
+        model: A built model.
+
+    Returns:
+        A row for each trainable weight and each kernel that is frozen, with the reason where a
+        weight is not pruned.
+
+    Raises:
+        TypeError: If `model` is not a Keras 3 model.
+        ValueError: If it is not built or has no kernel.
+
+    Examples:
+        >>> import keras, numpy as np
+        >>> from keras_ntt import sparsity_report
+        >>> dense = keras.layers.Dense(2, name="dense")
+        >>> model = keras.Sequential([keras.Input((2,)), dense], name="net")
+        >>> dense.set_weights([np.array([[1.0, 0.0], [0.0, 3.0]]), np.ones(2)])
+        >>> print(sparsity_report(model))
+        weight            shape  size  non-zeros  sparsity
+        ---------------------------------------------------------------------------
+        net/dense/kernel  2x2       4          2    50.00%  zeros without a mask
+        net/dense/bias    2         2          2     0.00%  biases are never pruned
+        ---------------------------------------------------------------------------
+        prunable weights            4          2    50.00%
+    """
+    checks.check_model(model)
+    choice = choose_weights(model, weights_of=_weights_of, frozen_too=True)
+    notes = {id(variable): reason for variable, reason in choice.skipped}
+    names = names_by_id(model.weights)
+    rows = []
+    for variable in model.weights:
+        if not variable.trainable and id(variable) not in notes:
+            continue
+        value = keras.ops.convert_to_numpy(variable)
+        masked = is_masked(variable)
+        rows.append(
+            WeightRow(
+                names[id(variable)],
+                tuple(variable.shape),
+                int(value.size),
+                int(np.count_nonzero(value)),
+                masked,
+                "" if masked else notes.get(id(variable), ""),
+            )
+        )
+    return SparsityReport(tuple(rows))
+
+
+def _weights_of(layer: keras.layers.Layer) -> list[keras.Variable]:
+    """Return what may be pruned of a layer, and what was with other options."""
+    usual = prunable_weights(layer)
+    others = weights_by_magnitude(layer, KernelPolicy(depthwise=True))
+    known = {id(v) for v in usual}
+    return [*usual, *(v for v in others if id(v) not in known and (is_masked(v) or _has_zeros(v)))]
+
+
+def _has_zeros(variable: keras.Variable) -> bool:
+    return bool((keras.ops.convert_to_numpy(variable) == 0).any())

@@ -1,0 +1,35 @@
+"""Per layer type: how its outputs depend on its inputs and its weights.
+
+`linearize` runs one call of the network and returns an object that pulls derivatives back
+through it. Layers without weights need nothing more than a gradient; layers with weights also
+give the derivative by them, structured where a rule knows how and exact for all others.
+"""
+
+from __future__ import annotations
+
+from keras_ntt.ntk.layer_rules import convolution, lookup, recurrent, weightless
+from keras_ntt.ntk.layer_rules.base import (
+    LayerRule,
+    Linearization,
+    find_rule,
+    register_layer_rule,
+    registered_rules,
+)
+from keras_ntt.ntk.layer_rules.dispatch import linearize
+from keras_ntt.ntk.layer_rules.einsum import Einsum
+from keras_ntt.ntk.layer_rules.entrywise import Entrywise
+
+__all__ = [
+    "Einsum",
+    "Entrywise",
+    "LayerRule",
+    "Linearization",
+    "convolution",
+    "find_rule",
+    "linearize",
+    "lookup",
+    "recurrent",
+    "register_layer_rule",
+    "registered_rules",
+    "weightless",
+]

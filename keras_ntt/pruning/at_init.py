@@ -1,0 +1,172 @@
+"""Pruning at initialization by any score: the public functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_ntt.core import checks
+from keras_ntt.core.checks import check_sparsity
+from keras_ntt.core.copies import copy_of
+from keras_ntt.masks.apply import apply_masks, check_no_masks
+from keras_ntt.masks.filters import Filters
+from keras_ntt.masks.policies import choose_weights
+from keras_ntt.saliency import NetworkSaliency
+from keras_ntt.saliency.base import Function
+from keras_ntt.saliency.data import BATCH_SIZE
+from keras_ntt.saliency.names import as_saliency
+from keras_ntt.selection.allocations import Allocation
+from keras_ntt.selection.find_masks import find_masks, paths_of, recipe_of, score, subject_of
+from keras_ntt.selection.named_patterns import check_fixed_sparsity
+
+
+def saliency_scores(
+    model: keras.Model,
+    saliency: str | NetworkSaliency | Function,
+    *,
+    data: Any = None,
+    filters: Filters = None,
+    pruning_policy: Any = None,
+    batch_size: int = BATCH_SIZE,
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
+    """Score the prunable weights of a model; nothing is changed.
+
+    Args:
+        model: A built model.
+        saliency: A name, one of `keras_ntt.saliency.SALIENCIES`; an object such as
+            ``keras_ntt.saliency.SNIP(loss="mse")``; or a function from weights to scores.
+        data: Samples, where the score needs them: ``x`` or ``(x, y)`` as arrays, a
+            ``tf.data.Dataset`` or a ``keras.utils.PyDataset``. All of them are used.
+        filters: Which layers, see `NeuralTangentTransfer`.
+        pruning_policy: See `NeuralTangentTransfer`.
+        batch_size: Samples a batch, for arrays; the scores depend on it by rounding only.
+        seed: Seed of random scores.
+
+    Returns:
+        ``variable path -> scores`` in float64; the higher, the sooner a weight is kept.
+
+    Raises:
+        TypeError: If `model` is not a Keras 3 model.
+        ValueError: If data or labels that the score needs are missing, or something does not fit.
+
+    Examples:
+        >>> import keras, numpy as np
+        >>> from keras_ntt import saliency_scores
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, use_bias=False)])
+        >>> model.set_weights([np.array([[3.0], [-1.0]])])
+        >>> (scores,) = saliency_scores(model, "synflow").values()
+        >>> scores.tolist()  # the flow of ones through each weight
+        [[3.0], [1.0]]
+    """
+    checks.check_model(model)
+    function = as_saliency(saliency)
+    function.check(data)
+    variables = choose_weights(model, filters=filters, pruning_policy=pruning_policy).weights
+    subject = subject_of(model, variables, data, seed=seed, batch_size=batch_size)
+    return dict(zip(paths_of(model, variables), score(function, subject), strict=True))
+
+
+def prune_at_init(
+    model: keras.Model,
+    *,
+    sparsity: float,
+    saliency: str | NetworkSaliency | Function,
+    data: Any = None,
+    allocation: Allocation = "global",
+    pattern: Any = None,
+    rounds: int | None = None,
+    randomize: bool = False,
+    allow_empty_layers: bool = False,
+    filters: Filters = None,
+    pruning_policy: Any = None,
+    count_rule: str = "nearest",
+    batch_size: int = BATCH_SIZE,
+    seed: int = 0,
+    verbose: Any = "auto",
+) -> keras.Model:
+    """Prune a model before training by a score of its weights.
+
+    Args:
+        model: A built model, usually with its initial weights. It stays as it is.
+        sparsity: Fraction of zeros in the pruned kernels, in [0, 1).
+        saliency: The score, see `saliency_scores`.
+        data: Samples, where the score needs them, see `saliency_scores`.
+        allocation: How the sparsity is shared out. ``"global"``: the largest scores of all
+            weights. ``"layerwise"``: the same sparsity in every weight. ``"er"``, ``"erk"``: see
+            `keras_ntt.erdos_renyi`. ``"plsr"``: each weight keeps as many entries as
+            by ``"global"``, but its largest magnitudes (Zhao et al., 2023). A mapping from layer
+            names or regular expressions to sparsities; `sparsity` is then that of the others. A
+            key that is the name of a layer, or the path of a weight, means that one alone;
+            expressions are searched in both, and the first that is found counts.
+        pattern: How the entries of a weight are chosen. None keeps the largest scores, ``"2:4"``
+            two of every four consecutive ones along the inputs, ``(4, 1)`` blocks of four inputs
+            and one output, ``"filters"`` whole output channels. Or a function of a weight's
+            scores and its sparsity that returns a mask. A warning says where a pattern does not
+            come near the sparsity.
+        rounds: Number of rounds: round k of n keeps a fraction ``(1 - sparsity) ** (k / n)``
+            and scores anew what is left. None takes the score's own number: 100 for
+            ``"synflow"``, ``"synflow_l2"`` and ``"iterative_snip"``, 20 for ``"ntk_sap"``, else 1.
+            At most as many as there are entries to prune, or 1,000.
+        randomize: Whether entries are drawn with probabilities proportional to their scores
+            instead of taken from the top.
+        allow_empty_layers: Whether scores, or ``"er"`` and ``"erk"`` at very high sparsities, may
+            remove a whole weight. A warning says so, and says too where scores would have done it
+            but were not allowed.
+        filters: Which layers, see `NeuralTangentTransfer`.
+        pruning_policy: See `NeuralTangentTransfer`.
+        count_rule: ``"nearest"`` or ``"original"``, see `keras_ntt.keep_count`.
+        batch_size: Samples a batch, for arrays; the scores depend on it by rounding only.
+        seed: Seed of every random choice.
+        verbose: Whether to show a progress bar, if there is more than one round.
+
+    Returns:
+        A sparse copy of the model, which keeps its zeros in the training that follows.
+
+    Raises:
+        TypeError: If `model` is not a Keras 3 model.
+        ValueError: If data or labels that the score needs are missing, or something does not fit.
+
+    Examples:
+        >>> import keras
+        >>> from keras_ntt import get_masks, prune_at_init
+        >>> model = keras.Sequential(
+        ...     [keras.Input((8,)), keras.layers.Dense(10), keras.layers.Dense(2)]
+        ... )
+        >>> sparse = prune_at_init(model, sparsity=0.6, saliency="random", allocation="erk")
+        >>> [(mask.shape, int(mask.sum())) for mask in get_masks(sparse).values()]
+        [((8, 10), 24), ((10, 2), 16)]
+    """
+    checks.check_model(model)
+    check_no_masks(model)
+    sparsity = check_sparsity(sparsity)
+    function = as_saliency(saliency)
+    function.check(data)
+    variables = choose_weights(model, filters=filters, pruning_policy=pruning_policy).weights
+    recipe = recipe_of(
+        model,
+        variables,
+        function,
+        allocation=allocation,
+        count_rule=count_rule,
+        pattern=pattern,
+        rounds=rounds,
+        randomize=randomize,
+        allow_empty_layers=allow_empty_layers,
+    )
+    check_fixed_sparsity(recipe.pattern, sparsity, allocation)
+    subject = subject_of(model, variables, data, seed=seed, batch_size=batch_size)
+    after_round = _progress(recipe.rounds, verbose)
+    masks = find_masks(subject, recipe, sparsity, after_round=after_round)
+    copy = copy_of(model, next(subject.batches())[0] if subject.data is not None else None)
+    return apply_masks(copy, dict(zip(paths_of(model, variables), masks, strict=True)))
+
+
+def _progress(rounds: int, verbose: Any) -> Callable[[int], None]:
+    if rounds == 1 or not verbose:
+        return lambda number: None
+    bar = keras.utils.Progbar(rounds, unit_name="round", verbose=2 if verbose == 2 else 1)
+    return bar.update

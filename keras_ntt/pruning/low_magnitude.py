@@ -1,0 +1,236 @@
+"""Pruning by magnitude while a model trains, with the call of tensorflow-model-optimization."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_ntt.core import checks, host
+from keras_ntt.masks.apply import retrace
+from keras_ntt.masks.constraint import is_masked
+from keras_ntt.masks.filters import Filters
+from keras_ntt.masks.policies import check_policy, choose_weights, weights_by_magnitude
+from keras_ntt.masks.restore import warn_if_unheld
+from keras_ntt.pruning.scheduled_mask import ScheduledMask, hold
+from keras_ntt.selection import schedules
+from keras_ntt.selection.compiled_schedule import Timetable
+from keras_ntt.selection.named_patterns import check_structure, pattern_of
+
+Chosen = list[tuple[keras.layers.Layer, ScheduledMask]]
+
+
+def prune_low_magnitude(
+    model: Any,
+    pruning_schedule: Any = None,
+    block_size: Any = (1, 1),
+    block_pooling_type: str = "AVG",
+    pruning_policy: Any = None,
+    sparsity_m_by_n: Any = None,
+    *,
+    filters: Filters = None,
+) -> Any:
+    """Prune the weights of least magnitude while a model trains, in each weight alike.
+
+    What is given is changed in place and returned: no layer is wrapped or renamed, a compiled
+    model stays compiled, and no callback is needed. From the next batch on the masks are chosen
+    inside the training step, when the schedule says so, and every zero is kept. The masks and
+    the count of batches are saved with the weights: build and prune a model alike and load them,
+    or let `keras.callbacks.BackupAndRestore` do so, and it goes on where it was.
+
+    The mask of step t is chosen from the weights that batch t starts with, the first batch being
+    step 1. Where the schedule fires at step 0 or 1 that is now, so load weights first.
+
+    Args:
+        model: A built model of any kind, a layer, or a list of layers. A layer that is not
+            built yet is pruned as soon as it is; one of a model that was trained already takes
+            effect when the model is compiled again.
+        pruning_schedule: A `PruningSchedule`, a schedule of tfmot, or a function
+            ``step -> (should_prune, sparsity)``. A number prunes at once to that sparsity and
+            again every 100 steps. None is ``ConstantSparsity(0.5, 0)``, whose first time is
+            step 100.
+        block_size: Rows and columns of the blocks that become zero as a whole, for weights of
+            two axes.
+        block_pooling_type: ``"AVG"`` or ``"MAX"``: how a block is scored.
+        pruning_policy: An object with ``allow_pruning(layer)``; see `keras_ntt.PruningPolicy`.
+            ``KernelPolicy(depthwise=True)`` adds depthwise kernels to what is pruned.
+        sparsity_m_by_n: ``(m, n)``: m zeros in every n consecutive entries along the input
+            channels, chosen at once; the schedule has no effect then, as in tfmot.
+        filters: Which layers: a regular expression, a list of them, or a callable.
+
+    Returns:
+        What was given: the model, the layer or the list.
+
+    Raises:
+        TypeError: If it is none of these, or belongs to tf_keras.
+        ValueError: If a setting does not fit, or nothing is selected. Nothing has changed then.
+
+    Examples:
+        >>> import keras
+        >>> from keras_ntt import PolynomialDecay, prune_low_magnitude, sparsity_report
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(5)])
+        >>> pruned = prune_low_magnitude(model, PolynomialDecay(0.5, 0.9, 0, 1000))
+        >>> pruned.compile("adam", "mse")  # and fit: the masks are chosen in training
+    """
+    if isinstance(pruning_schedule, Mapping):
+        raise ValueError(
+            "The parameters came as one dictionary in the place of pruning_schedule. Write "
+            "prune_low_magnitude(model, **pruning_params). "
+            f"Received: a dictionary of {sorted(map(str, pruning_schedule))}"
+        )
+    if pruning_schedule is None:
+        pruning_schedule = schedules.ConstantSparsity(0.5, 0)
+    check_policy(pruning_policy)
+    block, group = check_structure(block_size, block_pooling_type, sparsity_m_by_n)
+    settings = _Settings(
+        Timetable(schedules.as_schedule(pruning_schedule)) if group is None else None,
+        block,
+        block_pooling_type,
+        group,
+        pruning_policy,
+        filters,
+    )
+    if isinstance(model, list | tuple):
+        _prune_layers(list(model), settings)
+    elif isinstance(model, keras.layers.Layer) and not isinstance(model, keras.Model):
+        _prune_layers([model], settings)
+    else:
+        checks.check_model(model)
+        warn_if_unheld(model)
+        _hold(settings.masks_for(model))
+        retrace(model)
+    return model
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What is pruned and how."""
+
+    timetable: Timetable | None
+    block_size: tuple[int, int]
+    pooling: str
+    group: tuple[int, int] | None
+    policy: Any
+    filters: Filters
+
+    def weights_of(self, layer: keras.layers.Layer) -> list[keras.Variable]:
+        """Return the weights of one layer that may be pruned."""
+        return weights_by_magnitude(layer, self.policy)
+
+    def owners(self, part: keras.layers.Layer) -> dict[int, keras.layers.Layer]:
+        """Return the layer of each weight that could be pruned, by the weight's id."""
+        owners: dict[int, keras.layers.Layer] = {}
+        for layer in host.layers_of(part):
+            for variable in self.weights_of(layer):
+                owners.setdefault(id(variable), layer)
+        return owners
+
+    def masks_for(self, part: keras.layers.Layer) -> Chosen:
+        """Return a mask, not attached yet, for each weight that is selected and has none."""
+        owners, policy = self.owners(part), self.policy
+        if policy is not None and not isinstance(part, keras.Model):
+            # Of a layer by itself no policy can say whether the model is supported.
+            policy = types.SimpleNamespace(allow_pruning=getattr(policy, "allow_pruning", None))
+        weights = choose_weights(
+            part, filters=self.filters, pruning_policy=policy, weights_of=self.weights_of
+        ).weights
+        free = [v for v in weights if not is_masked(v)]
+        if not free:
+            raise ValueError(
+                "Everything that is selected is pruned already. Call "
+                "keras_ntt.strip_pruning(model) first, or begin with a dense model. "
+                f"Received: {part.name!r} with masks on {[v.path for v in weights]}"
+            )
+        patterns = [
+            pattern_of(
+                tuple(v.shape),
+                block_size=self.block_size,
+                pooling=self.pooling,
+                sparsity_m_by_n=self.group,
+                name=v.path,
+            )
+            for v in free
+        ]
+        return [
+            (owners[id(v)], ScheduledMask(v, pattern, self.timetable))
+            for v, pattern in zip(free, patterns, strict=True)
+        ]
+
+
+def _hold(chosen: Chosen) -> None:
+    for layer, mask in chosen:
+        hold(layer, mask)
+
+
+def _prune_layers(layers: list[Any], settings: _Settings) -> None:
+    """Prune layers, those without kernels left as they are if there are others."""
+    for layer in layers:
+        _check_layer(layer)
+    layers = list({id(layer): layer for layer in layers}.values())  # one may be given twice
+    alone = len(layers) == 1
+    built = [layer for layer in layers if layer.built and (alone or settings.owners(layer))]
+    if layers and not built and all(layer.built for layer in layers):
+        built = layers[:1]  # there is nothing to prune, and the message says why
+    for chosen in [settings.masks_for(layer) for layer in built]:
+        _hold(chosen)
+    for layer in layers:
+        if not layer.built:
+            _when_built(layer, functools.partial(_prune_made, settings, alone))
+
+
+def _prune_made(settings: _Settings, alone: bool, layer: keras.layers.Layer) -> None:
+    if alone or settings.owners(layer):
+        for owner, mask in settings.masks_for(layer):
+            host.when_initialized(mask.variable, functools.partial(hold, owner, mask))
+
+
+def _check_layer(layer: Any) -> None:
+    host.require_tensorflow_backend()
+    if host.is_legacy_keras(layer):
+        raise TypeError(
+            "This is a layer of tf_keras (Keras 2), and keras_ntt works on Keras 3. Build it with "
+            "`import keras`, or use keras_ntt.tfmot. "
+            f"Received: {type(layer).__module__}.{type(layer).__name__}"
+        )
+    if not isinstance(layer, keras.layers.Layer):
+        raise TypeError(
+            "prune_low_magnitude takes a keras.Model, a keras.layers.Layer or a list of layers. "
+            f"Received: a {type(layer).__name__}"
+        )
+
+
+def _when_built(layer: keras.layers.Layer, act: Callable[[keras.layers.Layer], None]) -> None:
+    """Call `act` on a layer right after it is built."""
+    build = layer.build
+
+    @functools.wraps(build)
+    def build_and_act(*args: Any, **kwargs: Any) -> None:
+        # A layer may be built while a training step is traced, where weights have no values yet.
+        with tf.init_scope():
+            build(*args, **kwargs)
+            layer.build = build
+            act(layer)
+
+    layer.build = build_and_act
+
+
+def prune_scope() -> Any:
+    """Return a scope in which the schedules of this package can be loaded by their names.
+
+    It is there for programs that were written for tfmot. A model that was pruned saves as the
+    plain model that it is, and loads without any scope.
+
+    Returns:
+        A `keras.saving.CustomObjectScope`.
+    """
+    classes = (
+        schedules.ConstantSparsity,
+        schedules.PolynomialDecay,
+        schedules.NTTSchedule,
+    )
+    return keras.saving.custom_object_scope({cls.__name__: cls for cls in classes})

@@ -1,0 +1,1 @@
+"""Neural Tangent Transfer (Liu & Zenke, ICML 2020)."""

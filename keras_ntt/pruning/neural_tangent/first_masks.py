@@ -1,0 +1,131 @@
+"""The first masks of a transfer, and the rule by which it chooses all others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_ntt.saliency import NetworkSaliency
+from keras_ntt.saliency.of_weights import OfWeights, magnitude
+from keras_ntt.selection.allocations import Allocation, Shares
+from keras_ntt.selection.compiled_masks import MaskRule
+from keras_ntt.selection.counts import round_to_total
+from keras_ntt.selection.find_masks import Recipe, find_masks, recipe_of, subject_of
+from keras_ntt.selection.named_patterns import check_fixed_sparsity
+from keras_ntt.selection.schedules import PruningSchedule, asked_for, decide
+
+
+def initial_masks(
+    student: keras.Model,
+    variables: Sequence[keras.Variable],
+    saliency: NetworkSaliency,
+    *,
+    schedule: PruningSchedule,
+    allocation: Allocation,
+    count_rule: str,
+    pattern: Any,
+    data: Any,
+    seed: int,
+) -> tuple[MaskRule, float | None, list[np.ndarray] | None]:
+    """Return how a transfer chooses its masks, the first sparsity and the first masks.
+
+    A function of the weights chooses the first masks and every refresh. A score that looks at
+    the network chooses the first masks, those of later refreshes are by latent magnitude.
+
+    Args:
+        student: The dense student.
+        variables: Its variables that are pruned.
+        saliency: The score.
+        schedule: The schedule.
+        allocation: The allocation.
+        count_rule: The count rule.
+        pattern: The pattern.
+        data: Samples for the score, or None.
+        seed: Seed of random scores.
+
+    Returns:
+        The rule; the fraction of zeros at the start, None if it begins dense; and the first
+        masks, None if they are left to the rule.
+
+    Raises:
+        ValueError: If the score lacks data or cannot choose first masks, or the schedule asks for
+            a sparsity that cannot be had.
+    """
+    recipe = recipe_of(
+        student, variables, saliency, allocation=allocation, count_rule=count_rule, pattern=pattern
+    )
+    prune, answer = decide(schedule, 0)
+    sparsity = answer if prune else None
+    for asked in ([answer] if prune else []) + asked_for(schedule):
+        _check_sparsity(recipe, asked)
+    shares, own = recipe.shares, isinstance(saliency, OfWeights)
+    function = saliency.function if isinstance(saliency, OfWeights) else magnitude
+    masks = None
+    if not own or allocation == "plsr":
+        saliency.check(data, "saliency_data")
+        if sparsity is None:
+            raise ValueError(
+                f"{saliency.name} chooses the first masks of a transfer, and this schedule begins "
+                "dense. Take a schedule that prunes at step 0, or a saliency of the weights such "
+                "as 'magnitude' with another allocation than 'plsr'. "
+                f"Received: allocation={allocation!r}"
+            )
+        batches = None if own else data
+        subject = subject_of(student, variables, batches, seed=seed)
+        masks = find_masks(subject, recipe, sparsity)
+    counts = _counts_of(shares, masks, sparsity)
+
+    def checked(wanted: float) -> list[int]:
+        _check_sparsity(recipe, wanted)
+        return counts(wanted)
+
+    rule = MaskRule(
+        tuple(shares.sizes),
+        function,
+        "global" if allocation == "global" else "layerwise",
+        count_rule,
+        checked,
+        recipe.pattern,
+        recipe.axes,
+    )
+    return rule, sparsity, masks
+
+
+def _check_sparsity(recipe: Recipe, sparsity: float) -> None:
+    """Raise a ValueError if weights cannot have a sparsity that the schedule asks for."""
+    check_fixed_sparsity(recipe.pattern, sparsity, recipe.shares.allocation)
+    recipe.shares.check_room(sparsity)
+
+
+def _counts_of(
+    shares: Shares, masks: Sequence[np.ndarray] | None, sparsity: float | None
+) -> Callable[[float], list[int]]:
+    """Return how many entries a sparsity keeps, as `MaskRule.counts` gives it."""
+    if shares.allocation == "global":
+        return lambda wanted: [shares.total(wanted)]
+    if shares.allocation == "plsr":
+        assert masks is not None
+        return _in_proportion(shares, [int(m.sum()) for m in masks], sparsity or 0.0)
+    return shares.counts
+
+
+def _in_proportion(
+    shares: Shares, kept: Sequence[int], sparsity: float
+) -> Callable[[float], list[int]]:
+    """Return counts for any sparsity that are `kept` at one: the same power of each density."""
+
+    def counts(wanted: float) -> list[int]:
+        if wanted == sparsity:
+            return list(kept)
+        power = math.log1p(-wanted) / math.log1p(-sparsity) if sparsity else 1.0
+        sizes = shares.sizes
+        ideal = [size * (count / size) ** power for size, count in zip(sizes, kept, strict=True)]
+        scale = shares.total(wanted) / sum(ideal)
+        ideal = [min(i * scale, size) for i, size in zip(ideal, sizes, strict=True)]
+        return round_to_total(ideal, sizes, shares.total(wanted))
+
+    return counts

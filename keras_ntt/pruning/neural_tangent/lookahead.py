@@ -1,0 +1,109 @@
+"""The schedule's decisions, taken in Python ahead of compiled steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_ntt.core import host
+from keras_ntt.selection.compiled_schedule import warn_if_idle
+from keras_ntt.selection.schedules import PruningSchedule, decide
+
+
+class Plan:
+    """Asks a schedule, which is plain Python, about the steps of the next execution.
+
+    Args:
+        schedule: The schedule.
+        steps: The number of steps in one execution of the compiled step.
+        counts: Sparsity to the numbers of entries that are kept.
+        numbers: How many numbers these are.
+    """
+
+    def __init__(
+        self,
+        schedule: PruningSchedule,
+        steps: int,
+        counts: Callable[[float], list[int]],
+        numbers: int,
+    ):
+        self._given = schedule
+        self._schedule = schedule
+        self._steps = steps
+        self._counts_at = counts
+        self._idle = True
+        self._none = [-1] * numbers
+        self._first = tf.Variable(1, dtype=tf.int64, trainable=False)
+        self._counts = tf.Variable([self._none] * steps, dtype=tf.int32, trainable=False)
+        self._density = tf.Variable(tf.ones([steps], tf.float64), trainable=False)
+
+    def end_at(self, last_step: int | None) -> None:
+        """Tell the schedule the last step of the run, None if it is not known yet."""
+        given = self._given
+        self._schedule = given if last_step is None else given.ending_at(last_step)
+
+    def warn(self, first: int, last: int) -> None:
+        """Warn if nothing will be pruned from step `first` to step `last`."""
+        warn_if_idle(self._schedule, first, last)
+
+    def look_ahead(self, done: int) -> None:
+        """Ask the schedule about the steps after `done`, up to the end of the execution."""
+        answers = [decide(self._schedule, done + 1 + i) for i in range(self._steps)]
+        idle = not any(prune for prune, _ in answers)
+        if not (idle and self._idle):
+            rows = [self._counts_at(s) if prune else self._none for prune, s in answers]
+            self._counts.assign(rows)
+            self._density.assign([1.0 - s for _, s in answers])
+            self._first.assign(done + 1)
+        self._idle = idle
+
+    def at(self, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Return the decision for after `step`: the counts, -1 for none, and the density."""
+        index = tf.clip_by_value(step - self._first, 0, self._steps - 1)
+        return tf.gather(self._counts, index), tf.gather(self._density, index)
+
+
+class RunLifecycle(keras.callbacks.Callback):
+    """Begins and ends a transfer where fit does, after callbacks that restore its state.
+
+    Args:
+        plan: The plan to tell the last step, as soon as the length of an epoch is known.
+        first_epoch: The epoch to begin with, unless a state that is restored says another.
+    """
+
+    def __init__(self, plan: Any, first_epoch: int = 0):
+        super().__init__()
+        self._plan = plan
+        self._given_epoch = first_epoch
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Begin: after `keras.callbacks.BackupAndRestore`, at the step that it restored."""
+        self._first = self.model.step
+        self._first_epoch = host.initial_epoch(self.model) or self._given_epoch
+        steps = self.params.get("steps")
+        self._tell(steps)
+        if self._first == 0 and steps is not None:
+            self._plan.warn(0, (self.params["epochs"] - self._first_epoch) * steps)
+        self.model.begin()
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Fix the order of the samples, before Keras asks for the first."""
+        self.model.begin_epoch()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Learn the length of an epoch of data that could not tell it beforehand."""
+        if self.model.step == self._first:
+            raise ValueError("inputs hold no batches. Received: data that ended at once")
+        if self.params.get("steps") is None and epoch == self._first_epoch:
+            self._tell(self.model.step - self._first)
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """End."""
+        self.model.finish()
+
+    def _tell(self, steps: int | None) -> None:
+        epochs = self.params["epochs"] - self._first_epoch
+        self._plan.end_at(None if steps is None else self._first + epochs * steps)

@@ -1,0 +1,124 @@
+"""The objective of Neural Tangent Transfer for two models on a batch, in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_ntt.core import checks, host, input_checks
+from keras_ntt.core.network import unroll
+from keras_ntt.masks.apply import kept_entries
+from keras_ntt.masks.names import masks_by_variable
+from keras_ntt.masks.policies import choose_weights
+from keras_ntt.pruning.neural_tangent.checks import check_shapes
+from keras_ntt.pruning.neural_tangent.objective import NTTLoss, Pair, Weighting, objective
+
+
+def ntt_loss(
+    student: keras.Model,
+    teacher: keras.Model,
+    x: Any,
+    *,
+    density: float,
+    ntk_weight: float = 1e-3,
+    l2: float = 1e-5,
+    wrt: str = "all",
+    outputs: str = "full",
+    output_projections: int | None = None,
+    seed: int = 0,
+    masks: Mapping[str, Any] | None = None,
+) -> NTTLoss:
+    """Return the objective of Neural Tangent Transfer for a student and a teacher on a batch.
+
+    It can be differentiated by the student's variables with a ``tf.GradientTape``; the gradient
+    is zero at masked entries.
+
+    Args:
+        student: A built model.
+        teacher: A built model with outputs of the same shape.
+        x: Inputs ``[n, ...]``, of which the tangent kernel is taken between the first and the
+            second half.
+        density: Fraction of the prunable weights that are kept, in (0, 1]; it divides `l2`.
+        ntk_weight: Weight of the kernel distance.
+        l2: Weight of the sum of squares of the pruned kernels (biases have none).
+        wrt: ``"all"`` differentiates by every entry of the weights at the masked point, as the
+            published code does; ``"kept"`` by the kept entries only, which is the kernel that
+            governs the sparse network's own training.
+        outputs: ``"full"`` compares the kernels of all pairs of outputs. ``"trace"`` compares
+            their mean over equal outputs, which is one number for each pair of samples.
+        output_projections: Estimate the full distance, without bias, from k random combinations
+            of the outputs of each sample, at most 10,000. The cost then does not grow with the
+            square of the number of outputs. None takes all outputs.
+        seed: Seed of the combinations.
+        masks: Masks of the student's weights by variable path. None takes those that the
+            student holds or, if it holds none, its exact zeros.
+
+    Returns:
+        The `NTTLoss`: total, ntk_distance, output_distance, l2.
+
+    Raises:
+        TypeError: If a model is not a Keras 3 model.
+        ValueError: If models, inputs or settings do not fit.
+
+    Examples:
+        >>> import keras, numpy as np
+        >>> from keras_ntt import apply_masks, ntt_loss
+        >>> dense, sparse = (
+        ...     keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, use_bias=False)])
+        ...     for _ in range(2)
+        ... )
+        >>> for model in (dense, sparse):
+        ...     model.set_weights([np.array([[1.0], [2.0]])])
+        >>> sparse = apply_masks(sparse, {sparse.weights[0].path: np.array([[True], [False]])})
+        >>> x = np.array([[1.0, 1.0], [1.0, 3.0]])  # kernels of 1 * 1 + 1 * 3 and of 1 * 1
+        >>> loss = ntt_loss(sparse, dense, x, density=0.5, wrt="kept")
+        >>> float(loss.ntk_distance), float(loss.output_distance), float(loss.l2)
+        (9.0, 20.0, 1.0)
+    """
+    for model, name in ((student, "student"), (teacher, "teacher")):
+        checks.check_differentiable(model, name)
+    check_shapes(student, teacher)
+    symbolic = input_checks.is_symbolic(x)
+    check = input_checks.check_structure if symbolic else input_checks.check_arrays
+    check(x, student, "x")
+    input_checks.check_structure(x, teacher, "x")
+    weighting = Weighting(ntk_weight, l2, wrt, outputs, output_projections)
+    check_density(density)
+    seed = checks.check_seed(seed)
+    choice = {id(v): v for v in choose_weights(student).weights}
+    if masks is None:
+        kept = {key: m for key, m in kept_entries(student).items() if key in choice}
+        pruned = choice
+    else:
+        matched = masks_by_variable(student, masks)
+        kept = {key: mask for key, (_, mask) in matched.items()}
+        pruned = {**choice, **{key: v for key, (v, _) in matched.items()}}
+    tensors = {
+        key: tf.cast(kept[key], v.dtype) if key in kept else tf.ones(v.shape, v.dtype)
+        for key, v in pruned.items()
+    }
+    # The masks multiply the weights, so that gradients flow through them.
+    masked = {key: (v, host.value_of(v) * tensors[key]) for key, v in pruned.items()}
+    pair = Pair(
+        unroll(student),
+        unroll(teacher),
+        pruned=list(pruned.values()),
+        masks=tensors,
+        density=density,
+        weighting=weighting,
+        seed=(seed, 0),
+        student_values=masked,
+    )
+    return objective(pair, x)
+
+
+def check_density(density: Any) -> None:
+    """Raise a ValueError unless a density is in (0, 1]."""
+    if not checks.is_number(density) or not 0 < density <= 1:
+        raise ValueError(
+            "density is the fraction of weights that are kept, 1 - sparsity, and must be a number "
+            f"in (0, 1]. Received: density={density!r}"
+        )

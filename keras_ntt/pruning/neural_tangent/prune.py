@@ -1,0 +1,155 @@
+"""Whole jobs in one call."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_ntt.core import checks, input_checks
+from keras_ntt.core.copies import copy_of
+from keras_ntt.core.inputs import is_generator
+from keras_ntt.masks.filters import Filters
+from keras_ntt.pruning.neural_tangent.adversarial import Attack
+from keras_ntt.pruning.neural_tangent.transfer import NeuralTangentTransfer
+from keras_ntt.saliency import NetworkSaliency
+from keras_ntt.saliency.names import as_saliency
+from keras_ntt.selection.allocations import Allocation
+from keras_ntt.selection.compiled_masks import Saliency
+
+
+def prune_neural_tangent(
+    model: keras.Model,
+    inputs: Any,
+    *,
+    sparsity: Any,
+    epochs: int,
+    batch_size: int = 64,
+    optimizer: Any = None,
+    teacher: keras.Model | None = None,
+    pruning_policy: Any = None,
+    filters: Filters = None,
+    saliency: str | NetworkSaliency | Saliency = "magnitude",
+    saliency_data: Any = None,
+    allocation: Allocation = "layerwise",
+    count_rule: str = "nearest",
+    pattern: Any = None,
+    ntk_weight: float = 1e-3,
+    l2: float = 1e-5,
+    wrt: str = "all",
+    outputs: str = "full",
+    output_projections: int | None = None,
+    memory_limit: int | None = None,
+    adversarial: Attack | None = None,
+    seed: int | None = None,
+    steps_per_epoch: int | None = None,
+    callbacks: Any = None,
+    verbose: Any = "auto",
+) -> keras.Model:
+    """Prune a model before training, without labels, by Neural Tangent Transfer.
+
+    Args:
+        model: A built model, usually with its initial weights. It stays as it is.
+        inputs: Unlabelled inputs: arrays, or a data set of batches; see
+            `NeuralTangentTransfer.fit`.
+        sparsity: Fraction of zeros in the pruned kernels, in [0, 1), or a schedule.
+        epochs: Passes over the inputs. Some thousand steps are enough as a rule.
+        batch_size: Samples a batch, for arrays.
+        optimizer: None is ``keras.optimizers.Adam(5e-4)``, as in the published demos.
+        teacher: A dense model to be matched instead, see `NeuralTangentTransfer`.
+        pruning_policy: See `NeuralTangentTransfer`.
+        filters: Which layers to prune: a regular expression, a list of them, or a callable.
+        saliency: The score by which masks are chosen, see `NeuralTangentTransfer`.
+        saliency_data: Samples for a score that looks at some. None takes `inputs`, if they can be
+            read more than once, which a generator cannot; of a ``tf.data.Dataset`` the
+            `steps_per_epoch` first batches, if that is given.
+        allocation: How the sparsity is shared out, see `NeuralTangentTransfer`.
+        count_rule: ``"nearest"`` or ``"original"``.
+        pattern: ``"2:4"``, blocks or whole filters, see `NeuralTangentTransfer`.
+        ntk_weight: Weight of the kernel distance.
+        l2: Weight of the sum of squares of the kernels, divided by the density.
+        wrt: ``"all"`` or ``"kept"``, see `keras_ntt.ntt_loss`.
+        outputs: ``"full"`` or ``"trace"``, see `keras_ntt.ntt_loss`.
+        output_projections: Number of random combinations of the outputs that stand for all, for
+            models with many outputs.
+        memory_limit: Bytes that a step may take, see `NeuralTangentTransfer`.
+        adversarial: An attack on the inputs of each step, see `NeuralTangentTransfer`.
+        seed: Seed of all that is random, see `NeuralTangentTransfer`.
+        steps_per_epoch: As in `keras.Model.fit`.
+        callbacks: As in `keras.Model.fit`.
+        verbose: As in `keras.Model.fit`.
+
+    Returns:
+        A sparse copy of the model, which keeps its zeros in the training that follows.
+
+    Raises:
+        TypeError: If a model is not a Keras 3 model.
+        ValueError: If something does not fit.
+        FloatingPointError: If the loss becomes NaN or infinite.
+
+    Warns:
+        UserWarning: If balanced masks cannot take the inputs' deviations into account, because the
+            inputs can be read only once.
+
+    Examples:
+        >>> import keras, numpy as np
+        >>> from keras_ntt import prune_neural_tangent, sparsity_report
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(5)])
+        >>> inputs = np.random.default_rng(0).normal(size=(16, 4)).astype("float32")
+        >>> sparse = prune_neural_tangent(model, inputs, sparsity=0.8, epochs=2, verbose=0)
+        >>> sparsity_report(sparse).sparsity
+        0.8
+    """
+    checks.check_model(model)
+    score = as_saliency(saliency)
+    if saliency_data is None:
+        saliency_data = _readable_again(inputs, steps_per_epoch)
+        if saliency_data is None and score.takes_data:
+            warnings.warn(
+                f"{score.name} counts all inputs alike, because these can be read only once. Pass "
+                "samples as saliency_data to let those that vary more have more connections. "
+                f"Received: inputs of type {type(inputs).__name__}",
+                stacklevel=2,
+            )
+    student = copy_of(model, inputs)
+    transfer = NeuralTangentTransfer(
+        student,
+        teacher,
+        pruning_schedule=sparsity,
+        pruning_policy=pruning_policy,
+        filters=filters,
+        saliency=score,
+        saliency_data=saliency_data,
+        allocation=allocation,
+        count_rule=count_rule,
+        pattern=pattern,
+        ntk_weight=ntk_weight,
+        l2=l2,
+        wrt=wrt,
+        outputs=outputs,
+        output_projections=output_projections,
+        memory_limit=memory_limit,
+        adversarial=adversarial,
+        seed=seed,
+    )
+    transfer.compile(keras.optimizers.Adam(5e-4) if optimizer is None else optimizer)
+    transfer.fit(
+        inputs,
+        batch_size=batch_size if input_checks.is_array(inputs) else None,
+        epochs=epochs,
+        steps_per_epoch=steps_per_epoch,
+        callbacks=callbacks,
+        verbose=verbose,
+    )
+    return student
+
+
+def _readable_again(data: Any, steps: int | None) -> Any:
+    """Return data that can be read more than once and end, else None."""
+    if isinstance(data, tf.data.Dataset):
+        if steps is not None:
+            return data.take(steps)
+        return None if data.cardinality() == tf.data.INFINITE_CARDINALITY else data
+    return None if is_generator(data) else data

@@ -1,0 +1,360 @@
+"""Neural Tangent Transfer as a Keras model: its settings, and runs by `fit`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_ntt.core import checks, host, input_checks, inputs
+from keras_ntt.core.network import unroll
+from keras_ntt.masks.apply import check_no_masks
+from keras_ntt.masks.filters import Filters
+from keras_ntt.masks.policies import choose_weights
+from keras_ntt.pruning.neural_tangent import replicas
+from keras_ntt.pruning.neural_tangent.adversarial import Attack, check_attack
+from keras_ntt.pruning.neural_tangent.checks import check_callbacks, check_pair
+from keras_ntt.pruning.neural_tangent.first_masks import initial_masks
+from keras_ntt.pruning.neural_tangent.latent_weights import LatentWeights, state_of
+from keras_ntt.pruning.neural_tangent.lookahead import Plan, RunLifecycle
+from keras_ntt.pruning.neural_tangent.memory import parts_within, step_memory
+from keras_ntt.pruning.neural_tangent.objective import Weighting
+from keras_ntt.pruning.neural_tangent.step import TransferStep
+from keras_ntt.pruning.neural_tangent.update import Update
+from keras_ntt.saliency import NetworkSaliency
+from keras_ntt.saliency.names import as_saliency
+from keras_ntt.selection.allocations import Allocation
+from keras_ntt.selection.compiled_masks import Saliency
+from keras_ntt.selection.schedules import as_schedule
+
+
+class NeuralTangentTransfer(TransferStep):
+    """Trains a sparse student to have a dense teacher's outputs and tangent kernel.
+
+    No labels are used: a data set that yields ``(x, y)`` has its y ignored. The student starts
+    at the weights it has, its kernels pruned by `saliency`; each step is one gradient step on
+    the objective of Liu & Zenke, "Finding trainable sparse networks through Neural Tangent
+    Transfer" (ICML 2020), see `keras_ntt.ntt_loss`, and at the steps of the schedule the masks
+    are chosen anew. Masks gate kernels, never biases. Gradients flow through the masks, so a
+    pruned latent weight rests at its last value and can return when the masks are refreshed; the
+    optimizer is not reset then.
+
+    Use it as any Keras model: ``compile(optimizer)``, ``fit(x)``, callbacks, ``save_weights``.
+    The student is changed in place, from the first step on; after ``fit`` it holds its masks
+    (see `keras_ntt.apply_masks`), ready to be compiled and trained on labels.
+
+    Args:
+        student: A built Keras model, the one to be made sparse.
+        teacher: A built model with outputs of the same shape, for example a pretrained one.
+            None takes the student as it is now, before pruning.
+        pruning_schedule: A sparsity in [0, 1), which stands for `NTTSchedule(sparsity)`; or a
+            schedule, ``step -> (should_prune, sparsity)``.
+        pruning_policy: An object with ``allow_pruning(layer)``, see `keras_ntt.PruningPolicy`.
+        filters: Which layers to prune: a regular expression or a list of them on layer names
+            and weight paths, or a callable on the layer.
+        saliency: The score by which masks are chosen. ``"magnitude"``, or a function from a list
+            of weights to a list of scores, chooses the first masks and those of every refresh. A
+            score that looks at the network (another name of `keras_ntt.saliency.SALIENCIES`, or
+            an object such as ``keras_ntt.saliency.SynFlow()``) chooses the first masks, in as
+            many rounds as it wants; refreshed masks are then by latent magnitude.
+        saliency_data: Samples for such a score, where it needs them: ``x`` or ``(x, y)``, see
+            `keras_ntt.saliency_scores`.
+        allocation: ``"layerwise"``: the same sparsity in every kernel. ``"global"``: one
+            threshold for all. Or another one, see `keras_ntt.prune_at_init`.
+        count_rule: How many entries a sparsity keeps. ``"nearest"``:
+            ``max(round(size * (1 - sparsity)), 1)``. ``"original"``: as the published code,
+            one entry fewer or so, see `keras_ntt.keep_count`.
+        pattern: How the entries of a kernel are chosen. None takes the highest scores,
+            ``"2:4"`` keeps two of every four consecutive ones along the inputs, ``(4, 1)``
+            blocks of four inputs and one output, ``"filters"`` whole output channels; see
+            `keras_ntt.as_pattern`.
+        ntk_weight: Weight of the kernel distance.
+        l2: Weight of the sum of squares of the kernels, divided by the density. The published
+            demos use 1e-4 for an MLP and 1e-5 for a CNN.
+        wrt: ``"all"`` or ``"kept"``, see `keras_ntt.ntt_loss`.
+        outputs: ``"full"`` or ``"trace"``, see `keras_ntt.ntt_loss`.
+        output_projections: Number of random combinations of the outputs that stand for all, for
+            models with many outputs; drawn anew at each step; at most 10,000.
+        memory_limit: Bytes that the tensors of a step may take, as `estimate_memory` estimates
+            them. Where a batch does not fit, the step is taken in blocks, with the same result, and
+            takes longer. ``fit`` must then know the size of a batch: pass arrays, or a
+            ``tf.data.Dataset`` of batches with ``drop_remainder=True``. None sets no limit.
+        adversarial: An attack that moves the inputs of each training step before they are used,
+            such as ``keras_ntt.ProjectedGradient(epsilon=0.1)``; None takes them as they are.
+        seed: Seed of all that is random: the first masks by a random score, the order in which
+            ``fit`` draws samples from arrays, the projections and attacks of each step. None draws
+            one from NumPy's global generator. It is saved with the weights, so that a run that is
+            resumed sees the batches it would have seen.
+        name: Name of the model.
+
+    Raises:
+        TypeError: If `student` or `teacher` is not a Keras 3 model, or `adversarial` no attack.
+        ValueError: If models or settings do not fit. Nothing has been changed then.
+
+    Attributes:
+        student: The student, with exact zeros where it is pruned.
+        teacher: The teacher model, or None where it is the student's first state.
+
+    Examples:
+        >>> import keras, numpy as np
+        >>> from keras_ntt import NeuralTangentTransfer
+        >>> student = keras.Sequential([keras.Input((4,)), keras.layers.Dense(5)])
+        >>> transfer = NeuralTangentTransfer(student, pruning_schedule=0.8, seed=0)
+        >>> transfer.compile(keras.optimizers.Adam(1e-3))
+        >>> [int(mask.sum()) for mask in transfer.masks.values()]  # then fit(inputs)
+        [4]
+    """
+
+    def __init__(
+        self,
+        student: keras.Model,
+        teacher: keras.Model | None = None,
+        *,
+        pruning_schedule: Any,
+        pruning_policy: Any = None,
+        filters: Filters = None,
+        saliency: str | NetworkSaliency | Saliency = "magnitude",
+        saliency_data: Any = None,
+        allocation: Allocation = "layerwise",
+        count_rule: str = "nearest",
+        pattern: Any = None,
+        ntk_weight: float = 1e-3,
+        l2: float = 1e-5,
+        wrt: str = "all",
+        outputs: str = "full",
+        output_projections: int | None = None,
+        memory_limit: int | None = None,
+        adversarial: Attack | None = None,
+        seed: int | None = None,
+        name: str | None = None,
+    ):
+        checks.check_differentiable(student, "student")
+        if teacher is not None:
+            checks.check_differentiable(teacher, "teacher")
+        check_pair(student, teacher)
+        check_no_masks(student)
+        check_attack(adversarial)
+        replicas.check_scope(student, "the transfer")
+        weighting = Weighting(ntk_weight, l2, wrt, outputs, output_projections)
+        if memory_limit is not None:
+            memory_limit = checks.check_count("memory_limit", memory_limit)
+        schedule = as_schedule(pruning_schedule)
+        choice = choose_weights(student, filters=filters, pruning_policy=pruning_policy)
+        if seed is None:
+            seed = int(replicas.agreed(np.random.randint(2**31)))
+        seed = checks.check_seed(seed)
+        rule, first, masks = initial_masks(
+            student,
+            choice.weights,
+            as_saliency(saliency),
+            schedule=schedule,
+            allocation=allocation,
+            count_rule=count_rule,
+            pattern=pattern,
+            data=saliency_data,
+            seed=seed,
+        )
+        super().__init__(name=name)
+        self.student = student
+        self.teacher = teacher
+        self.pruning_schedule = schedule
+        self.weighting = weighting
+        self.memory_limit = memory_limit
+        self.adversarial = adversarial
+        self._parts = 1
+        self._running = False
+        self._weights = LatentWeights(student, choice.weights, rule, first, masks)
+        self._seed = state_of(self, "seed", seed, "int64")
+        self._step = state_of(self, "step", 0, "int64")
+        self._order = tf.Variable([0, 0], dtype=tf.int64, trainable=False)
+        self._first_state = []
+        if teacher is None:
+            self._first_state = [
+                state_of(self, f"teacher_{i}", keras.ops.convert_to_numpy(v), v.dtype)
+                for i, v in enumerate(student.trainable_variables)
+            ]
+        # By id: which of them are trainable may change before or between the runs.
+        self._first_ids = [id(v) for v in student.trainable_variables]
+        self._networks = unroll(student), unroll(student if teacher is None else teacher)
+        self._trackers = [
+            keras.metrics.Mean(name=n) for n in ("loss", "ntk_distance", "output_distance")
+        ]
+        self._plan: Plan | None = None
+        self._update = Update()
+        self.train_function = None
+        self.built = True
+
+    def compile(
+        self,
+        optimizer: Any = None,
+        *,
+        run_eagerly: bool = False,
+        steps_per_execution: int = 1,
+        jit_compile: bool = False,
+        auto_scale_loss: bool = True,
+    ) -> None:
+        """Set the optimizer.
+
+        Args:
+            optimizer: A Keras optimizer or its name. The published demos use
+                ``keras.optimizers.Adam(5e-4)``.
+            run_eagerly: As in `keras.Model.compile`.
+            steps_per_execution: As in `keras.Model.compile`.
+            jit_compile: Whether to compile the step with XLA. It is off unless asked for,
+                because on CPUs XLA is slower here, for convolutions in particular. It does not
+                take networks with an embedding: how many rows a batch reads is not known
+                beforehand.
+            auto_scale_loss: As in `keras.Model.compile`.
+
+        Raises:
+            ValueError: If there is no optimizer, or it is none.
+        """
+        if optimizer is None:
+            raise ValueError(
+                "compile() needs the optimizer that moves the student's weights, for example "
+                "compile(keras.optimizers.Adam(5e-4)). Received: optimizer=None"
+            )
+        if not isinstance(optimizer, str | keras.optimizers.Optimizer):
+            raise ValueError(
+                "optimizer must be a Keras optimizer or the name of one. "
+                f"Received: optimizer={optimizer!r}"
+            )
+        super().compile(
+            optimizer=optimizer,
+            run_eagerly=run_eagerly,
+            steps_per_execution=steps_per_execution,
+            jit_compile=jit_compile,
+            auto_scale_loss=auto_scale_loss,
+        )
+        self.optimizer.build(self.trainable_variables)
+        rule = self._weights.rule
+        self._plan = Plan(self.pruning_schedule, steps_per_execution, rule.counts, rule.numbers)
+
+    def fit(
+        self,
+        x: Any = None,
+        y: Any = None,
+        *,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        shuffle: bool = True,
+        validation_data: Any = None,
+        callbacks: Any = None,
+        **kwargs: Any,
+    ) -> keras.callbacks.History:
+        """Run the transfer.
+
+        Args:
+            x: Unlabelled inputs: an array, a nest of arrays as the model takes them, a
+                ``tf.data.Dataset`` of batches, a ``keras.utils.PyDataset`` or a generator. From
+                batches ``(x, y)`` only x is used.
+            y: Ignored, if given.
+            batch_size: Samples a batch, for arrays; 64 by default. The tangent kernel is taken
+                between the two halves of a batch; a single sample is compared with itself.
+            epochs: Passes over the inputs.
+            shuffle: Whether arrays are drawn in a new order each epoch.
+            validation_data: Inputs, of which the objective is reported as ``val_loss`` etc.
+            callbacks: Keras callbacks.
+            **kwargs: As in `keras.Model.fit`, but for ``validation_split``, ``sample_weight`` and
+                ``class_weight``.
+
+        Returns:
+            Keras's history, with loss, ntk_distance, output_distance and sparsity.
+
+        Raises:
+            ValueError: If the data or settings do not fit, or the student's kernels were changed
+                since the transfer was made or has run; the student is as it was, unless steps
+                were taken before the batch that does not fit.
+            FloatingPointError: If the loss or its gradient becomes NaN or infinite. Everything
+                is as the last step before left it then; the student holds its masks.
+        """
+        if not self.compiled:
+            raise ValueError(
+                "The transfer has no optimizer yet. Call compile() first, for example "
+                "compile(keras.optimizers.Adam(5e-4)). Received: fit() before compile()"
+            )
+        if kwargs.get("validation_split"):
+            raise ValueError(
+                "validation_split is not supported: split the inputs and pass validation_data. "
+                f"Received: validation_split={kwargs['validation_split']!r}"
+            )
+        for argument in ("sample_weight", "class_weight"):
+            if kwargs.get(argument) is not None:
+                raise ValueError(
+                    f"{argument} is not supported: the objective compares the samples of a batch "
+                    "in pairs, without labels, and all count alike. "
+                    f"Received: {argument} of type {type(kwargs[argument]).__name__}"
+                )
+        epochs = checks.check_count("epochs", epochs)
+        check_callbacks(callbacks)
+        watches = [
+            inputs.Watch(self.student, f"batches of {name}")
+            for name in ("the inputs", "validation_data")
+        ]
+        inputs.check(x, self.student, "inputs")
+        inputs.check_ends(x, kwargs.get("steps_per_epoch"), "inputs", "steps_per_epoch")
+        if validation_data is not None:
+            steps = kwargs.get("validation_steps")
+            inputs.check_ends(validation_data, steps, "validation_data", "validation_steps")
+            inputs.check(inputs.without_labels(validation_data), self.student, "validation_data")
+            validation_data = watches[1].over(validation_data)
+        if batch_size is not None:
+            batch_size = checks.check_count("batch_size", batch_size)
+        if self.memory_limit is not None:
+            self._divide(inputs.batch_spec(x, batch_size or 64), self.memory_limit)
+        if input_checks.is_array(x):
+            x = inputs.batches(x, batch_size or 64, key=self._order, shuffle=shuffle)
+            batch_size = None
+        else:
+            x = watches[0].over(x)
+        course = RunLifecycle(self._plan, kwargs.get("initial_epoch") or 0)
+        try:
+            with self.restore_on_error():
+                return super().fit(
+                    x,
+                    batch_size=batch_size,
+                    epochs=epochs,
+                    shuffle=shuffle and isinstance(x, keras.utils.PyDataset),
+                    validation_data=validation_data,
+                    callbacks=[*keras.tree.flatten(callbacks or []), course],
+                    **kwargs,
+                )
+        except tf.errors.OpError as error:  # what TensorFlow makes of a refusal in its threads
+            refusals = [watch.refusal for watch in watches if watch.refusal is not None]
+            if refusals:
+                raise refusals[0] from error
+            raise
+
+    def _divide(self, batch: Any, memory_limit: int) -> None:
+        """Take the steps in as many parts as a batch needs to fit into memory."""
+        parts = parts_within(
+            memory_limit,
+            keras.tree.flatten(batch)[0].shape[0],
+            lambda parts: self.estimate_memory(batch, parts=parts),
+        )
+        if parts != self._parts:
+            self._parts = parts
+            self.make_train_function(force=True)
+
+    def estimate_memory(self, batch: Any, *, parts: int = 1) -> int:
+        """Estimate the memory of a step, from its graph, without taking it.
+
+        Args:
+            batch: A batch of inputs, or ``tf.TensorSpec`` with fully known shapes, nested as the
+                model takes them.
+            parts: In how many parts either half of the batch is taken.
+
+        Returns:
+            The number of bytes that its tensors need at one time, apart from weights and state
+            of the optimizer. What an operation takes for itself while it runs is not in it; the
+            truth is within about a third, as a rule.
+
+        Raises:
+            ValueError: If the batch does not fit, or its shape is not fully known.
+        """
+        inputs.check_batch(batch, self.student)
+        parts = checks.check_count("parts", parts)
+        sources = [host.first_copy(v) for v in self.student.trainable_variables]
+        return step_memory(self._pair, sources, batch, parts)

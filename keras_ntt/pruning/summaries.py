@@ -1,0 +1,139 @@
+"""Callbacks for models that are pruned while they train. None of them is needed for it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_ntt.masks.apply import get_masks
+from keras_ntt.masks.names import weights_by_name
+from keras_ntt.masks.restore import warn_if_unheld, warn_of_lora
+from keras_ntt.pruning.neural_tangent.transfer import NeuralTangentTransfer
+from keras_ntt.pruning.scheduled_mask import scheduled_masks
+from keras_ntt.selection.compiled_schedule import warn_if_idle
+
+
+class UpdatePruningStep(keras.callbacks.Callback):
+    """Looks ahead when training begins, and warns if it will not prune as it is meant to.
+
+    In tfmot the callback of this name does the counting. Here the model counts by itself, and
+    the callback is optional: it warns of a model that holds zeros and no masks, of LoRA beside
+    masks, and of a schedule that will not fire, or not to its end, in the epochs that are given.
+    """
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Warn of the model, if there is reason to."""
+        self._looks_ahead = not isinstance(self.model, NeuralTangentTransfer)  # which does itself
+        if not self._looks_ahead:
+            return
+        warn_of_lora(self.model)
+        if not scheduled_masks(self.model):
+            warn_if_unheld(self.model)
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Warn of the schedule, at the first epoch: only now it is known how many there are."""
+        looks_ahead, self._looks_ahead = self._looks_ahead, False
+        steps = self.params.get("steps")
+        if not looks_ahead or steps is None:
+            return
+        left = (self.params["epochs"] - epoch) * steps
+        masks = scheduled_masks(self.model)
+        plans = {id(m.timetable): (m.timetable, m.step) for m in masks if m.timetable}
+        for timetable, done in plans.values():
+            warn_if_idle(timetable.schedule, done + 1 if done else 0, done + left + 1)
+
+
+class PruningSummaries(keras.callbacks.TensorBoard):
+    """TensorBoard, with the sparsity of each pruned weight by its path.
+
+    The scalars ``<path>/sparsity``, and ``sparsity`` of all of them together, are written to
+    ``<log_dir>/pruning`` at the beginning of each epoch and at the end of training, by the
+    number of batches the optimizer has seen. With `histogram_freq` there is more by epoch, beside
+    what Keras writes: ``<path>/kept/histogram`` of the entries that are kept, which the zeros
+    would drown otherwise, and with `write_images` the mask of each matrix, ``<path>/mask/image``.
+
+    Args:
+        log_dir: The folder of the event files.
+        update_freq: As in `keras.callbacks.TensorBoard`.
+        **kwargs: As in `keras.callbacks.TensorBoard`.
+
+    Raises:
+        ImportError: If TensorBoard is not installed.
+        ValueError: If `log_dir` is no path.
+    """
+
+    def __init__(self, log_dir: str | os.PathLike, update_freq: Any = "epoch", **kwargs: Any):
+        if not isinstance(log_dir, str | os.PathLike) or not os.fspath(log_dir):
+            raise ValueError(
+                "log_dir must be the path of a folder for TensorBoard's event files. "
+                f"Received: log_dir={log_dir!r}"
+            )
+        if importlib.util.find_spec("tensorboard") is None:
+            raise ImportError(
+                "PruningSummaries writes TensorBoard's files and needs that package: "
+                "pip install tensorboard. Received: no module named 'tensorboard'"
+            )
+        super().__init__(log_dir=os.fspath(log_dir), update_freq=update_freq, **kwargs)
+        self._sparsity_writer: Any = None
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Write the sparsities that the epoch begins with."""
+        super().on_epoch_begin(epoch, logs)
+        self._write_sparsities()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Write what Keras writes, and the histograms of what is kept."""
+        super().on_epoch_end(epoch, logs)
+        if self.histogram_freq and epoch % self.histogram_freq == 0:
+            self._write_kept(epoch)
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Write the sparsities that training ends with."""
+        self._write_sparsities()
+        if self._sparsity_writer is not None:
+            self._sparsity_writer.close()
+            self._sparsity_writer = None
+        super().on_train_end(logs)
+
+    def _masks(self) -> dict[str, np.ndarray]:
+        transfer = isinstance(self.model, NeuralTangentTransfer)
+        return self.model.masks if transfer else get_masks(self.model)
+
+    def _writer(self) -> Any:
+        if self._sparsity_writer is None:
+            folder = os.path.join(self.log_dir, "pruning")
+            self._sparsity_writer = tf.summary.create_file_writer(folder)
+        return self._sparsity_writer
+
+    def _write_kept(self, epoch: int) -> None:
+        masks, transfer = self._masks(), isinstance(self.model, NeuralTangentTransfer)
+        if not masks:
+            return
+        values = weights_by_name(self.model.student if transfer else self.model)
+        with self._writer().as_default(step=epoch):
+            for path, mask in masks.items():
+                kept = keras.ops.convert_to_numpy(values[path])[mask]
+                tf.summary.histogram(f"{path}/kept/histogram", kept)
+                if self.write_images and mask.ndim == 2:
+                    picture = mask if mask.shape[0] <= mask.shape[1] else mask.T  # as Keras's
+                    pixels = picture[None, :, :, None].astype("float32")
+                    tf.summary.image(f"{path}/mask/image", pixels)
+        self._writer().flush()
+
+    def _write_sparsities(self) -> None:
+        masks = self._masks()
+        if not masks:
+            return
+        step = int(keras.ops.convert_to_numpy(self.model.optimizer.iterations))
+        zeros = sum(np.count_nonzero(~mask) for mask in masks.values())
+        size = sum(mask.size for mask in masks.values())
+        with self._writer().as_default(step=step):
+            for path, mask in masks.items():
+                tf.summary.scalar(f"{path}/sparsity", 1 - np.mean(mask))
+            tf.summary.scalar("sparsity", zeros / size)
+        self._writer().flush()

@@ -1,0 +1,1 @@
+"""From scores to masks: how many entries, in what pattern, when."""

@@ -1,0 +1,145 @@
+"""What compiled training steps ask of a schedule, and what a run of known length will get.
+
+A schedule is plain Python. Inside a compiled step its answer has to be a tensor: for the
+schedules of this package by their formula, for those of tfmot by themselves, which are made for
+it, and for any other by a table of its answers.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from keras_ntt.selection.schedules import (
+    ConstantSparsity,
+    NTTSchedule,
+    PolynomialDecay,
+    decide,
+    is_of_tfmot,
+)
+
+ASKED_AHEAD = 100_000
+"""How many steps of a schedule without a formula are asked beforehand."""
+
+
+class Timetable:
+    """The answers of a schedule as tensors.
+
+    Args:
+        schedule: A `PruningSchedule`. One that is neither of this package nor of tfmot is asked
+            at once about its first `ASKED_AHEAD` steps; after those it prunes no more, of which
+            is warned if it would.
+
+    Raises:
+        ValueError: If the schedule returns something else than ``(should_prune, sparsity)``.
+    """
+
+    def __init__(self, schedule: Any):
+        self.schedule = schedule
+        self._table: np.ndarray | None = None
+        self._formula = _FORMULAS.get(type(schedule))
+        if is_of_tfmot(getattr(schedule, "function", None)):
+            self._formula = _of_tfmot
+        if self._formula is None:
+            answers = [decide(schedule, step) for step in range(ASKED_AHEAD)]
+            self._table = np.array([s if due else -1.0 for due, s in answers], np.float32)
+            if (self._table[-ASKED_AHEAD // 10 :] >= 0).any():
+                warnings.warn(
+                    f"A schedule that is a plain function is asked about its first {ASKED_AHEAD:,} "
+                    "steps only, and this one still prunes at the last of them. For longer runs "
+                    "use keras_ntt.ConstantSparsity, PolynomialDecay or NTTSchedule. "
+                    f"Received: {getattr(schedule, 'function', schedule)!r}",
+                    stacklevel=2,
+                )
+
+    def at(self, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Return whether the masks are chosen for `step`, and to which float32 sparsity.
+
+        Args:
+            step: An int64 scalar, which may be symbolic.
+
+        Returns:
+            A boolean and a float32 scalar.
+        """
+        if self._formula is not None:
+            return self._formula(self.schedule, step)
+        # Beyond the table the answer is no; a last entry says so.
+        assert self._table is not None
+        table = tf.constant(np.append(self._table, np.float32(-1)))
+        sparsity = tf.gather(table, tf.minimum(step, ASKED_AHEAD))
+        return sparsity >= 0, tf.maximum(sparsity, 0)
+
+
+def _constant(schedule: ConstantSparsity, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    return _is_due(schedule, step), tf.constant(schedule.target_sparsity, tf.float32)
+
+
+def _polynomial(schedule: PolynomialDecay, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    begin, end = schedule.begin_step, schedule.end_step
+    done = tf.clip_by_value(tf.cast(step - begin, tf.float32) / (end - begin), 0.0, 1.0)
+    difference = schedule.initial_sparsity - schedule.final_sparsity
+    sparsity = difference * tf.pow(1 - done, schedule.power) + schedule.final_sparsity
+    return _is_due(schedule, step) | (step == end), sparsity
+
+
+def _regular(schedule: NTTSchedule, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    first, sparsity = tf.equal(step, 0), tf.constant(schedule.sparsity, tf.float32)
+    if schedule.frequency is None:
+        return first, sparsity
+    due = tf.equal(step % schedule.frequency, 0)
+    if schedule.end_step is not None:
+        due &= step + schedule.frequency < schedule.end_step
+    return first | due, sparsity
+
+
+def _of_tfmot(schedule: Any, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    due, sparsity = schedule(step)
+    return tf.cast(due, tf.bool), tf.cast(sparsity, tf.float32)
+
+
+def _is_due(schedule: Any, step: tf.Tensor) -> tf.Tensor:
+    due = tf.equal((step - schedule.begin_step) % schedule.frequency, 0)
+    due &= step >= max(schedule.begin_step, 1)
+    return due if schedule.end_step < 0 else due & (step <= schedule.end_step)
+
+
+# By exact type: a subclass may answer otherwise than its base.
+_FORMULAS: dict[type, Any] = {
+    ConstantSparsity: _constant,
+    PolynomialDecay: _polynomial,
+    NTTSchedule: _regular,
+}
+
+
+def warn_if_idle(schedule: Any, first: int, last: int) -> None:
+    """Warn if a run will end without pruning, or before the final sparsity.
+
+    Args:
+        schedule: A `PruningSchedule`.
+        first: The first step that the run will ask about.
+        last: The last one.
+    """
+    steps = range(first, min(last, first + ASKED_AHEAD) + 1)
+    begin, end = getattr(schedule, "begin_step", None), getattr(schedule, "end_step", None)
+    ended = end is not None and 0 <= end < first
+    if not ended and not any(decide(schedule, step)[0] for step in steps):
+        warnings.warn(
+            f"Nothing will be pruned: the schedule does not fire from step {first} to step {last}, "
+            "where the run ends. Steps are batches: train longer, or lower begin_step or "
+            f"frequency. Received: {_described(schedule)}",
+            stacklevel=2,
+        )
+    elif isinstance(schedule, PolynomialDecay) and (begin or 0) <= last < schedule.end_step:
+        warnings.warn(
+            f"The run ends at step {last}, before the schedule's end_step: it will not reach "
+            f"final_sparsity. Train longer or lower end_step. Received: {_described(schedule)}",
+            stacklevel=2,
+        )
+
+
+def _described(schedule: Any) -> str:
+    config = ", ".join(f"{key}={value}" for key, value in schedule.get_config().items())
+    return f"{type(schedule).__name__}({config})"

@@ -1,0 +1,314 @@
+"""Patterns by name: what ``pattern=`` accepts besides functions."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from keras_ntt.core import checks
+from keras_ntt.core.axes import Axes
+from keras_ntt.selection.patterns import (
+    Pattern,
+    blocks,
+    check_rank,
+    entries,
+    m_of_n,
+    whole_filters,
+)
+
+
+def as_pattern(value: Any) -> Pattern | None:
+    """Return the function that a pattern stands for.
+
+    What counts as inputs and outputs in a transfer or in `keras_ntt.prune_at_init` is the layer's
+    own: the kernels of transposed convolutions have their inputs last, and those of attention
+    count as matrices of all their inputs and all their outputs. The function by itself takes
+    kernels ``[..., inputs, outputs]``.
+
+    Args:
+        value: None: single entries. ``"n:m"``, for example ``"2:4"``: n entries are kept of every
+            m consecutive ones along the input channels, which fixes the sparsity of every weight,
+            whatever the allocation. ``(h, w)``: blocks of h inputs and w outputs. ``"filters"``:
+            whole output channels. Or a function of a weight's scores, in the shape of the weight,
+            and its sparsity that returns a mask.
+
+    Returns:
+        The function, or None.
+
+    Raises:
+        ValueError: If it is nothing of the kind.
+
+    Examples:
+        >>> as_pattern("1:4").sparsity
+        0.75
+    """
+    if value is None or (callable(value) and not isinstance(value, type)):
+        return value
+    if isinstance(value, str) and value == "filters":
+        return whole_filters
+    if isinstance(value, str) and (match := re.fullmatch(r"(\d+):(\d+)", value)):
+        n, m = map(int, match.groups())
+        if 0 < n < m:
+            return OfConsecutive(n, m)
+    elif isinstance(value, (tuple, list)) and len(value) == 2:
+        return Blocks(*(checks.check_count("pattern", size) for size in value))
+    raise ValueError(
+        "pattern must be None, 'n:m' with n < m such as '2:4', a block (inputs, outputs) such as "
+        "(4, 1), 'filters', or a function of a weight's scores and its sparsity that returns a "
+        f"boolean mask. Received: pattern={value!r}"
+    )
+
+
+def choose(
+    pattern: Pattern, scores: tf.Tensor, sparsity: Any, axes: Axes | None = None
+) -> tf.Tensor:
+    """Return the mask that a pattern chooses, checked.
+
+    Args:
+        pattern: The pattern.
+        scores: Scores of a weight.
+        sparsity: Fraction of zeros.
+        axes: What the weight's axes stand for, for the patterns of this module; None takes the
+            last two for inputs and outputs, as they do where each output has an input of its own.
+
+    Returns:
+        A boolean tensor of the shape of `scores`.
+
+    Raises:
+        ValueError: If the pattern returns something else.
+    """
+    if scores.dtype.size < 4:  # half precision, which not every operation takes
+        scores = tf.cast(scores, tf.float32)
+    if axes is not None and axes.inputs and axes.outputs and _has_sides(pattern):
+        mask = axes.restored(pattern(axes.ordered(scores), sparsity), scores.shape)
+    else:
+        mask = pattern(scores, sparsity)
+    try:
+        mask = tf.convert_to_tensor(mask)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise ValueError(f"pattern must return a boolean mask. Received: {mask!r}") from error
+    if not mask.shape.is_compatible_with(scores.shape):
+        raise ValueError(
+            "pattern must return a mask of the shape of the scores. "
+            f"Received: shape {mask.shape} for scores of shape {scores.shape}"
+        )
+    return tf.cast(mask, tf.bool)
+
+
+def _has_sides(pattern: Pattern) -> bool:
+    """Return whether a pattern tells inputs from outputs."""
+    return isinstance(pattern, OfConsecutive | Blocks) or pattern is whole_filters
+
+
+def check_fixed_sparsity(pattern: Pattern | None, sparsity: float, allocation: Any = None) -> None:
+    """Raise a ValueError if a pattern fixes another sparsity than one that is asked for.
+
+    Args:
+        pattern: The pattern.
+        sparsity: The fraction of zeros that is asked for.
+        allocation: The allocation; a mapping asks for more. 1 can be had: all is pruned then.
+    """
+    fixed = getattr(pattern, "sparsity", None)
+    if fixed is None:
+        return
+    asked = {"sparsity": sparsity}
+    if isinstance(allocation, Mapping):
+        asked |= {f"allocation[{k!r}]": v for k, v in allocation.items() if v != 1}
+    for name, value in asked.items():
+        if abs(fixed - value) > 1e-6:
+            raise ValueError(
+                f"The pattern {pattern} fixes the sparsity of every weight at {fixed:g}: ask for "
+                "that at all times, and leave out by filters= what is to stay dense. "
+                f"Received: {name}={value!r}"
+            )
+
+
+def warn_if_sparsity_missed(
+    pattern: Pattern | None,
+    names: Sequence[str],
+    masks: Sequence[np.ndarray],
+    counts: Sequence[int],
+) -> None:
+    """Warn of weights in which a pattern has missed the sparsity that was asked for by far.
+
+    That is by a fifth of the entries, or twice or half of those to keep. What is pruned away as a
+    whole does not count.
+
+    Args:
+        pattern: The pattern.
+        names: Paths of the weights.
+        masks: Their masks.
+        counts: How many entries each should keep, if the pattern does not fix it.
+    """
+    far = []
+    for name, mask, count in zip(names, masks, counts, strict=True):
+        if pattern is None or count == 0:
+            continue
+        wanted = getattr(pattern, "sparsity", 1 - count / mask.size)
+        found = 1 - np.count_nonzero(mask) / mask.size
+        if abs(found - wanted) > 0.2 or not 0.5 < (1 - found) / (1 - wanted) < 2:
+            far.append(f"{name} ({found:.3g} instead of {wanted:.3g})")
+    if far:
+        warnings.warn(
+            f"The pattern does not come near the sparsity of {', '.join(far)}: what it keeps or "
+            "prunes as one leaves too few choices in a weight so small. Take a finer pattern, or "
+            "leave such weights out by filters=. "
+            f"Received: pattern {getattr(pattern, '__name__', pattern)}",
+            stacklevel=4,
+        )
+
+
+@dataclass(frozen=True)
+class OfConsecutive:
+    """The pattern that keeps `n` of every `m` consecutive entries along the input channels.
+
+    Attributes:
+        n: Entries that are kept.
+        m: Entries of a group.
+    """
+
+    n: int
+    m: int
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction of zeros that it fixes."""
+        return 1 - self.n / self.m
+
+    def __str__(self) -> str:
+        return f"{self.n}:{self.m}"
+
+    def __call__(self, scores: tf.Tensor, sparsity: Any) -> tf.Tensor:
+        """Return the mask of a kernel ``[..., inputs, outputs]``; the sparsity has no effect."""
+        check_rank(scores, f"The pattern {self}")
+        return m_of_n(scores, self.m - self.n, self.m)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The pattern of whole blocks, those with the largest mean score.
+
+    The kernel of a convolution counts as a matrix with a row for each input channel at each
+    position of the filter.
+
+    Attributes:
+        height: Inputs of a block.
+        width: Outputs of a block.
+    """
+
+    height: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"({self.height}, {self.width})"
+
+    def __call__(self, scores: tf.Tensor, sparsity: Any) -> tf.Tensor:
+        """Return the mask of a kernel ``[..., inputs, outputs]``."""
+        check_rank(scores, "A block")
+        matrix = tf.reshape(scores, [-1, scores.shape[-1]])
+        mask = blocks(matrix, sparsity, block_size=(self.height, self.width))
+        return tf.reshape(mask, scores.shape)
+
+
+POOLINGS: tuple[str, ...] = ("AVG", "MAX")
+
+
+def pattern_of(
+    shape: tuple[int, ...],
+    *,
+    block_size: tuple[int, int] = (1, 1),
+    pooling: str = "AVG",
+    sparsity_m_by_n: tuple[int, int] | None = None,
+    name: str = "the weight",
+) -> Pattern:
+    """Return the function from scores and a sparsity to a mask, for a weight of one shape.
+
+    Args:
+        shape: The weight's shape.
+        block_size: Rows and columns of a block.
+        pooling: ``"AVG"`` or ``"MAX"``.
+        sparsity_m_by_n: Zeros and entries of a group; None for no such structure.
+        name: What to call the weight in a message.
+
+    Returns:
+        The function. With `sparsity_m_by_n` the sparsity has no effect.
+
+    Raises:
+        ValueError: If the shape has no such structure.
+    """
+    if sparsity_m_by_n is not None:
+        m, n = sparsity_m_by_n
+        if len(shape) not in (2, 4):
+            raise ValueError(
+                "sparsity_m_by_n is for the kernels of Dense and Conv2D layers, of 2 or 4 axes. "
+                "Leave the others out by filters= or pruning_policy=. "
+                f"Received: {name} of shape {shape}"
+            )
+        return lambda scores, sparsity: m_of_n(_floats(scores), m, n)
+    if block_size != (1, 1):
+        if len(shape) != 2:
+            raise ValueError(
+                "block_size is for weights of 2 axes, such as the kernels of Dense layers. Leave "
+                "the others out by filters= or pruning_policy=, or prune them in a call of their "
+                f"own. Received: block_size={block_size}, {name} of shape {shape}"
+            )
+        return lambda scores, sparsity: blocks(
+            _floats(scores), sparsity, block_size=block_size, pooling=pooling
+        )
+    return lambda scores, sparsity: entries(_floats(scores), sparsity)
+
+
+def _floats(scores: tf.Tensor) -> tf.Tensor:
+    """Return half-precision scores, which not every operation takes, as float32."""
+    return tf.cast(scores, tf.float32) if scores.dtype.size < 4 else scores
+
+
+def check_structure(
+    block_size: Any, block_pooling_type: Any, sparsity_m_by_n: Any
+) -> tuple[tuple[int, int], tuple[int, int] | None]:
+    """Return the structure that was asked for, checked.
+
+    Args:
+        block_size: Rows and columns of a block.
+        block_pooling_type: ``"AVG"`` or ``"MAX"``.
+        sparsity_m_by_n: Zeros and entries of a group, or None.
+
+    Returns:
+        The block size and the group as tuples of integers.
+
+    Raises:
+        ValueError: If they are none, or both are given.
+    """
+    block = _pair("block_size", block_size)
+    checks.check_choice("block_pooling_type", block_pooling_type, POOLINGS)
+    if sparsity_m_by_n is None:
+        return block, None
+    group = _pair("sparsity_m_by_n", sparsity_m_by_n)
+    if group[0] >= group[1]:
+        raise ValueError(
+            "sparsity_m_by_n is (m, n): m zeros in every n consecutive entries, so m must be less "
+            f"than n. Received: sparsity_m_by_n={sparsity_m_by_n!r}"
+        )
+    if block != (1, 1):
+        raise ValueError(
+            "block_size and sparsity_m_by_n are two structures, of which a mask can have one. "
+            f"Received: block_size={block_size!r}, sparsity_m_by_n={sparsity_m_by_n!r}"
+        )
+    return block, group
+
+
+def _pair(name: str, value: Any) -> tuple[int, int]:
+    try:
+        pair = value if isinstance(value, list | tuple | np.ndarray) else ()
+        first, second = (checks.check_count(name, entry) for entry in pair)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name} must be two positive integers, such as (2, 4). Received: {name}={value!r}"
+        ) from error
+    return first, second

@@ -1,0 +1,155 @@
+"""From scores to boolean masks of a given structure: single entries, blocks, m of n.
+
+Pure functions of tensors, the same in and out of compiled steps. On magnitudes the masks are
+those of tensorflow-model-optimization entry for entry, but for ties: that keeps every entry equal
+to the least one kept, and so more than it was asked for; here the count is exact and of equal
+scores the first are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from keras_ntt.selection.counts import keep_count_float32
+
+Pattern = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+"""Scores and a float32 sparsity -> a boolean mask of the scores' shape."""
+
+
+def largest(scores: tf.Tensor, count: Any) -> tf.Tensor:
+    """Return the mask of the `count` largest scores; of equal ones the first are taken.
+
+    Args:
+        scores: Scores of any shape.
+        count: How many, an integer or a scalar tensor.
+
+    Returns:
+        A boolean tensor of the shape of `scores`.
+
+    >>> largest(tf.constant([[3.0, 1.0], [2.0, 2.0]]), 2).numpy().tolist()
+    [[True, False], [True, False]]
+    """
+    order = tf.argsort(tf.reshape(scores, [-1]), direction="DESCENDING", stable=True)
+    rank = tf.math.invert_permutation(order)
+    return tf.reshape(rank < tf.cast(count, rank.dtype), scores.shape)
+
+
+def entries(scores: tf.Tensor, sparsity: Any) -> tf.Tensor:
+    """Return the mask that keeps the largest scores, wherever they are.
+
+    Args:
+        scores: Scores of any shape.
+        sparsity: Fraction of zeros.
+
+    Returns:
+        A boolean tensor of the shape of `scores`.
+
+    >>> entries(tf.constant([0.1, 0.4, 0.2, 0.3]), 0.5).numpy().tolist()
+    [False, True, False, True]
+    """
+    return largest(scores, keep_count_float32(int(np.prod(scores.shape)), sparsity))
+
+
+def blocks(
+    scores: tf.Tensor, sparsity: Any, *, block_size: tuple[int, int], pooling: str = "AVG"
+) -> tf.Tensor:
+    """Return the mask that keeps whole blocks, those with the largest pooled score.
+
+    The blocks tile a matrix from its first entry; those that reach over its edge are pooled over
+    the part that is there. The sparsity is that of the blocks.
+
+    Args:
+        scores: Scores ``[rows, columns]``.
+        sparsity: Fraction of blocks that become zero.
+        block_size: Rows and columns of a block.
+        pooling: ``"AVG"`` or ``"MAX"`` over the scores of a block.
+
+    Returns:
+        A boolean tensor of the shape of `scores`.
+
+    >>> scores = tf.constant([[9.0, 0.0, 1.0, 1.0], [0.0, 0.0, 2.0, 1.0]])
+    >>> blocks(scores, 0.5, block_size=(2, 2)).numpy().astype(int).tolist()
+    [[1, 1, 0, 0], [1, 1, 0, 0]]
+    """
+    height, width = block_size
+    pooled = scores[tf.newaxis, tf.newaxis]
+    # First down the columns, then along the rows: of sums of floats the order matters.
+    for size in (height, width):
+        pooled = tf.nn.pool(pooled, [1, size], pooling, [1, size], "SAME")
+        pooled = tf.transpose(pooled, [0, 1, 3, 2])
+    kept = entries(pooled[0, 0], sparsity)
+    whole = tf.repeat(tf.repeat(kept, height, axis=0), width, axis=1)
+    return whole[: scores.shape[0], : scores.shape[1]]
+
+
+def m_of_n(scores: tf.Tensor, m: int, n: int) -> tf.Tensor:
+    """Return the mask with `m` zeros in every `n` consecutive entries along the input channels.
+
+    Consecutive is meant as in a LiteRT file: a Dense kernel is read output by output, a Conv2D
+    kernel output by output and position by position. If `n` does not divide the number of
+    channels, the last group is filled up with zeros, which are the first to go, whatever the
+    scores.
+
+    Args:
+        scores: Scores of a kernel ``[inputs, outputs]`` or ``[height, width, inputs, outputs]``.
+        m: Zeros in each group.
+        n: Entries of a group, more than `m`.
+
+    Returns:
+        A boolean tensor of the shape of `scores`.
+
+    >>> m_of_n(tf.constant([[1.0], [4.0], [2.0], [3.0], [5.0]]), 2, 4).numpy().ravel().tolist()
+    [False, True, False, True, True]
+    """
+    channels = scores.shape[-2]
+    by_output = tf.linalg.matrix_transpose(scores)
+    # Groups run along the channels only, so what is before them may be in any order.
+    paddings = [[0, 0]] * (len(scores.shape) - 1) + [[0, -channels % n]]
+    # Not with zeros: scores may be below zero. Of equal ones the first are kept, so real entries.
+    padded = tf.pad(by_output, paddings, constant_values=-np.inf)
+    groups = tf.reshape(padded, [-1, n])
+    order = tf.argsort(groups, axis=-1, direction="DESCENDING", stable=True)
+    rank = tf.argsort(order, axis=-1)
+    kept = tf.reshape(rank < n - m, padded.shape)[..., :channels]
+    return tf.linalg.matrix_transpose(kept)
+
+
+def whole_filters(scores: tf.Tensor, sparsity: Any) -> tf.Tensor:
+    """Return the mask that keeps whole output channels, those with the largest sum of scores.
+
+    It is the pattern ``"filters"``. The kernels that can shrink for it are those of Dense and
+    ordinary convolution layers; leave out others, and the last layer, by ``filters=``.
+
+    Args:
+        scores: Scores of a kernel ``[..., outputs]``.
+        sparsity: Fraction of channels that become zero; at least one channel is kept.
+
+    Returns:
+        A boolean tensor of the shape of `scores`.
+
+    Raises:
+        ValueError: If the scores have no axis besides the channels.
+
+    >>> scores = tf.constant([[1.0, 5.0, 2.0], [1.0, 0.0, 2.0]])
+    >>> whole_filters(scores, 1 / 3).numpy().astype(int).tolist()
+    [[0, 1, 1], [0, 1, 1]]
+    """
+    check_rank(scores, "Whole filters")
+    channels = scores.shape[-1]
+    sums = tf.reduce_sum(tf.reshape(scores, [-1, channels]), axis=0)
+    order = tf.argsort(sums, direction="DESCENDING", stable=True)
+    rank = tf.math.invert_permutation(order)
+    return tf.broadcast_to(rank < keep_count_float32(channels, sparsity), scores.shape)
+
+
+def check_rank(scores: tf.Tensor, what: str) -> None:
+    """Raise a ValueError unless scores are those of a kernel, of two axes at least."""
+    if len(scores.shape) < 2:
+        raise ValueError(
+            f"{what}: only kernels of at least 2 axes have such a pattern. Leave the others out by "
+            f"filters=. Received: a weight of shape {tuple(scores.shape)}"
+        )

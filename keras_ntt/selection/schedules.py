@@ -1,0 +1,331 @@
+"""When to prune and how much: ``schedule(step) -> (should_prune, sparsity)``.
+
+The protocol is that of tensorflow-model-optimization: the first batch is step 1, step 0 is the
+moment before it, and a schedule is plain Python, called outside the graph. What compiled steps
+ask instead is in `keras_ntt.selection.compiled_schedule`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from keras_ntt.core import checks
+from keras_ntt.core.checks import check_sparsity
+
+_TFMOT = "tensorflow_model_optimization"
+
+
+class PruningSchedule(ABC):
+    """Base class of schedules; a subclass defines ``__call__`` and ``get_config``.
+
+    Step 0 is before training. In a transfer step t is the moment after batch t; in
+    `keras_ntt.prune_low_magnitude` it is the moment before it, as in tfmot.
+    """
+
+    @abstractmethod
+    def __call__(self, step: int) -> tuple[bool, float]:
+        """Return whether to prune at `step` and to which fraction of zeros."""
+
+    @abstractmethod
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments to rebuild the schedule from."""
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> PruningSchedule:
+        """Rebuild a schedule from `get_config`."""
+        return cls(**config)
+
+    def ending_at(self, end_step: int) -> PruningSchedule:
+        """Return the schedule for a run that is known to end after `end_step`."""
+        return self
+
+
+@keras.saving.register_keras_serializable(package="keras_ntt")
+class NTTSchedule(PruningSchedule):
+    """One sparsity from the start, with masks refreshed at regular steps.
+
+    The masks are chosen before the first step and refreshed after every `frequency` steps, but
+    not in the last interval, so that the chosen weights can settle (Liu & Zenke, "Finding
+    trainable sparse networks through Neural Tangent Transfer", ICML 2020). A transfer fills in its
+    last step; for `keras_ntt.prune_low_magnitude` give it as `end_step`.
+
+    Args:
+        sparsity: Fraction of zeros, in [0, 1).
+        frequency: Steps from one refresh to the next; None holds the first masks.
+        end_step: The last step of the run; None leaves it to the transfer to find out. Of data
+            of unknown length, such as a generator, it knows the length after one epoch only.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Examples:
+        >>> schedule = NTTSchedule(0.9, frequency=5, end_step=30)
+        >>> [step for step in range(31) if schedule(step)[0]]
+        [0, 5, 10, 15, 20]
+    """
+
+    def __init__(self, sparsity: float, frequency: int | None = 100, end_step: int | None = None):
+        self.sparsity = check_sparsity(sparsity)
+        self.frequency = None if frequency is None else checks.check_count("frequency", frequency)
+        self.end_step = None if end_step is None else checks.whole(end_step)
+        if end_step is not None and (self.end_step is None or self.end_step < 0):
+            raise ValueError(
+                f"end_step must be the last step, an integer, or None. Received: {end_step=!r}"
+            )
+
+    def __call__(self, step: int) -> tuple[bool, float]:
+        """Return whether the masks are refreshed after `step`, and the sparsity."""
+        if self.frequency is None:
+            return step == 0, self.sparsity
+        due = step % self.frequency == 0
+        early = self.end_step is None or step + self.frequency < self.end_step
+        return step == 0 or (due and early), self.sparsity
+
+    def ending_at(self, end_step: int) -> NTTSchedule:
+        """Return the schedule with its last step filled in where it was left open."""
+        if self.end_step is not None:
+            return self
+        return NTTSchedule(self.sparsity, self.frequency, end_step)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments to rebuild the schedule from."""
+        return {
+            "sparsity": self.sparsity,
+            "frequency": self.frequency,
+            "end_step": self.end_step,
+        }
+
+
+@keras.saving.register_keras_serializable(package="keras_ntt")
+class ConstantSparsity(PruningSchedule):
+    """One sparsity, applied again at regular steps, with tfmot's arguments and meaning.
+
+    It fires at ``begin_step, begin_step + frequency, ...`` up to `end_step`, but never at step 0:
+    with ``begin_step=0`` the first time is step `frequency`. ``begin_step=1`` prunes before the
+    first batch in `keras_ntt.prune_low_magnitude`, after it in a transfer.
+
+    Args:
+        target_sparsity: Fraction of zeros, in [0, 1).
+        begin_step: The first step at which to prune.
+        end_step: The last one; -1 goes on to the end of training.
+        frequency: Steps from one time to the next.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Examples:
+        >>> schedule = ConstantSparsity(0.5, begin_step=2, end_step=8, frequency=3)
+        >>> [step for step in range(12) if schedule(step)[0]]
+        [2, 5, 8]
+    """
+
+    def __init__(
+        self, target_sparsity: float, begin_step: int, end_step: int = -1, frequency: int = 100
+    ):
+        self.target_sparsity = check_sparsity(target_sparsity, "target_sparsity")
+        self.begin_step, self.end_step = _check_steps(begin_step, end_step, endless=True)
+        self.frequency = checks.check_count("frequency", frequency)
+
+    def __call__(self, step: int) -> tuple[bool, float]:
+        """Return whether the masks are chosen for `step`, and the sparsity."""
+        return _is_due(self, step), self.target_sparsity
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments to rebuild the schedule from."""
+        return {
+            "target_sparsity": self.target_sparsity,
+            "begin_step": self.begin_step,
+            "end_step": self.end_step,
+            "frequency": self.frequency,
+        }
+
+
+@keras.saving.register_keras_serializable(package="keras_ntt")
+class PolynomialDecay(PruningSchedule):
+    """A sparsity that grows, fast at first, with tfmot's arguments and meaning.
+
+    At step t it is ``final + (initial - final) * (1 - (t - begin) / (end - begin)) ** power``
+    (Zhu & Gupta, "To prune, or not to prune", 2017). It fires every `frequency` steps from
+    `begin_step` on, and always at `end_step`, so that the final sparsity is reached also where
+    `frequency` does not divide the interval, which tfmot's schedule then misses.
+
+    Args:
+        initial_sparsity: Fraction of zeros at `begin_step`, in [0, 1).
+        final_sparsity: Fraction of zeros at `end_step`, in [0, 1).
+        begin_step: The first step at which to prune.
+        end_step: The last one, after `begin_step`.
+        power: The exponent.
+        frequency: Steps from one time to the next.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Examples:
+        >>> schedule = PolynomialDecay(0.0, 0.8, begin_step=0, end_step=10, power=1, frequency=4)
+        >>> [(step, round(schedule(step)[1], 6)) for step in range(12) if schedule(step)[0]]
+        [(4, 0.32), (8, 0.64), (10, 0.8)]
+    """
+
+    def __init__(
+        self,
+        initial_sparsity: float,
+        final_sparsity: float,
+        begin_step: int,
+        end_step: int,
+        power: float = 3,
+        frequency: int = 100,
+    ):
+        self.initial_sparsity = check_sparsity(initial_sparsity, "initial_sparsity")
+        self.final_sparsity = check_sparsity(final_sparsity, "final_sparsity")
+        self.begin_step, self.end_step = _check_steps(begin_step, end_step, endless=False)
+        self.power = checks.check_number("power", power)
+        self.frequency = checks.check_count("frequency", frequency)
+
+    def __call__(self, step: int) -> tuple[bool, float]:
+        """Return whether the masks are chosen for `step`, and the sparsity there."""
+        done = min(max((step - self.begin_step) / (self.end_step - self.begin_step), 0.0), 1.0)
+        missing = (self.initial_sparsity - self.final_sparsity) * (1 - done) ** self.power
+        return _is_due(self, step) or step == self.end_step, self.final_sparsity + missing
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments to rebuild the schedule from."""
+        return {
+            "initial_sparsity": self.initial_sparsity,
+            "final_sparsity": self.final_sparsity,
+            "begin_step": self.begin_step,
+            "end_step": self.end_step,
+            "power": self.power,
+            "frequency": self.frequency,
+        }
+
+
+def _is_due(schedule: Any, step: int) -> bool:
+    begun = step >= max(schedule.begin_step, 1)
+    ended = 0 <= schedule.end_step < step
+    return begun and not ended and (step - schedule.begin_step) % schedule.frequency == 0
+
+
+def _check_steps(begin_step: Any, end_step: Any, endless: bool) -> tuple[int, int]:
+    """Return the first and the last step as integers, or raise a ValueError."""
+    for name, value in (("begin_step", begin_step), ("end_step", end_step)):
+        if checks.whole(value) is None:
+            raise ValueError(f"{name} must be an integer. Received: {name}={value!r}")
+    if begin_step < 0:
+        raise ValueError(f"begin_step must be at least 0. Received: begin_step={begin_step!r}")
+    if endless and end_step == -1:
+        return int(begin_step), -1
+    # A schedule that grows needs an interval to grow in.
+    if end_step < max(begin_step, 1) or (not endless and end_step == begin_step):
+        raise ValueError(
+            f"end_step must be {'-1 or ' if endless else ''}a step after begin_step: the first "
+            "batch is step 1. Multiply the epochs by the batches of one. "
+            f"Received: begin_step={begin_step!r}, end_step={end_step!r}"
+        )
+    return int(begin_step), int(end_step)
+
+
+class _Called(PruningSchedule):
+    """A callable taken as a schedule."""
+
+    def __init__(self, function: Callable[[int], Any]):
+        self.function = function
+
+    def __call__(self, step: int) -> tuple[bool, float]:
+        return self.function(step)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"function": self.function}
+
+
+def decide(schedule: PruningSchedule, step: int) -> tuple[bool, float]:
+    """Ask a schedule about a step and check its answer.
+
+    Args:
+        schedule: Any schedule.
+        step: The number of the step.
+
+    Returns:
+        Whether to prune after the step, and the sparsity, in [0, 1).
+
+    Raises:
+        ValueError: If the schedule returns something else than ``(should_prune, sparsity)``.
+    """
+    answer = schedule(step)
+    try:
+        should_prune, sparsity = answer
+        prune, value = bool(should_prune), float(sparsity)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(
+            "A pruning schedule is called with a step and must return (should_prune, sparsity). "
+            f"Received: schedule({step}) returned {answer!r}"
+        ) from error
+    return prune, check_sparsity(value) if prune else 0.0
+
+
+def asked_for(schedule: PruningSchedule) -> list[float]:
+    """Return the sparsities that a schedule asks for, as far as it says so beforehand.
+
+    These are the settings of the classes of this module. Other schedules, and subclasses, which
+    may answer otherwise, are functions of the step, and those are not asked before their time.
+
+    >>> asked_for(PolynomialDecay(0.5, 0.8, begin_step=0, end_step=10))
+    [0.5, 0.8]
+    """
+    return [getattr(schedule, name) for name in _SPARSITIES.get(type(schedule), ())]
+
+
+_SPARSITIES: dict[type[PruningSchedule], tuple[str, ...]] = {
+    NTTSchedule: ("sparsity",),
+    ConstantSparsity: ("target_sparsity",),
+    PolynomialDecay: ("initial_sparsity", "final_sparsity"),
+}
+
+
+def as_schedule(schedule: Any) -> PruningSchedule:
+    """Return a `PruningSchedule` for a schedule, a callable or a number.
+
+    Args:
+        schedule: A `PruningSchedule`; a number, which becomes ``NTTSchedule(number)``; or any
+            callable ``step -> (should_prune, sparsity)``, such as a schedule of
+            tensorflow-model-optimization. Its two known classes and `keras_ntt.tfmot.NTTSchedule`
+            become those of this package.
+
+    Returns:
+        The schedule.
+
+    Raises:
+        ValueError: If it is none of these or the number is not in [0, 1).
+    """
+    if isinstance(schedule, PruningSchedule):
+        return schedule
+    if checks.is_number(schedule):
+        return NTTSchedule(schedule)
+    if callable(schedule) and not inspect.isclass(schedule):
+        return _native(schedule) or _Called(schedule)
+    raise ValueError(
+        "pruning_schedule must be a sparsity in [0, 1), a PruningSchedule such as "
+        "keras_ntt.NTTSchedule(0.9), or a callable step -> (should_prune, sparsity). "
+        f"Received: pruning_schedule={schedule!r}"
+    )
+
+
+def _native(schedule: Any) -> PruningSchedule | None:
+    """Return the schedule of this package for one of tfmot or `keras_ntt.tfmot`; else None."""
+    kind = type(schedule)
+    classes: dict[tuple[str, str], type[PruningSchedule]] = {
+        (_TFMOT, "ConstantSparsity"): ConstantSparsity,
+        (_TFMOT, "PolynomialDecay"): PolynomialDecay,
+        ("keras_ntt", "NTTSchedule"): NTTSchedule,
+    }
+    cls = classes.get((kind.__module__.split(".")[0], kind.__name__))
+    return None if cls is None else cls.from_config(schedule.get_config()["config"])
+
+
+def is_of_tfmot(schedule: Any) -> bool:
+    """Tell whether a schedule's class, or one of its bases, is tfmot's."""
+    return any(cls.__module__.split(".")[0] == _TFMOT for cls in type(schedule).__mro__)

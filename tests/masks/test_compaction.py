@@ -1,0 +1,203 @@
+"""Dead units removed: by hand, and over many models by their outputs."""
+
+from __future__ import annotations
+
+import hypothesis
+import keras
+import numpy as np
+import pytest
+from helpers.architectures import OwnCode, randomize, sequential
+from hypothesis import strategies as st
+from keras import layers
+
+from keras_ntt import apply_masks, remove_dead_units
+
+pytestmark = pytest.mark.oldest
+
+
+def shapes(model):
+    return [tuple(w.shape) for w in model.weights]
+
+
+def assert_same(model, smaller, seed=0):
+    shape = [size or 7 for size in model.input_shape[1:]]
+    x = np.random.default_rng(seed).normal(size=(4, *shape)).astype("float32")
+    expected = keras.ops.convert_to_numpy(model(x, training=False))
+    found = keras.ops.convert_to_numpy(smaller(x, training=False))
+    scale = max(np.abs(expected).max(), 1e-30)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6 * scale)
+
+
+def test_two_layers_by_hand():
+    model = sequential((2,), layers.Dense(3, "relu"), layers.Dense(1))
+    # The second unit is constant, relu(2) = 2; nothing reads the third.
+    model.layers[0].kernel.assign([[1, 0, 5], [1, 0, 5]])
+    model.layers[0].bias.assign([0, 2, 0])
+    model.layers[1].kernel.assign([[3], [4], [0]])
+    model.layers[1].bias.assign([1])
+    smaller, removed = remove_dead_units(model)
+    assert removed == ((model.layers[0].name, 2),)
+    first, second = smaller.layers
+    np.testing.assert_array_equal(first.kernel, [[1], [1]])
+    np.testing.assert_array_equal(second.kernel, [[3]])
+    np.testing.assert_array_equal(second.bias, [1 + 2 * 4])
+    assert shapes(model)[0] == (2, 3)  # left as it was
+    assert [layer.name for layer in smaller.layers] == [layer.name for layer in model.layers]
+
+
+def test_what_dies_of_the_removal_dies_too():
+    model = sequential((2,), *[layers.Dense(3, "relu", use_bias=False) for _ in range(3)])
+    values = [np.zeros((2, 3)), np.zeros((3, 3)), np.ones((3, 3))]
+    values[0][:, 0] = 1
+    values[1][0, 0] = 1  # only the path through the first units is alive
+    model.set_weights(values)
+    smaller, removed = remove_dead_units(model)
+    assert shapes(smaller) == [(2, 1), (1, 1), (1, 3)]
+    assert dict(removed) == {model.layers[0].name: 2, model.layers[1].name: 2}
+    assert_same(model, smaller)
+
+
+def test_one_unit_stays_where_all_are_dead():
+    model = sequential((3,), layers.Dense(4, "tanh"), layers.Dense(2))
+    model.set_weights([np.zeros((3, 4)), np.ones(4), np.ones((4, 2)), np.ones(2)])
+    smaller, _ = remove_dead_units(model)
+    assert shapes(smaller)[0] == (3, 1)
+    assert_same(model, smaller)
+
+
+def test_a_model_without_dead_units_is_given_back():
+    model = randomize(sequential((3,), layers.Dense(4), layers.Dense(2)))
+    assert remove_dead_units(model) == (model, ())
+
+
+def mlp():
+    return sequential(
+        (5,),
+        layers.Dense(6, "sigmoid"),
+        layers.BatchNormalization(),
+        layers.Dropout(0.5),
+        layers.Dense(6, use_bias=False),
+        layers.LeakyReLU(),
+        layers.Dense(4, "gelu"),
+        layers.Dense(3, "softmax"),
+    )
+
+
+def cnn():
+    return sequential(
+        (8, 8, 2),
+        layers.Conv2D(6, 3, padding="same", activation="relu"),
+        layers.BatchNormalization(),
+        layers.ReLU(),
+        layers.MaxPooling2D(),
+        layers.Conv2D(6, 3, padding="same", use_bias=False),
+        layers.Activation("tanh"),
+        layers.AveragePooling2D(2),
+        layers.Conv2D(5, 2, activation="elu"),
+        layers.Flatten(),
+        layers.Dense(4, "relu"),
+        layers.Dense(3),
+    )
+
+
+def separable():
+    return sequential(
+        (9, 9, 3),
+        layers.Conv2D(6, 3, activation="relu"),
+        layers.ZeroPadding2D(1),
+        layers.DepthwiseConv2D(3, strides=2, activation="relu"),
+        layers.Conv2D(6, 1),
+        layers.DepthwiseConv2D(3, padding="same"),
+        layers.BatchNormalization(),
+        layers.Conv2D(5, 1, activation="relu6"),
+        layers.GlobalAveragePooling2D(),
+        layers.Dense(3),
+    )
+
+
+def sequence():
+    return sequential(
+        (7, 3),
+        layers.Conv1D(6, 2, padding="causal", activation="tanh"),
+        layers.Conv1D(5, 2, activation="relu"),
+        layers.Dense(4, "relu"),
+        layers.GlobalMaxPooling1D(),
+        layers.Dense(2),
+    )
+
+
+def branches():
+    x = layers.Input((6,))
+    a = layers.Dense(6, "relu")(x)
+    b = layers.Dense(6, "relu")(a)
+    c = layers.Dense(5, "relu")(layers.Add()([a, b]))  # two layers read a
+    shared = layers.Dense(5, "tanh")
+    return keras.Model(x, layers.Dense(2)(shared(shared(layers.Dense(5)(c)))))
+
+
+MODELS = (mlp, cnn, separable, sequence, branches)
+
+
+@pytest.mark.parametrize("make", MODELS)
+@hypothesis.given(st.integers(0, 10_000), st.sampled_from([0.5, 0.8, 0.95]))
+@hypothesis.settings(max_examples=4)
+def test_outputs_stay_the_same(make, seed, sparsity):
+    rng = np.random.default_rng(seed)
+    model = randomize(make(), seed)
+    for variable in model.weights:
+        if "variance" in variable.name:
+            variable.assign(rng.uniform(0.5, 2, variable.shape))
+        elif "kernel" in variable.name:
+            # Whole columns and rows die, and single entries.
+            value = keras.ops.convert_to_numpy(variable).copy()
+            value *= rng.random(value.shape) >= sparsity
+            value *= rng.random(value.shape[-1]) >= 0.4
+            value *= (rng.random(value.shape[-2]) >= 0.3)[:, None]
+            variable.assign(value)
+    smaller, removed = remove_dead_units(model)
+    assert_same(model, smaller)
+    assert bool(removed) == (smaller is not model)
+    counts = model.count_params(), smaller.count_params()
+    assert counts[1] < counts[0] if removed else counts[1] == counts[0]
+
+
+def test_masks_do_no_harm():
+    model = randomize(sequential((4,), layers.Dense(6, "relu"), layers.Dense(2)))
+    mask = np.ones((4, 6), bool)
+    mask[:, 2] = False
+    apply_masks(model, {model.layers[0].kernel.path: mask})
+    smaller, removed = remove_dead_units(model)
+    assert removed == ((model.layers[0].name, 1),)
+    assert_same(model, smaller)
+
+
+def test_operations_that_are_no_layers_stay():
+    x = layers.Input((6,))
+    v = layers.Dense(4)(layers.Dense(9, "relu")(x))
+    v = keras.ops.concatenate([v + 1.0, keras.ops.tanh(x)], axis=1)
+    model = randomize(keras.Model(x, layers.Dense(3)(v) * v[:, :3]))
+    first = model.layers[1]
+    first.kernel.assign(keras.ops.convert_to_numpy(first.kernel) * ([0, 0, 0] + [1] * 6))
+    smaller, removed = remove_dead_units(model)
+    assert removed == ((first.name, 3),)
+    assert_same(model, smaller)
+
+
+def test_a_layer_of_ones_own_ends_a_chain():
+    class Doubled(layers.Dense):
+        def call(self, x):
+            return 2 * super().call(x) + 1
+
+    model = randomize(sequential((3,), Doubled(4), layers.Dense(4, "softmax"), layers.Dense(2)))
+    for layer in model.layers:
+        layer.kernel.assign(
+            keras.ops.convert_to_numpy(layer.kernel) * ([0] + [1] * (layer.units - 1))
+        )
+    assert remove_dead_units(model) == (model, ())  # softmax mixes units
+
+
+def test_a_model_with_a_call_of_its_own_is_refused():
+    model = OwnCode()
+    model(np.zeros((1, 5)))
+    with pytest.raises(ValueError, match=r"Sequential and functional models only.*Received"):
+        remove_dead_units(model)

@@ -1,0 +1,93 @@
+"""The programs of benchmarks/soak and examples, run small, in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import keras
+import pytest
+from helpers.paths import ROOT
+
+
+def run(program, *arguments):
+    quiet = {"CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    result = subprocess.run(
+        [sys.executable, str(ROOT / program), *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **quiet},
+        capture_output=True,
+        text=True,
+        timeout=3600,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
+
+def kill(tmp_path, kills, *jobs):
+    output = tmp_path / "kills.json"
+    chosen = ["--jobs", *jobs] if jobs else []
+    run("benchmarks/soak/kills.py", "--kills", kills, *chosen, "--output", output)
+    found = json.loads(output.read_text())
+    assert found["faults"] == []
+    assert found["kills"] >= kills
+    for counts in found["jobs"].values():
+        assert counts["same_masks"] == counts["runs_ended"]
+    return found["jobs"]
+
+
+@pytest.mark.long
+def test_a_transfer_that_is_killed_goes_on_to_the_same_masks(tmp_path):
+    counts = kill(tmp_path, 3, "transfer")["transfer"]
+    assert counts["runs_ended"] >= 1
+    assert counts["kills"] >= 3
+    assert counts["files_looked_at"] > 0
+
+
+@pytest.mark.soak
+def test_jobs_that_are_killed_a_hundred_times(tmp_path):
+    assert all(counts["runs_ended"] for counts in kill(tmp_path, 100).values())
+
+
+@pytest.mark.long
+@pytest.mark.skipif(
+    keras.__version__.startswith("3.3."), reason="its replicas differ without pruning, too"
+)
+def test_the_example_of_several_devices():
+    output = run("examples/distributed.py", "--samples", 256, "--epochs", 1)
+    assert output.splitlines()[-1] == "90.0% zeros on each of 2 replicas"
+
+
+@pytest.mark.soak
+def test_the_example_of_an_edge_cpu(tmp_path):
+    short = ("--samples", 128, "--transfer-epochs", 1, "--epochs", 1)
+    output = run("examples/edge.py", *short, "--output", tmp_path / "lenet5.tflite")
+    assert "measured on this" in output
+    (dense,) = [line for line in output.splitlines() if "500x800" in line and "direct" in line]
+    assert "no dense copy in memory" in dense
+    assert (tmp_path / "lenet5.tflite").stat().st_size < 400_000
+
+
+@pytest.mark.soak
+def test_how_a_transfer_scales(tmp_path):
+    output = tmp_path / "scaling.json"
+    program = ("benchmarks/scaling.py", "--networks", "lenet-300-100", "--steps", 3)
+    run(*program, "--output", output)
+    rows = json.loads(output.read_text())["networks"]["lenet-300-100"]["workers"]
+    assert rows["1"]["bytes_reduced"] == 0
+    weights = 784 * 300 + 300 + 300 * 100 + 100 + 100 * 10 + 10
+    # All gradients in float32, and three numbers: the replicas that fail, overflow and count.
+    assert rows["2"]["trained_bytes"] == 4 * weights
+    assert rows["2"]["bytes_reduced"] == 4 * (weights + 3)
+
+
+@pytest.mark.soak
+def test_what_masks_cost(tmp_path):
+    output = tmp_path / "overhead.json"
+    run("benchmarks/soak/overhead.py", "--rounds", 3, "--steps", 5, "--output", output)
+    kinds = json.loads(output.read_text())["kinds"]
+    assert list(kinds) == ["dense", "masks", "prune_low_magnitude"]
+    assert kinds["dense"]["added"] == 0
+    assert all(len(figures["seconds"]) == 3 for figures in kinds.values())
