@@ -18,6 +18,7 @@ from fuzz_arguments import (
     SEED,
     Argument,
     chosen,
+    drawn,
     entry,
     fraction,
     model,
@@ -30,9 +31,6 @@ from keras_ntt import saliency
 from keras_ntt.core.network import call_on
 from keras_ntt.ntk import layer_rules
 from keras_ntt.ntk.layer_rules import base
-from keras_ntt.saliency import names, of_weights
-from keras_ntt.selection import allocations, counts
-from keras_ntt.selection.named_patterns import as_pattern
 
 # --- schedules, policies, callbacks ----------------------------------------------------------
 
@@ -210,19 +208,19 @@ entry(saliency.NTKTrace, "saliency.NTKTrace", weight=2)(rounds=of(1), wrt=CHOICE
 entry(saliency.NTKSAP, "saliency.NTKSAP", weight=2)(
     rounds=of(1), batches=of(1), batch_size=of(4), epsilon=of(0.01), redraw=of(True, spoil=0.0)
 )
-entry(names.as_saliency, "names.as_saliency", weight=2)(saliency=SALIENCY)
-entry(of_weights.magnitude, "of_weights.magnitude")(
+entry(saliency.as_saliency, "saliency.as_saliency", weight=2)(saliency=SALIENCY)
+entry(saliency.magnitude, "saliency.magnitude")(
     weights=of([tf.ones((2, 3))], bad=lambda rng: rng.choice(values.NUMBERS))
 )
 entry(saliency.Random, "saliency.Random", weight=0.1)()
 entry(saliency.Balanced, "saliency.Balanced")(min_fan_out=of(0, 6))
-entry(base.check_scores, "base.check_scores")(
+entry(saliency.check_scores, "saliency.check_scores")(
     scores=of([tf.ones((2, 3))]), weights=of([tf.ones((2, 3))], spoil=0.0)
 )
 entry(saliency.Batches, "saliency.Batches", weight=2)(
     data=INPUTS, model=model("mlp", "functional", spoil=0.0), batch_size=of(4)
 )
-entry(allocations.erdos_renyi, "allocations.erdos_renyi", weight=2)(
+entry(keras_ntt.erdos_renyi, "erdos_renyi", weight=2)(
     shapes=of(
         [(6, 4), (4, 3)],
         bad=lambda rng: rng.choice(
@@ -232,10 +230,10 @@ entry(allocations.erdos_renyi, "allocations.erdos_renyi", weight=2)(
     density=of(0.5, 1, 0),
     kernel=of(True, False, spoil=0.0),
 )
-entry(counts.keep_count, "counts.keep_count", weight=2)(
+entry(keras_ntt.keep_count, "keep_count", weight=2)(
     size=of(10, 1), sparsity=fraction(), rule=CHOICE["count_rule"]
 )
-entry(as_pattern, "structures.as_pattern", weight=2)(
+entry(keras_ntt.as_pattern, "as_pattern", weight=2)(
     value=of(None, "2:4", (4, 1), "filters", bad=values.bad_saliency)
 )
 
@@ -301,4 +299,16 @@ entry(
         ),
     ),
     kernel=Argument(lambda rng, world: world.model("mlp").layers[0].kernel, spoil=0.0),
+)
+NTK = drawn(lambda: np.eye(3, dtype="float32"), values.bad_inputs)
+entry(keras_ntt.ntk_distance)(first=NTK, second=NTK)
+entry(keras_ntt.ntk_alignment)(first=NTK, second=NTK)
+FULL_NTK = drawn(lambda: np.eye(6).reshape(3, 2, 3, 2).swapaxes(1, 2), values.bad_inputs)
+OUTPUTS = drawn(lambda: np.zeros((3, 2)), values.bad_inputs)
+entry(keras_ntt.predict_training)(
+    ntk=FULL_NTK,
+    outputs=OUTPUTS,
+    targets=OUTPUTS,
+    learning_rate=of(0.1, 1.0),
+    steps=of([0, 3], (10,), bad=lambda rng: rng.choice([[-1], [0.5], "ab", 3, values.nasty(rng)])),
 )

@@ -66,6 +66,22 @@ def check_count(name: str, value: Any) -> int:
     return number
 
 
+def as_floats(name: str, value: Any) -> np.ndarray:
+    """Return numbers as a finite float64 array, or raise a ValueError."""
+    try:
+        found = np.asarray(value, "float64")
+    except (TypeError, ValueError, OverflowError, NotImplementedError) as error:
+        raise ValueError(
+            f"{name} must be an array of numbers. Received: {name} of type {type(value).__name__} "
+            f"({error})"
+        ) from error
+    if not np.isfinite(found).all():
+        raise ValueError(
+            f"{name} must be an array of finite numbers. Received: {name} with NaN or infinity"
+        )
+    return found
+
+
 def check_projections(value: Any) -> int:
     """Return a number of combinations of outputs, or raise a ValueError."""
     number = check_count("output_projections", value)

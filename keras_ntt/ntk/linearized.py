@@ -72,10 +72,10 @@ def predict_training(
            [[3.84]]])
     """
     learning_rate = checks.check_number("learning_rate", learning_rate)
-    times = np.asarray(steps, "float64").reshape(-1, 1)
+    times = checks.as_floats("steps", steps).reshape(-1, 1)
     if not times.size or (times < 0).any():
         raise ValueError(f"steps must be numbers of at least 0. Received: steps={steps!r}")
-    start, goal = np.asarray(outputs, "float64"), np.asarray(targets, "float64")
+    start, goal = checks.as_floats("outputs", outputs), checks.as_floats("targets", targets)
     if start.ndim != 2 or goal.shape != start.shape:
         raise ValueError(
             "outputs and targets must have the same shape [samples, outputs]. "
@@ -95,7 +95,7 @@ def predict_training(
     train = (powers * left) @ vectors.T + goal.ravel()
     test = None
     if test_ntk is not None:
-        first = np.asarray(test_outputs, "float64")
+        first = checks.as_floats("test_outputs", test_outputs)
         if first.ndim != 2 or first.shape[1] != c:
             raise ValueError(
                 f"test_outputs must have the shape [samples, {c}]. "
@@ -112,7 +112,7 @@ def predict_training(
 
 
 def _as_matrix(ntk: Any, rows: int, columns: int, c: int, name: str) -> np.ndarray:
-    array = np.asarray(ntk, "float64")
+    array = checks.as_floats(name, ntk)
     if array.shape != (rows, columns, c, c):
         raise ValueError(
             f"{name} must be a full kernel of shape {(rows, columns, c, c)}, as empirical_ntk "

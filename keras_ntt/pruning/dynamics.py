@@ -199,7 +199,7 @@ class TrainingDynamics(keras.callbacks.Callback):
 
 def _same_shape(first: Any, second: Any) -> tuple[np.ndarray, np.ndarray]:
     """Return two kernels as arrays, or raise a ValueError."""
-    a, b = np.asarray(first, "float64"), np.asarray(second, "float64")
+    a, b = checks.as_floats("first", first), checks.as_floats("second", second)
     if a.shape != b.shape:
         raise ValueError(
             "Two kernels are compared entry by entry, so they must have the same shape. Take them "

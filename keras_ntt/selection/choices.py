@@ -2,4 +2,4 @@
 
 BY_SHAPE: tuple[str, ...] = ("layerwise", "er", "erk")
 BY_SCORE: tuple[str, ...] = ("global", "plsr")
-ALLOCATIONS: tuple[str, ...] = (*BY_SHAPE, *BY_SCORE)
+ALLOCATIONS: tuple[str, ...] = ("layerwise", "global", "er", "erk", "plsr")

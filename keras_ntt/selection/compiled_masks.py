@@ -1,7 +1,4 @@
-"""From scores to binary masks with exact counts.
-
-scores -> allocation (how many entries each tensor keeps) -> the largest scores
-"""
+"""The masks of a recipe, chosen again inside a compiled step from the values of weights alone."""
 
 from __future__ import annotations
 
@@ -10,64 +7,42 @@ from dataclasses import dataclass
 
 import tensorflow as tf
 
-from keras_ntt.core import checks
-from keras_ntt.core.axes import Axes
-from keras_ntt.selection.counts import COUNT_RULES, keep_count
+from keras_ntt.saliency.base import Function
+from keras_ntt.saliency.of_weights import OfWeights, magnitude
+from keras_ntt.selection.find_masks import Recipe
 from keras_ntt.selection.named_patterns import choose
-from keras_ntt.selection.patterns import Pattern, largest
-
-ALLOCATIONS: tuple[str, ...] = ("layerwise", "global")
-
-
-Saliency = Callable[[Sequence[tf.Tensor]], Sequence[tf.Tensor]]
-"""Values of weights -> scores of the same shapes; the highest are kept."""
+from keras_ntt.selection.patterns import largest
 
 
 @dataclass(frozen=True)
-class MaskRule:
-    """How masks are chosen from the values of weights.
+class CompiledMasks:
+    """A recipe as tensors: a score of the weights' values, exact counts, and the pattern.
 
     Attributes:
-        sizes: Numbers of entries of the weights.
-        saliency: The score.
-        allocation: ``"layerwise"``: the same sparsity in each weight. ``"global"``: the largest
-            scores of all weights together.
-        count_rule: See `keep_count`.
-        own_counts: Sparsity to what `counts` returns, where that is not by `allocation` alone.
-        pattern: How the entries of a weight are chosen; None takes the highest scores.
-        axes: What the axes of each weight stand for.
+        recipe: How the masks are chosen. A score that looks at the network cannot be taken
+            inside a compiled step; magnitude takes its place.
+        counts: Sparsity to how many entries are kept: one number a weight, or one for all of
+            them together where one threshold decides.
     """
 
-    sizes: tuple[int, ...]
-    saliency: Saliency
-    allocation: str = "layerwise"
-    count_rule: str = "nearest"
-    own_counts: Callable[[float], list[int]] | None = None
-    pattern: Pattern | None = None
-    axes: tuple[Axes, ...] | None = None
+    recipe: Recipe
+    counts: Callable[[float], list[int]]
 
-    def __post_init__(self) -> None:
-        checks.check_choice("allocation", self.allocation, ALLOCATIONS)
-        checks.check_choice("count_rule", self.count_rule, COUNT_RULES)
+    @property
+    def by_threshold(self) -> bool:
+        """Whether one threshold decides for all weights."""
+        return self.recipe.shares.allocation == "global"
 
     @property
     def numbers(self) -> int:
         """How many numbers `counts` returns."""
-        return 1 if self.allocation == "global" else len(self.sizes)
+        return 1 if self.by_threshold else len(self.recipe.shares.sizes)
 
-    def counts(self, sparsity: float) -> list[int]:
-        """Return how many entries are kept: one number a weight, or one for all of them.
-
-        >>> from keras_ntt.saliency import magnitude
-        >>> MaskRule((100, 20), magnitude).counts(0.9)
-        [10, 2]
-        >>> MaskRule((100, 20), magnitude, "global").counts(0.9)
-        [12]
-        """
-        if self.own_counts is not None:
-            return self.own_counts(sparsity)
-        sizes = [sum(self.sizes)] if self.allocation == "global" else self.sizes
-        return [keep_count(size, sparsity, self.count_rule) for size in sizes]
+    @property
+    def score(self) -> Function:
+        """The score: values of the weights to scores of the same shapes."""
+        saliency = self.recipe.saliency
+        return saliency.function if isinstance(saliency, OfWeights) else magnitude
 
     def choose(
         self, weights: Sequence[tf.Tensor], counts: Sequence[int] | tf.Tensor
@@ -84,25 +59,26 @@ class MaskRule:
         Returns:
             Boolean tensors of the weights' shapes.
         """
-        scores = self.saliency(weights)
+        shares, pattern = self.recipe.shares, self.recipe.pattern
+        scores = self.score(weights)
         flat = [tf.reshape(score, [-1]) for score in scores]
-        if self.allocation == "global":
-            if self.count_rule == "nearest":
+        if self.by_threshold:
+            if shares.count_rule == "nearest":
                 flat = [_best_first(score) for score in flat]
-            chosen = tf.split(largest(tf.concat(flat, axis=0), counts[0]), self.sizes)
+            chosen = tf.split(largest(tf.concat(flat, axis=0), counts[0]), shares.sizes)
             counts = [tf.math.count_nonzero(c, dtype=tf.int32) for c in chosen]
-        elif self.pattern is None:
+        elif pattern is None:
             chosen = [largest(score, counts[i]) for i, score in enumerate(flat)]
-        if self.pattern is None:
+        if pattern is None:
             return [tf.reshape(m, w.shape) for m, w in zip(chosen, weights, strict=True)]
         return [self._in_pattern(i, score, counts[i]) for i, score in enumerate(scores)]
 
     def _in_pattern(self, i: int, scores: tf.Tensor, count: int | tf.Tensor) -> tf.Tensor:
         """Return the mask of weight i by the pattern; a count of 0 prunes all of it."""
-        assert self.pattern is not None
+        assert self.recipe.pattern is not None
         density = tf.cast(count, tf.float64) / scores.shape.num_elements()
-        axes = None if self.axes is None else self.axes[i]
-        mask = choose(self.pattern, scores, 1 - density, axes)
+        axes = None if self.recipe.axes is None else self.recipe.axes[i]
+        mask = choose(self.recipe.pattern, scores, 1 - density, axes)
         return tf.logical_and(mask, density > 0)
 
 

@@ -1,8 +1,8 @@
 """What compiled training steps ask of a schedule, and what a run of known length will get.
 
-A schedule is plain Python. Inside a compiled step its answer has to be a tensor: for the
-schedules of this package by their formula, for those of tfmot by themselves, which are made for
-it, and for any other by a table of its answers.
+A schedule is plain Python. Inside a compiled step its answer has to be a tensor: that of its
+formula for a `FormulaSchedule`, its own for a schedule of tfmot, which is made for that, and an
+entry of a table of its answers for any other.
 """
 
 from __future__ import annotations
@@ -13,13 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_ntt.selection.schedules import (
-    ConstantSparsity,
-    NTTSchedule,
-    PolynomialDecay,
-    decide,
-    is_of_tfmot,
-)
+from keras_ntt.selection.schedules import FormulaSchedule, PolynomialDecay, decide, is_of_tfmot
 
 ASKED_AHEAD = 100_000
 """How many steps of a schedule without a formula are asked beforehand."""
@@ -40,8 +34,11 @@ class Timetable:
     def __init__(self, schedule: Any):
         self.schedule = schedule
         self._table: np.ndarray | None = None
-        self._formula = _FORMULAS.get(type(schedule))
-        if is_of_tfmot(getattr(schedule, "function", None)):
+        self._formula: Any = None
+        # A subclass that defines __call__ itself may answer otherwise than the formula.
+        if type(schedule).__call__ is FormulaSchedule.__call__:
+            self._formula = _by_formula
+        elif is_of_tfmot(getattr(schedule, "function", None)):
             self._formula = _of_tfmot
         if self._formula is None:
             answers = [decide(schedule, step) for step in range(ASKED_AHEAD)]
@@ -73,45 +70,14 @@ class Timetable:
         return sparsity >= 0, tf.maximum(sparsity, 0)
 
 
-def _constant(schedule: ConstantSparsity, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    return _is_due(schedule, step), tf.constant(schedule.target_sparsity, tf.float32)
-
-
-def _polynomial(schedule: PolynomialDecay, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    begin, end = schedule.begin_step, schedule.end_step
-    done = tf.clip_by_value(tf.cast(step - begin, tf.float32) / (end - begin), 0.0, 1.0)
-    difference = schedule.initial_sparsity - schedule.final_sparsity
-    sparsity = difference * tf.pow(1 - done, schedule.power) + schedule.final_sparsity
-    return _is_due(schedule, step) | (step == end), sparsity
-
-
-def _regular(schedule: NTTSchedule, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    first, sparsity = tf.equal(step, 0), tf.constant(schedule.sparsity, tf.float32)
-    if schedule.frequency is None:
-        return first, sparsity
-    due = tf.equal(step % schedule.frequency, 0)
-    if schedule.end_step is not None:
-        due &= step + schedule.frequency < schedule.end_step
-    return first | due, sparsity
-
-
 def _of_tfmot(schedule: Any, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     due, sparsity = schedule(step)
     return tf.cast(due, tf.bool), tf.cast(sparsity, tf.float32)
 
 
-def _is_due(schedule: Any, step: tf.Tensor) -> tf.Tensor:
-    due = tf.equal((step - schedule.begin_step) % schedule.frequency, 0)
-    due &= step >= max(schedule.begin_step, 1)
-    return due if schedule.end_step < 0 else due & (step <= schedule.end_step)
-
-
-# By exact type: a subclass may answer otherwise than its base.
-_FORMULAS: dict[type, Any] = {
-    ConstantSparsity: _constant,
-    PolynomialDecay: _polynomial,
-    NTTSchedule: _regular,
-}
+def _by_formula(schedule: Any, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    due, sparsity = schedule.formula(step)
+    return tf.cast(due, tf.bool), tf.cast(sparsity, tf.float32)
 
 
 def warn_if_idle(schedule: Any, first: int, last: int) -> None:

@@ -59,8 +59,10 @@ def blocks(
 ) -> tf.Tensor:
     """Return the mask that keeps whole blocks, those with the largest pooled score.
 
-    The blocks tile a matrix from its first entry; those that reach over its edge are pooled over
-    the part that is there. The sparsity is that of the blocks.
+    The blocks tile a matrix from its first entry. Their scores are pooled as in tfmot, by windows
+    with SAME padding: where a block's size does not divide the matrix, the windows begin up to
+    half of what is missing before the blocks, and are pooled over the part that is there. The
+    sparsity is that of the blocks.
 
     Args:
         scores: Scores ``[rows, columns]``.

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from keras_ntt.core import checks
 from keras_ntt.core.checks import check_sparsity
@@ -45,8 +46,31 @@ class PruningSchedule(ABC):
         return self
 
 
+class FormulaSchedule(PruningSchedule):
+    """Base class of schedules that are one formula of the step, be it a number or a tensor.
+
+    A compiled training step asks `formula` itself; any other schedule it takes from a table.
+    """
+
+    @abstractmethod
+    def formula(self, step: Any) -> tuple[Any, Any]:
+        """Return whether to prune and to which fraction of zeros.
+
+        Args:
+            step: A number, or an int64 scalar tensor.
+
+        Returns:
+            A boolean and a number, or tensors where `step` is one.
+        """
+
+    def __call__(self, step: int) -> tuple[bool, float]:
+        """Return whether to prune at `step` and to which fraction of zeros."""
+        due, sparsity = self.formula(step)
+        return bool(due), float(sparsity)
+
+
 @keras.saving.register_keras_serializable(package="keras_ntt")
-class NTTSchedule(PruningSchedule):
+class NTTSchedule(FormulaSchedule):
     """One sparsity from the start, with masks refreshed at regular steps.
 
     The masks are chosen before the first step and refreshed after every `frequency` steps, but
@@ -78,13 +102,14 @@ class NTTSchedule(PruningSchedule):
                 f"end_step must be the last step, an integer, or None. Received: {end_step=!r}"
             )
 
-    def __call__(self, step: int) -> tuple[bool, float]:
+    def formula(self, step: Any) -> tuple[Any, Any]:
         """Return whether the masks are refreshed after `step`, and the sparsity."""
         if self.frequency is None:
             return step == 0, self.sparsity
         due = step % self.frequency == 0
-        early = self.end_step is None or step + self.frequency < self.end_step
-        return step == 0 or (due and early), self.sparsity
+        if self.end_step is not None:
+            due &= step + self.frequency < self.end_step
+        return (step == 0) | due, self.sparsity
 
     def ending_at(self, end_step: int) -> NTTSchedule:
         """Return the schedule with its last step filled in where it was left open."""
@@ -102,7 +127,7 @@ class NTTSchedule(PruningSchedule):
 
 
 @keras.saving.register_keras_serializable(package="keras_ntt")
-class ConstantSparsity(PruningSchedule):
+class ConstantSparsity(FormulaSchedule):
     """One sparsity, applied again at regular steps, with tfmot's arguments and meaning.
 
     It fires at ``begin_step, begin_step + frequency, ...`` up to `end_step`, but never at step 0:
@@ -131,7 +156,7 @@ class ConstantSparsity(PruningSchedule):
         self.begin_step, self.end_step = _check_steps(begin_step, end_step, endless=True)
         self.frequency = checks.check_count("frequency", frequency)
 
-    def __call__(self, step: int) -> tuple[bool, float]:
+    def formula(self, step: Any) -> tuple[Any, Any]:
         """Return whether the masks are chosen for `step`, and the sparsity."""
         return _is_due(self, step), self.target_sparsity
 
@@ -146,7 +171,7 @@ class ConstantSparsity(PruningSchedule):
 
 
 @keras.saving.register_keras_serializable(package="keras_ntt")
-class PolynomialDecay(PruningSchedule):
+class PolynomialDecay(FormulaSchedule):
     """A sparsity that grows, fast at first, with tfmot's arguments and meaning.
 
     At step t it is ``final + (initial - final) * (1 - (t - begin) / (end - begin)) ** power``
@@ -186,11 +211,11 @@ class PolynomialDecay(PruningSchedule):
         self.power = checks.check_number("power", power)
         self.frequency = checks.check_count("frequency", frequency)
 
-    def __call__(self, step: int) -> tuple[bool, float]:
+    def formula(self, step: Any) -> tuple[Any, Any]:
         """Return whether the masks are chosen for `step`, and the sparsity there."""
-        done = min(max((step - self.begin_step) / (self.end_step - self.begin_step), 0.0), 1.0)
+        done = _progress(step - self.begin_step, self.end_step - self.begin_step)
         missing = (self.initial_sparsity - self.final_sparsity) * (1 - done) ** self.power
-        return _is_due(self, step) or step == self.end_step, self.final_sparsity + missing
+        return _is_due(self, step) | (step == self.end_step), self.final_sparsity + missing
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments to rebuild the schedule from."""
@@ -204,10 +229,18 @@ class PolynomialDecay(PruningSchedule):
         }
 
 
-def _is_due(schedule: Any, step: int) -> bool:
-    begun = step >= max(schedule.begin_step, 1)
-    ended = 0 <= schedule.end_step < step
-    return begun and not ended and (step - schedule.begin_step) % schedule.frequency == 0
+def _is_due(schedule: ConstantSparsity | PolynomialDecay, step: Any) -> Any:
+    due = (step >= max(schedule.begin_step, 1)) & (
+        (step - schedule.begin_step) % schedule.frequency == 0
+    )
+    return due if schedule.end_step < 0 else due & (step <= schedule.end_step)
+
+
+def _progress(steps: Any, whole: int) -> Any:
+    """Return which part of an interval is over, in [0, 1]; of a tensor in float32, as in tfmot."""
+    if isinstance(steps, tf.Tensor):
+        return tf.clip_by_value(tf.cast(steps, tf.float32) / whole, 0.0, 1.0)
+    return min(max(steps / whole, 0.0), 1.0)
 
 
 def _check_steps(begin_step: Any, end_step: Any, endless: bool) -> tuple[int, int]:

@@ -27,8 +27,9 @@ from hypothesis import strategies as st
 
 from keras_ntt import inspect_tflite
 from keras_ntt.litert.convert import convert
-from keras_ntt.litert.format import encoding, storage
+from keras_ntt.litert.format import encoding
 from keras_ntt.litert.format import flatbuffer as fb
+from keras_ntt.litert.format import storage as forms
 from keras_ntt.litert.format.rewrite import rewrite
 from keras_ntt.litert.format.weights import weights_of
 from keras_ntt.litert.inspect import stored_weights
@@ -66,10 +67,10 @@ def force(model, *, storage, int8=False, layout=None):
         dtype = "int8" if int8 else weight.array.dtype.name
         chosen = encoding.ROWS if storage == "direct" else layout
         if storage == "densify" and chosen is None:
-            chosen = storage.densified(weight, int8=False, reason="").layout
+            chosen = forms.densified(weight, int8=False, reason="").layout
         if storage == "dense":
             chosen = None
-        choice = storage.Choice(storage, dtype, chosen, 0, "forced")
+        choice = forms.Choice(storage, dtype, chosen, 0, "forced")
         choices[weight.subgraph, weight.tensor] = (weight, choice)
     assert choices
     return rewrite(model, choices)
@@ -79,7 +80,7 @@ def rounded_twin(model):
     """Return a dense model whose weights are what int8 makes of them."""
     twin = copy.deepcopy(model)
     for weight in weights_of(model):
-        values = storage.dequantize(*storage.quantize(weight.array, weight.axis), weight.axis)
+        values = forms.dequantize(*forms.quantize(weight.array, weight.axis), weight.axis)
         twin.subgraphs[0].tensors[weight.tensor].buffer = fb.add_buffer(twin, values)
     return twin
 

@@ -15,7 +15,15 @@ import keras_ntt
 
 FOLDER = ROOT / "benchmarks" / "soak"
 # Results of functions, whose constructors nobody else calls, and what has entries of its own name.
-RESULTS = {"EdgeAdvice", "ExportReport", "FileReport", "NTTLoss", "SparsityReport", "ExportError"}
+RESULTS = {
+    "EdgeAdvice",
+    "Prediction",
+    "ExportReport",
+    "FileReport",
+    "NTTLoss",
+    "SparsityReport",
+    "ExportError",
+}
 ABSTRACT = {"PruningPolicy", "PruningSchedule"}
 
 

@@ -26,12 +26,12 @@ from keras_ntt import (
 from keras_ntt.masks.policies import choose_weights
 from keras_ntt.saliency import NTKSAP, SynFlow
 from keras_ntt.saliency.names import SALIENCIES
-from keras_ntt.saliency.of_weights import magnitude
+from keras_ntt.saliency.of_weights import OfWeights, magnitude
 from keras_ntt.selection.allocations import Shares, erdos_renyi
 from keras_ntt.selection.choices import ALLOCATIONS
-from keras_ntt.selection.compiled_masks import MaskRule
+from keras_ntt.selection.compiled_masks import CompiledMasks
 from keras_ntt.selection.counts import counts_by_threshold, round_to_total
-from keras_ntt.selection.find_masks import recipe_of, subject_of
+from keras_ntt.selection.find_masks import Recipe, find_masks, recipe_of, subject_of
 from keras_ntt.selection.patterns import whole_filters
 
 LENET_300_100 = [(784, 300), (300, 100), (100, 10)]
@@ -327,7 +327,7 @@ def test_drawing_by_score_has_the_right_probabilities():
         recipe = recipe_of(
             model, model.weights, keras_ntt.saliency.as_saliency("magnitude"), randomize=True
         )
-        (mask,) = keras_ntt.selection.find_masks(subject, recipe, 0.75)
+        (mask,) = find_masks(subject, recipe, 0.75)
         assert mask.sum() == 1
         counts += mask
     wanted = trials * np.array([[0.1, 0.2], [0.3, 0.4]])
@@ -600,9 +600,11 @@ def test_generators_are_not_read_for_a_score():
 
 def test_one_threshold_leaves_every_weight_an_entry():
     weights = [tf.constant([5.0, 4.0, 3.0]), tf.constant([[0.1, 0.3], [0.2, 0.0]])]
-    rule = MaskRule((3, 4), magnitude, "global")
-    masks = [m.numpy().tolist() for m in rule.choose(weights, rule.counts(4 / 7))]
-    assert masks == [[True, True, False], [[False, True], [False, False]]]
-    original = MaskRule((3, 4), magnitude, "global", "original")
-    masks = [m.numpy().sum() for m in original.choose(weights, original.counts(4 / 7))]
-    assert masks[1] == 0
+
+    def masks_by(count_rule):
+        shares = Shares(("a", "b"), ((3,), (2, 2)), "global", count_rule)
+        rule = CompiledMasks(Recipe(OfWeights(magnitude), shares), lambda s: [shares.total(s)])
+        return [m.numpy().tolist() for m in rule.choose(weights, rule.counts(4 / 7))]
+
+    assert masks_by("nearest") == [[True, True, False], [[False, True], [False, False]]]
+    assert masks_by("original")[1] == [[False, False], [False, False]]

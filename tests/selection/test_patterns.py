@@ -106,8 +106,11 @@ def test_blocks_against_a_loop(seed, shape, block, pooling, sparsity):
     scores = np.abs(np.random.default_rng(seed).normal(size=shape)).astype("float32")
     (rows, columns), (height, width) = shape, block
     starts = [(r, c) for r in range(0, rows, height) for c in range(0, columns, width)]
+    # As in tfmot, windows are those of SAME padding: they begin before the first entry.
+    up, left = (-rows % height) // 2, (-columns % width) // 2
     pool = {"AVG": np.mean, "MAX": np.max}[pooling]
-    pooled = [pool(scores[r : r + height, c : c + width]) for r, c in starts]
+    windows = [(r - up, c - left) for r, c in starts]
+    pooled = [pool(scores[max(r, 0) : r + height, max(c, 0) : c + width]) for r, c in windows]
     best = np.argsort(pooled)[::-1][: int(keep_count_float32(len(starts), sparsity))]
     wanted = np.zeros(shape, bool)
     for r, c in (starts[i] for i in best):

@@ -1,22 +1,36 @@
-"""The first masks of a transfer, and the rule by which it chooses all others."""
+"""The first masks of a transfer, and how it chooses all others."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 
 from keras_ntt.saliency import NetworkSaliency
-from keras_ntt.saliency.of_weights import OfWeights, magnitude
+from keras_ntt.saliency.of_weights import OfWeights
 from keras_ntt.selection.allocations import Allocation, Shares
-from keras_ntt.selection.compiled_masks import MaskRule
+from keras_ntt.selection.compiled_masks import CompiledMasks
 from keras_ntt.selection.counts import round_to_total
 from keras_ntt.selection.find_masks import Recipe, find_masks, recipe_of, subject_of
 from keras_ntt.selection.named_patterns import check_fixed_sparsity
 from keras_ntt.selection.schedules import PruningSchedule, asked_for, decide
+
+
+class FirstMasks(NamedTuple):
+    """Where a transfer begins.
+
+    Attributes:
+        rule: How all masks are chosen that the recipe's own score does not.
+        sparsity: The fraction of zeros at the start; None if it begins dense.
+        masks: The first masks; None if they are left to the rule.
+    """
+
+    rule: CompiledMasks
+    sparsity: float | None
+    masks: list[np.ndarray] | None
 
 
 def initial_masks(
@@ -30,7 +44,7 @@ def initial_masks(
     pattern: Any,
     data: Any,
     seed: int,
-) -> tuple[MaskRule, float | None, list[np.ndarray] | None]:
+) -> FirstMasks:
     """Return how a transfer chooses its masks, the first sparsity and the first masks.
 
     A function of the weights chooses the first masks and every refresh. A score that looks at
@@ -48,8 +62,7 @@ def initial_masks(
         seed: Seed of random scores.
 
     Returns:
-        The rule; the fraction of zeros at the start, None if it begins dense; and the first
-        masks, None if they are left to the rule.
+        The `FirstMasks`.
 
     Raises:
         ValueError: If the score lacks data or cannot choose first masks, or the schedule asks for
@@ -63,7 +76,6 @@ def initial_masks(
     for asked in ([answer] if prune else []) + asked_for(schedule):
         _check_sparsity(recipe, asked)
     shares, own = recipe.shares, isinstance(saliency, OfWeights)
-    function = saliency.function if isinstance(saliency, OfWeights) else magnitude
     masks = None
     if not own or allocation == "plsr":
         saliency.check(data, "saliency_data")
@@ -83,16 +95,7 @@ def initial_masks(
         _check_sparsity(recipe, wanted)
         return counts(wanted)
 
-    rule = MaskRule(
-        tuple(shares.sizes),
-        function,
-        "global" if allocation == "global" else "layerwise",
-        count_rule,
-        checked,
-        recipe.pattern,
-        recipe.axes,
-    )
-    return rule, sparsity, masks
+    return FirstMasks(CompiledMasks(recipe, checked), sparsity, masks)
 
 
 def _check_sparsity(recipe: Recipe, sparsity: float) -> None:
@@ -104,7 +107,7 @@ def _check_sparsity(recipe: Recipe, sparsity: float) -> None:
 def _counts_of(
     shares: Shares, masks: Sequence[np.ndarray] | None, sparsity: float | None
 ) -> Callable[[float], list[int]]:
-    """Return how many entries a sparsity keeps, as `MaskRule.counts` gives it."""
+    """Return how many entries a sparsity keeps, as `CompiledMasks.counts` gives it."""
     if shares.allocation == "global":
         return lambda wanted: [shares.total(wanted)]
     if shares.allocation == "plsr":

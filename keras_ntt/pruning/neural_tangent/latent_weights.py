@@ -12,7 +12,7 @@ import tensorflow as tf
 from keras_ntt.core import host
 from keras_ntt.masks.names import names_by_id
 from keras_ntt.saliency.base import check_scores
-from keras_ntt.selection.compiled_masks import MaskRule
+from keras_ntt.selection.compiled_masks import CompiledMasks
 from keras_ntt.selection.named_patterns import warn_if_sparsity_missed
 
 
@@ -63,7 +63,7 @@ class LatentWeights(keras.layers.Layer):
         self,
         model: keras.Model,
         variables: Sequence[keras.Variable],
-        rule: MaskRule,
+        rule: CompiledMasks,
         sparsity: float | None,
         masks: Sequence[Any] | None = None,
     ):
@@ -78,14 +78,14 @@ class LatentWeights(keras.layers.Layer):
             masks = [tf.ones(v.shape, tf.bool) for v in values]
         else:
             weights = [tf.constant(v) for v in values]
-            check_scores(rule.saliency(weights), weights)
+            check_scores(rule.score(weights), weights)
             counts = rule.counts(sparsity)
             masks = rule.choose(weights, counts)
             found = [m.numpy() for m in masks]
             names = [v.path for v in variables]
-            if rule.allocation == "global":
+            if rule.by_threshold:
                 found, names = [np.concatenate([m.ravel() for m in found])], ["all weights"]
-            warn_if_sparsity_missed(rule.pattern, names, found, counts)
+            warn_if_sparsity_missed(rule.recipe.pattern, names, found, counts)
         self.density = state_of(self, "density", 1 - (sparsity or 0.0), "float64")
         self.sparsity = state_of(self, "sparsity", _sparsity_of(masks), "float32")
         self.latent = [
@@ -148,7 +148,7 @@ class LatentWeights(keras.layers.Layer):
         """Choose the masks anew from the latent kernels.
 
         Args:
-            counts: How many entries are kept, as `MaskRule.counts` gives it; negative numbers
+            counts: How many entries are kept, as `CompiledMasks.counts` gives it; negative numbers
                 leave the masks as they are.
             density: The density that the counts are for.
         """

@@ -15,9 +15,9 @@ from keras_ntt.masks.filters import Filters
 from keras_ntt.pruning.neural_tangent.adversarial import Attack
 from keras_ntt.pruning.neural_tangent.transfer import NeuralTangentTransfer
 from keras_ntt.saliency import NetworkSaliency
+from keras_ntt.saliency.base import Function
 from keras_ntt.saliency.names import as_saliency
 from keras_ntt.selection.allocations import Allocation
-from keras_ntt.selection.compiled_masks import Saliency
 
 
 def prune_neural_tangent(
@@ -31,7 +31,7 @@ def prune_neural_tangent(
     teacher: keras.Model | None = None,
     pruning_policy: Any = None,
     filters: Filters = None,
-    saliency: str | NetworkSaliency | Saliency = "magnitude",
+    saliency: str | NetworkSaliency | Function = "magnitude",
     saliency_data: Any = None,
     allocation: Allocation = "layerwise",
     count_rule: str = "nearest",

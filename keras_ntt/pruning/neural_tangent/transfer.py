@@ -24,9 +24,9 @@ from keras_ntt.pruning.neural_tangent.objective import Weighting
 from keras_ntt.pruning.neural_tangent.step import TransferStep
 from keras_ntt.pruning.neural_tangent.update import Update
 from keras_ntt.saliency import NetworkSaliency
+from keras_ntt.saliency.base import Function
 from keras_ntt.saliency.names import as_saliency
 from keras_ntt.selection.allocations import Allocation
-from keras_ntt.selection.compiled_masks import Saliency
 from keras_ntt.selection.schedules import as_schedule
 
 
@@ -115,7 +115,7 @@ class NeuralTangentTransfer(TransferStep):
         pruning_schedule: Any,
         pruning_policy: Any = None,
         filters: Filters = None,
-        saliency: str | NetworkSaliency | Saliency = "magnitude",
+        saliency: str | NetworkSaliency | Function = "magnitude",
         saliency_data: Any = None,
         allocation: Allocation = "layerwise",
         count_rule: str = "nearest",
@@ -145,7 +145,7 @@ class NeuralTangentTransfer(TransferStep):
         if seed is None:
             seed = int(replicas.agreed(np.random.randint(2**31)))
         seed = checks.check_seed(seed)
-        rule, first, masks = initial_masks(
+        first = initial_masks(
             student,
             choice.weights,
             as_saliency(saliency),
@@ -165,7 +165,7 @@ class NeuralTangentTransfer(TransferStep):
         self.adversarial = adversarial
         self._parts = 1
         self._running = False
-        self._weights = LatentWeights(student, choice.weights, rule, first, masks)
+        self._weights = LatentWeights(student, choice.weights, *first)
         self._seed = state_of(self, "seed", seed, "int64")
         self._step = state_of(self, "step", 0, "int64")
         self._order = tf.Variable([0, 0], dtype=tf.int64, trainable=False)

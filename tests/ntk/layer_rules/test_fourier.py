@@ -196,7 +196,7 @@ def test_without_onednn_xla_alone_takes_it(taken, monkeypatch):
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the setting is for x86")
 @pytest.mark.parametrize(("setting", "found"), [("0", "False"), ("1", "True")])
 def test_onednn_is_seen(setting, found):
-    program = "import keras_ntt._host as host; print(host.has_onednn())"
+    program = "from keras_ntt.core import host; print(host.has_onednn())"
     done = subprocess.run(
         [sys.executable, "-c", program],
         env={**os.environ, "TF_ENABLE_ONEDNN_OPTS": setting},
