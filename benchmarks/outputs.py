@@ -65,7 +65,7 @@ def measure(settings: dict[str, Any], x: np.ndarray, unseen: np.ndarray) -> dict
         verbose=0,
         callbacks=[seconds],
     )
-    loss = keras_ntt.ntt_loss(student, teacher, unseen, density=1 - SPARSITY, wrt="kept")
+    loss = keras_ntt.ntt_loss(student, teacher, unseen, sparsity=SPARSITY, wrt="kept")
     return {
         "median_seconds": statistics.median(seconds.each[5:]),
         "ntk_distance": float(loss.ntk_distance),
@@ -121,7 +121,7 @@ def untransferred(unseen: np.ndarray) -> dict[str, float]:
     sparse = keras_ntt.prune_at_init(
         build(CASE), sparsity=SPARSITY, saliency="magnitude", allocation="layerwise"
     )
-    loss = keras_ntt.ntt_loss(sparse, build(CASE), unseen, density=1 - SPARSITY, wrt="kept")
+    loss = keras_ntt.ntt_loss(sparse, build(CASE), unseen, sparsity=SPARSITY, wrt="kept")
     return {
         "ntk_distance": float(loss.ntk_distance),
         "output_distance": float(loss.output_distance),

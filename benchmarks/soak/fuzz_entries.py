@@ -116,7 +116,7 @@ entry(keras_ntt.ntt_loss, weight=1.5)(
     student=model(),
     teacher=Argument(lambda rng, world: mlp("teacher"), bad_model),
     x=INPUTS,
-    density=of(0.5, 1, np.float32(0.1)),
+    sparsity=of(0.5, 0, np.float32(0.9)),
     seed=SEED,
     masks=Argument(lambda rng, world: None, bad_masks),
     **chosen("ntk_weight", "l2", "wrt", "outputs", "output_projections"),

@@ -397,3 +397,10 @@ def initializer_of(layer: Any, variable: Any) -> Any | None:
         if found is not None:
             return found
     return None
+
+
+class CompleteModel(keras.Model):
+    """A model whose parts are all built: before its first step Keras has nothing to find out."""
+
+    def _maybe_symbolic_build(self, *args: Any, **kwargs: Any) -> None:
+        """Build nothing: Keras would take a symbolic batch, of parts of equal size, for it."""

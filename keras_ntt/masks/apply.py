@@ -34,6 +34,11 @@ def apply_masks(model: keras.Model, masks: MaskDict) -> keras.Model:
         ValueError: If the masks do not fit the model.
     """
     checks.check_model(model)
+    return hold_masks(model, masks)
+
+
+def hold_masks(model: keras.Model, masks: MaskDict) -> keras.Model:
+    """Do what `apply_masks` does to a model whose weights have been checked already."""
     attached = False
     for variable, mask in masks_by_variable(model, masks).values():
         held = variable.constraint

@@ -11,7 +11,7 @@ import numpy as np
 from keras_ntt.core import checks
 from keras_ntt.core.checks import check_sparsity
 from keras_ntt.core.copies import copy_of
-from keras_ntt.masks.apply import apply_masks, check_no_masks
+from keras_ntt.masks.apply import check_no_masks, hold_masks
 from keras_ntt.masks.filters import Filters
 from keras_ntt.masks.policies import choose_weights
 from keras_ntt.saliency import NetworkSaliency
@@ -162,7 +162,7 @@ def prune_at_init(
     after_round = _progress(recipe.rounds, verbose)
     masks = find_masks(subject, recipe, sparsity, after_round=after_round)
     copy = copy_of(model, next(subject.batches())[0] if subject.data is not None else None)
-    return apply_masks(copy, dict(zip(paths_of(model, variables), masks, strict=True)))
+    return hold_masks(copy, dict(zip(paths_of(model, variables), masks, strict=True)))
 
 
 def _progress(rounds: int, verbose: Any) -> Callable[[int], None]:

@@ -161,7 +161,7 @@ class TrainingDynamics(keras.callbacks.Callback):
             raise ValueError(
                 "TrainingDynamics watches ordinary training. A transfer has the distance of its "
                 "own kernels in the logs, as ntk_distance: leave the callback out, or call "
-                "ntk_distance and ntk_alignment of keras_ntt.dynamics on kernels of the student. "
+                "ntk_distance and ntk_alignment of keras_ntt on kernels of the student. "
                 f"Received: callbacks with TrainingDynamics for model={self.model.name!r}"
             )
         check_shapes(self.model, self._dense)

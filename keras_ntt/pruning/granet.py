@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from keras_ntt.core import checks
 from keras_ntt.core.checks import check_sparsity
-from keras_ntt.masks.apply import apply_masks, get_masks
+from keras_ntt.masks.apply import get_masks, hold_masks
 from keras_ntt.masks.filters import Filters, check_filters
 from keras_ntt.masks.policies import check_policy, choose_weights
 from keras_ntt.saliency.data import Batches
@@ -139,7 +139,7 @@ class GraNet(keras.callbacks.Callback):
             path: held.get(path, self._first_mask(v))
             for path, v in zip(self._paths, self._variables, strict=True)
         }
-        apply_masks(self.model, masks)
+        hold_masks(self.model, masks)
         self._last = self._step
         if self._step == self.begin_step:
             self._update(lambda: first)
@@ -196,7 +196,7 @@ class GraNet(keras.callbacks.Callback):
         size = sum(m.size for m in old)
         total = min(keep_count(size, self.sparsity_at(step)), sum(int(m.sum()) for m in old))
         masks = exchange(values, old, gradients, total=total, fraction=self.regrow_at(step))
-        apply_masks(self.model, dict(zip(self._paths, masks, strict=True)))
+        hold_masks(self.model, dict(zip(self._paths, masks, strict=True)))
 
     def _dense_gradient(self) -> list[np.ndarray]:
         """Return the gradient of the loss by all entries, on the next batch."""

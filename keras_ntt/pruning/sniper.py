@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from keras_ntt.core import checks, host
-from keras_ntt.masks.apply import apply_masks, check_no_masks
+from keras_ntt.masks.apply import check_no_masks, hold_masks
 from keras_ntt.masks.filters import Filters, check_filters
 from keras_ntt.masks.policies import check_policy, choose_weights
 from keras_ntt.saliency import NetworkSaliency
@@ -123,7 +123,7 @@ class SNIPER(keras.callbacks.Callback):
         if all(np.array_equal(a, b) for a, b in zip(masks, self._kept, strict=True)):
             return
         values = [keras.ops.convert_to_numpy(v) for v in self._variables]
-        apply_masks(self.model, dict(zip(self._paths, masks, strict=True)))
+        hold_masks(self.model, dict(zip(self._paths, masks, strict=True)))
         for variable, value, initial, old, new in zip(
             self._variables, values, self._initial, self._kept, masks, strict=True
         ):

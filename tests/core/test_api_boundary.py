@@ -507,7 +507,7 @@ def test_data_that_do_not_end():
 def test_inputs_without_arrays(x):
     model = WithUnused()
     model(samples())
-    for call in (keras_ntt.empirical_ntk, lambda m, x: keras_ntt.ntt_loss(m, m, x, density=0.5)):
+    for call in (keras_ntt.empirical_ntk, lambda m, x: keras_ntt.ntt_loss(m, m, x, sparsity=0.5)):
         with refused(ValueError, "x1? hold no arrays.*Received", model):
             call(model, x)
 
@@ -537,7 +537,7 @@ def test_bounds_that_are_none(bounds):
 def test_a_whole_number_of_projections_may_be_a_float():
     pair, x = (small(), small()), samples()
     first, second = (
-        keras_ntt.ntt_loss(*pair, x, density=0.5, output_projections=k) for k in (2, 2.0)
+        keras_ntt.ntt_loss(*pair, x, sparsity=0.5, output_projections=k) for k in (2, 2.0)
     )
     assert float(first.total) == float(second.total)
 
@@ -560,7 +560,7 @@ def test_a_teacher_that_takes_other_inputs():
         [keras.Input((4, 4, 1)), layers.Conv2D(2, 3), layers.Flatten(), layers.Dense(3)]
     )
     with pytest.raises(ValueError, match=r"x do not have the shape.*\('batch', 4, 4, 1\)"):
-        keras_ntt.ntt_loss(student, teacher, samples(), density=0.5)
+        keras_ntt.ntt_loss(student, teacher, samples(), sparsity=0.5)
 
 
 def test_an_allocation_that_is_a_variable():

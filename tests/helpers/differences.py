@@ -13,4 +13,4 @@ def error(found, expected):
 
 
 def loss_of(student, teacher, x, **options):
-    return keras_ntt.ntt_loss(student, teacher, x, density=0.5, ntk_weight=0.3, l2=1e-2, **options)
+    return keras_ntt.ntt_loss(student, teacher, x, sparsity=0.5, ntk_weight=0.3, l2=1e-2, **options)

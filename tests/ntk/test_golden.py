@@ -102,7 +102,7 @@ def test_loss_and_gradient(golden):
             student,
             teacher,
             golden["inputs"][0],
-            density=float(golden["density"]),
+            sparsity=1 - float(golden["density"]),
             masks=first_masks(golden, student),
             **settings(golden),
         )

@@ -36,8 +36,8 @@ from keras_ntt import (
 
 ENTRY_POINTS = {
     "empirical_ntk": lambda m, p: empirical_ntk(m, samples()),
-    "ntt_loss student": lambda m, p: ntt_loss(m, small(), samples(), density=0.5),
-    "ntt_loss teacher": lambda m, p: ntt_loss(small(), m, samples(), density=0.5),
+    "ntt_loss student": lambda m, p: ntt_loss(m, small(), samples(), sparsity=0.5),
+    "ntt_loss teacher": lambda m, p: ntt_loss(small(), m, samples(), sparsity=0.5),
     "transfer": lambda m, p: NeuralTangentTransfer(m, pruning_schedule=0.5),
     "transfer teacher": lambda m, p: NeuralTangentTransfer(small(), m, pruning_schedule=0.5),
     "prune": lambda m, p: prune_neural_tangent(m, samples(), sparsity=0.5, epochs=1),
@@ -188,7 +188,7 @@ def test_a_model_without_prunable_weights(name, tmp_path):
     teacher = no_kernels() if "loss" in name else None
     with refused(ValueError, "nothing to prune.*get_prunable_weights.*gamma", model):
         if teacher is not None:
-            ntt_loss(model, teacher, samples(), density=0.5)
+            ntt_loss(model, teacher, samples(), sparsity=0.5)
         else:
             ENTRY_POINTS[name](model, tmp_path)
 
@@ -196,7 +196,7 @@ def test_a_model_without_prunable_weights(name, tmp_path):
 # --- pairs of models -------------------------------------------------------------------------
 
 PAIRS = {
-    "ntt_loss": lambda s, t: ntt_loss(s, t, samples(), density=0.5),
+    "ntt_loss": lambda s, t: ntt_loss(s, t, samples(), sparsity=0.5),
     "transfer": lambda s, t: NeuralTangentTransfer(s, t, pruning_schedule=0.5),
     "prune": lambda s, t: prune_neural_tangent(s, samples(), sparsity=0.5, epochs=1, teacher=t),
 }
@@ -223,7 +223,7 @@ def test_outputs_of_a_subclass_that_differ(which):
     other = small(outputs=2)
     pair = (own, other) if which == "student" else (other, own)
     with refused(ValueError, r"outputs of the same shape.*Received", *pair):
-        ntt_loss(*pair, samples(), density=0.5)
+        ntt_loss(*pair, samples(), sparsity=0.5)
     with refused(ValueError, r"outputs of the same shape.*Received", *pair):
         ready(*pair).fit(samples(), verbose=0)
 
@@ -232,7 +232,7 @@ def test_outputs_of_a_subclass_that_would_broadcast():
     own, other = Own(), small(outputs=1)
     own(samples())
     with refused(ValueError, r"outputs of the same shape.*Received", own, other):
-        ntt_loss(own, other, samples(), density=0.5)
+        ntt_loss(own, other, samples(), sparsity=0.5)
 
 
 def test_a_student_that_is_its_teacher():
@@ -287,13 +287,33 @@ def test_a_sparsity_may_be_any_number(sparsity):
     assert NTTSchedule(sparsity)(0) == (True, float(sparsity))
 
 
+@pytest.mark.parametrize("value", [-0.5, 1, 1.5, float("nan"), float("inf"), True, "0.5"], ids=repr)
+def test_rejects_sparsities_of_the_loss_outside_their_range(value):
+    pair = small(), small()
+    with refused(ValueError, r"sparsity is.*in \[0, 1\).*Received: sparsity=", *pair):
+        ntt_loss(*pair, samples(), sparsity=value)
+
+
 @pytest.mark.parametrize(
-    "density", [0, -0.5, 1.5, float("nan"), float("inf"), True, "0.5", None], ids=repr
+    "density", [0, -0.5, 1.5, float("nan"), float("inf"), True, "0.5"], ids=repr
 )
-def test_a_density_that_is_none(density):
+def test_rejects_densities_outside_their_range(density):
     pair = small(), small()
     with refused(ValueError, r"density is.*in \(0, 1\].*Received: density=", *pair):
         ntt_loss(*pair, samples(), density=density)
+
+
+@pytest.mark.parametrize("both", [{}, {"sparsity": 0.5, "density": 0.5}], ids=["none", "both"])
+def test_the_loss_needs_a_sparsity_by_one_name(both):
+    with pytest.raises(TypeError, match=r"needs sparsity.*Received: sparsity="):
+        ntt_loss(small(), small(), samples(), **both)
+
+
+def test_the_former_name_of_the_sparsity_works_and_warns():
+    pair = small(), small()
+    with pytest.warns(DeprecationWarning, match=r"pass sparsity.*Received: density=0.25"):
+        found = ntt_loss(*pair, samples(), density=0.25)
+    assert found == ntt_loss(*pair, samples(), sparsity=0.75)
 
 
 @pytest.mark.parametrize("frequency", [0, -1, 1.5, True, float("nan"), "often", [1]], ids=repr)
@@ -356,7 +376,7 @@ def test_a_weight_of_the_objective_that_is_none(name, option, value):
     match = f"{option} must be a finite number of at least 0.*Received: {option}="
     with refused(ValueError, match, model, teacher):
         if name == "loss":
-            ntt_loss(model, teacher, samples(), density=0.5, **{option: value})
+            ntt_loss(model, teacher, samples(), sparsity=0.5, **{option: value})
         elif name == "transfer":
             NeuralTangentTransfer(model, pruning_schedule=0.5, **{option: value})
         else:
@@ -384,7 +404,7 @@ def test_a_choice_that_is_none(option, name, value):
         if name == "ntk":
             empirical_ntk(model, samples(), **{option: value})
         elif name == "loss":
-            ntt_loss(model, teacher, samples(), density=0.5, **{option: value})
+            ntt_loss(model, teacher, samples(), sparsity=0.5, **{option: value})
         else:
             NeuralTangentTransfer(model, pruning_schedule=0.5, **{option: value})
 
@@ -497,7 +517,7 @@ ON_ARRAYS = {
     "ntk x1": lambda m, x: empirical_ntk(m, x),
     "ntk x2": lambda m, x: empirical_ntk(m, samples(), x),
     "ntk jacobian": lambda m, x: empirical_ntk(m, x, implementation="jacobian"),
-    "loss": lambda m, x: ntt_loss(m, small(), x, density=0.5),
+    "loss": lambda m, x: ntt_loss(m, small(), x, sparsity=0.5),
     "fit": lambda m, x: ready(m).fit(x, verbose=0),
     "validation": lambda m, x: ready(m).fit(samples(), validation_data=x, verbose=0),
     "prune": lambda m, x: prune_neural_tangent(m, x, sparsity=0.5, epochs=1, verbose=0),
@@ -834,7 +854,7 @@ def test_a_mask_that_does_not_fit(kind, held):
     for key, value in get_masks(model).items():
         np.testing.assert_array_equal(value, before[key])
     with refused(ValueError, match, model):
-        ntt_loss(model, small(), samples(), density=0.5, masks={first: mask})
+        ntt_loss(model, small(), samples(), sparsity=0.5, masks={first: mask})
 
 
 @pytest.mark.parametrize("key", ["no such weight", "kernel", "", 3, None, ("a",)], ids=repr)
@@ -844,7 +864,7 @@ def test_a_mask_of_an_unknown_weight(key):
     with refused(ValueError, "masks are for other weights.*Received: masks for", model):
         apply_masks(model, masks)
     with refused(ValueError, "masks are for other weights.*Received: masks for", model):
-        ntt_loss(model, small(), samples(), density=0.5, masks=masks)
+        ntt_loss(model, small(), samples(), sparsity=0.5, masks=masks)
 
 
 @pytest.mark.parametrize("masks", [None, [np.ones((6, 4))], "masks", 3], ids=str)

@@ -9,11 +9,14 @@ from typing import Any
 import click
 
 from keras_ntt.cli import options, printing
+from keras_ntt.cli.command import Command
 from keras_ntt.cli.methods import DEFAULT, METHODS
 from keras_ntt.selection.choices import ALLOCATIONS
 
 
-@click.command("compare", short_help="Compare the methods on a model and labelled data.")
+@click.command(
+    "compare", cls=Command, short_help="Compare the methods on a model and labelled data."
+)
 @click.argument("model", type=options.PATH)
 @click.option(
     "--data",

@@ -8,9 +8,12 @@ import pathlib
 import click
 
 from keras_ntt.cli import options, printing
+from keras_ntt.cli.command import Command
 
 
-@click.command("demo", short_help="Prune, train, compare and export a network on real data.")
+@click.command(
+    "demo", cls=Command, short_help="Prune, train, compare and export a network on real data."
+)
 @click.option(
     "--output",
     "-o",

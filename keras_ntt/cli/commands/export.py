@@ -8,9 +8,10 @@ from typing import Any
 import click
 
 from keras_ntt.cli import data, options, printing
+from keras_ntt.cli.command import Command
 
 
-@click.command("export", short_help="Write a LiteRT file, small or fast by its zeros.")
+@click.command("export", cls=Command, short_help="Write a LiteRT file, small or fast by its zeros.")
 @click.argument("model", type=options.PATH)
 @click.argument("path", type=options.PATH)
 @click.option(

@@ -7,9 +7,10 @@ import pathlib
 import click
 
 from keras_ntt.cli import options, printing
+from keras_ntt.cli.command import Command
 
 
-@click.command("inspect", short_help="Say what is sparse in a LiteRT file.")
+@click.command("inspect", cls=Command, short_help="Say what is sparse in a LiteRT file.")
 @click.argument("path", type=options.PATH)
 @options.as_json
 def command(path: pathlib.Path, as_json: bool) -> int:

@@ -8,12 +8,14 @@ from typing import Any
 import click
 
 from keras_ntt.cli import options, printing
+from keras_ntt.cli.command import Command
 from keras_ntt.cli.methods import LABEL_FREE, ON_INPUTS
 from keras_ntt.selection.choices import ALLOCATIONS
 
 
 @click.command(
     "prune",
+    cls=Command,
     short_help="Find a sparse network in a dense one, without labels.",
     epilog="The zeros of the written model are exact. To train it on from Python, call "
     "keras_ntt.restore_masks(model) after loading it, or they will not last.",

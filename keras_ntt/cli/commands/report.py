@@ -7,9 +7,10 @@ import pathlib
 import click
 
 from keras_ntt.cli import data, options, printing
+from keras_ntt.cli.command import Command
 
 
-@click.command("report", short_help="Count the zeros of a Keras model.")
+@click.command("report", cls=Command, short_help="Count the zeros of a Keras model.")
 @click.argument("model", type=options.PATH)
 @options.as_json
 def command(model: pathlib.Path, as_json: bool) -> int:

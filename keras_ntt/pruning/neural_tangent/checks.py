@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -86,4 +87,20 @@ def check_callbacks(callbacks: Any) -> None:
                 "UpdatePruningStep out, nothing here needs it, or take the one of keras_ntt. "
                 f"Received: {type(callback).__module__}.{type(callback).__name__}",
                 stacklevel=3,
+            )
+
+
+def check_fit_options(options: Mapping[str, Any]) -> None:
+    """Raise a ValueError at options of `keras.Model.fit` that have no meaning without labels."""
+    if options.get("validation_split"):
+        raise ValueError(
+            "validation_split is not supported: split the inputs and pass validation_data. "
+            f"Received: validation_split={options['validation_split']!r}"
+        )
+    for argument in ("sample_weight", "class_weight"):
+        if options.get(argument) is not None:
+            raise ValueError(
+                f"{argument} is not supported: the objective compares the samples of a batch "
+                "in pairs, without labels, and all count alike. "
+                f"Received: {argument} of type {type(options[argument]).__name__}"
             )

@@ -1,4 +1,4 @@
-"""The schedule's decisions, taken in Python ahead of compiled steps."""
+"""Query a Python schedule before each compiled execution, and begin and end runs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from keras_ntt.core import host
+from keras_ntt.pruning.neural_tangent.update import check_scale
 from keras_ntt.selection.compiled_schedule import warn_if_idle
 from keras_ntt.selection.schedules import PruningSchedule, decide
 
@@ -70,39 +71,42 @@ class RunLifecycle(keras.callbacks.Callback):
     """Begins and ends a transfer where fit does, after callbacks that restore its state.
 
     Args:
+        state: The state of the transfer.
         plan: The plan to tell the last step, as soon as the length of an epoch is known.
         first_epoch: The epoch to begin with, unless a state that is restored says another.
     """
 
-    def __init__(self, plan: Any, first_epoch: int = 0):
+    def __init__(self, state: Any, plan: Any, first_epoch: int = 0):
         super().__init__()
+        self._state = state
         self._plan = plan
         self._given_epoch = first_epoch
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Begin: after `keras.callbacks.BackupAndRestore`, at the step that it restored."""
-        self._first = self.model.step
+        self._first = self._state.steps_taken
         self._first_epoch = host.initial_epoch(self.model) or self._given_epoch
         steps = self.params.get("steps")
         self._tell(steps)
         if self._first == 0 and steps is not None:
             self._plan.warn(0, (self.params["epochs"] - self._first_epoch) * steps)
-        self.model.begin()
+        self._state.begin()
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Fix the order of the samples, before Keras asks for the first."""
-        self.model.begin_epoch()
+        check_scale(self.model.optimizer)
+        self._state.begin_epoch()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Learn the length of an epoch of data that could not tell it beforehand."""
-        if self.model.step == self._first:
+        if self._state.steps_taken == self._first:
             raise ValueError("inputs hold no batches. Received: data that ended at once")
         if self.params.get("steps") is None and epoch == self._first_epoch:
-            self._tell(self.model.step - self._first)
+            self._tell(self._state.steps_taken - self._first)
 
     def on_train_end(self, logs: Any = None) -> None:
         """End."""
-        self.model.finish()
+        self._state.finish()
 
     def _tell(self, steps: int | None) -> None:
         epochs = self.params["epochs"] - self._first_epoch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,7 +23,8 @@ def ntt_loss(
     teacher: keras.Model,
     x: Any,
     *,
-    density: float,
+    sparsity: float | None = None,
+    density: float | None = None,
     ntk_weight: float = 1e-3,
     l2: float = 1e-5,
     wrt: str = "all",
@@ -41,7 +43,9 @@ def ntt_loss(
         teacher: A built model with outputs of the same shape.
         x: Inputs ``[n, ...]``, of which the tangent kernel is taken between the first and the
             second half.
-        density: Fraction of the prunable weights that are kept, in (0, 1]; it divides `l2`.
+        sparsity: Fraction of zeros in the prunable weights, in [0, 1); ``1 - sparsity`` divides
+            `l2`.
+        density: The former name of ``1 - sparsity``, in (0, 1]. Pass `sparsity` instead.
         ntk_weight: Weight of the kernel distance.
         l2: Weight of the sum of squares of the pruned kernels (biases have none).
         wrt: ``"all"`` differentiates by every entry of the weights at the masked point, as the
@@ -60,7 +64,7 @@ def ntt_loss(
         The `NTTLoss`: total, ntk_distance, output_distance, l2.
 
     Raises:
-        TypeError: If a model is not a Keras 3 model.
+        TypeError: If a model is not a Keras 3 model, or `sparsity` is missing.
         ValueError: If models, inputs or settings do not fit.
 
     Examples:
@@ -74,7 +78,7 @@ def ntt_loss(
         ...     model.set_weights([np.array([[1.0], [2.0]])])
         >>> sparse = apply_masks(sparse, {sparse.weights[0].path: np.array([[True], [False]])})
         >>> x = np.array([[1.0, 1.0], [1.0, 3.0]])  # kernels of 1 * 1 + 1 * 3 and of 1 * 1
-        >>> loss = ntt_loss(sparse, dense, x, density=0.5, wrt="kept")
+        >>> loss = ntt_loss(sparse, dense, x, sparsity=0.5, wrt="kept")
         >>> float(loss.ntk_distance), float(loss.output_distance), float(loss.l2)
         (9.0, 20.0, 1.0)
     """
@@ -86,7 +90,7 @@ def ntt_loss(
     check(x, student, "x")
     input_checks.check_structure(x, teacher, "x")
     weighting = Weighting(ntk_weight, l2, wrt, outputs, output_projections)
-    check_density(density)
+    density = _density_of(sparsity, density)
     seed = checks.check_seed(seed)
     choice = {id(v): v for v in choose_weights(student).weights}
     if masks is None:
@@ -115,10 +119,24 @@ def ntt_loss(
     return objective(pair, x)
 
 
-def check_density(density: Any) -> None:
-    """Raise a ValueError unless a density is in (0, 1]."""
+def _density_of(sparsity: Any, density: Any) -> float:
+    """Return the fraction that is kept, checked, from the argument or from its former name."""
+    if (sparsity is None) == (density is None):
+        raise TypeError(
+            "ntt_loss needs sparsity, the fraction of zeros, and not density beside it. "
+            f"Received: sparsity={sparsity!r}, density={density!r}"
+        )
+    if density is None:
+        return 1 - checks.check_sparsity(sparsity)
     if not checks.is_number(density) or not 0 < density <= 1:
         raise ValueError(
             "density is the fraction of weights that are kept, 1 - sparsity, and must be a number "
             f"in (0, 1]. Received: density={density!r}"
         )
+    warnings.warn(
+        "ntt_loss(density=) is deprecated: pass sparsity, which is 1 - density. "
+        f"Received: density={density!r}",
+        DeprecationWarning,
+        stacklevel=3,
+    )
+    return float(density)

@@ -1,4 +1,4 @@
-"""Whole jobs in one call."""
+"""Neural Tangent Transfer in one call (Liu & Zenke, ICML 2020)."""
 
 from __future__ import annotations
 
@@ -11,13 +11,10 @@ import tensorflow as tf
 from keras_ntt.core import checks, input_checks
 from keras_ntt.core.copies import copy_of
 from keras_ntt.core.inputs import is_generator
-from keras_ntt.masks.filters import Filters
-from keras_ntt.pruning.neural_tangent.adversarial import Attack
 from keras_ntt.pruning.neural_tangent.transfer import NeuralTangentTransfer
 from keras_ntt.saliency import NetworkSaliency
 from keras_ntt.saliency.base import Function
 from keras_ntt.saliency.names import as_saliency
-from keras_ntt.selection.allocations import Allocation
 
 
 def prune_neural_tangent(
@@ -29,24 +26,12 @@ def prune_neural_tangent(
     batch_size: int = 64,
     optimizer: Any = None,
     teacher: keras.Model | None = None,
-    pruning_policy: Any = None,
-    filters: Filters = None,
     saliency: str | NetworkSaliency | Function = "magnitude",
     saliency_data: Any = None,
-    allocation: Allocation = "layerwise",
-    count_rule: str = "nearest",
-    pattern: Any = None,
-    ntk_weight: float = 1e-3,
-    l2: float = 1e-5,
-    wrt: str = "all",
-    outputs: str = "full",
-    output_projections: int | None = None,
-    memory_limit: int | None = None,
-    adversarial: Attack | None = None,
-    seed: int | None = None,
     steps_per_epoch: int | None = None,
     callbacks: Any = None,
     verbose: Any = "auto",
+    **settings: Any,
 ) -> keras.Model:
     """Prune a model before training, without labels, by Neural Tangent Transfer.
 
@@ -59,27 +44,17 @@ def prune_neural_tangent(
         batch_size: Samples a batch, for arrays.
         optimizer: None is ``keras.optimizers.Adam(5e-4)``, as in the published demos.
         teacher: A dense model to be matched instead, see `NeuralTangentTransfer`.
-        pruning_policy: See `NeuralTangentTransfer`.
-        filters: Which layers to prune: a regular expression, a list of them, or a callable.
         saliency: The score by which masks are chosen, see `NeuralTangentTransfer`.
         saliency_data: Samples for a score that looks at some. None takes `inputs`, if they can be
             read more than once, which a generator cannot; of a ``tf.data.Dataset`` the
             `steps_per_epoch` first batches, if that is given.
-        allocation: How the sparsity is shared out, see `NeuralTangentTransfer`.
-        count_rule: ``"nearest"`` or ``"original"``.
-        pattern: ``"2:4"``, blocks or whole filters, see `NeuralTangentTransfer`.
-        ntk_weight: Weight of the kernel distance.
-        l2: Weight of the sum of squares of the kernels, divided by the density.
-        wrt: ``"all"`` or ``"kept"``, see `keras_ntt.ntt_loss`.
-        outputs: ``"full"`` or ``"trace"``, see `keras_ntt.ntt_loss`.
-        output_projections: Number of random combinations of the outputs that stand for all, for
-            models with many outputs.
-        memory_limit: Bytes that a step may take, see `NeuralTangentTransfer`.
-        adversarial: An attack on the inputs of each step, see `NeuralTangentTransfer`.
-        seed: Seed of all that is random, see `NeuralTangentTransfer`.
         steps_per_epoch: As in `keras.Model.fit`.
         callbacks: As in `keras.Model.fit`.
         verbose: As in `keras.Model.fit`.
+        **settings: Further settings of `NeuralTangentTransfer`, which describes them:
+            ``pruning_policy``, ``filters``, ``allocation``, ``count_rule``, ``pattern``,
+            ``ntk_weight``, ``l2``, ``wrt``, ``outputs``, ``output_projections``,
+            ``memory_limit``, ``adversarial`` and ``seed``.
 
     Returns:
         A sparse copy of the model, which keeps its zeros in the training that follows.
@@ -102,7 +77,7 @@ def prune_neural_tangent(
         >>> sparsity_report(sparse).sparsity
         0.8
     """
-    checks.check_model(model)
+    checks.check_built(model)
     score = as_saliency(saliency)
     if saliency_data is None:
         saliency_data = _readable_again(inputs, steps_per_epoch)
@@ -118,21 +93,9 @@ def prune_neural_tangent(
         student,
         teacher,
         pruning_schedule=sparsity,
-        pruning_policy=pruning_policy,
-        filters=filters,
         saliency=score,
         saliency_data=saliency_data,
-        allocation=allocation,
-        count_rule=count_rule,
-        pattern=pattern,
-        ntk_weight=ntk_weight,
-        l2=l2,
-        wrt=wrt,
-        outputs=outputs,
-        output_projections=output_projections,
-        memory_limit=memory_limit,
-        adversarial=adversarial,
-        seed=seed,
+        **settings,
     )
     transfer.compile(keras.optimizers.Adam(5e-4) if optimizer is None else optimizer)
     transfer.fit(

@@ -9,20 +9,19 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ntt.core import checks, host, input_checks, inputs
-from keras_ntt.core.network import unroll
 from keras_ntt.masks.apply import check_no_masks
 from keras_ntt.masks.filters import Filters
 from keras_ntt.masks.policies import choose_weights
 from keras_ntt.pruning.neural_tangent import replicas
 from keras_ntt.pruning.neural_tangent.adversarial import Attack, check_attack
-from keras_ntt.pruning.neural_tangent.checks import check_callbacks, check_pair
+from keras_ntt.pruning.neural_tangent.checks import check_callbacks, check_fit_options, check_pair
 from keras_ntt.pruning.neural_tangent.first_masks import initial_masks
-from keras_ntt.pruning.neural_tangent.latent_weights import LatentWeights, state_of
 from keras_ntt.pruning.neural_tangent.lookahead import Plan, RunLifecycle
 from keras_ntt.pruning.neural_tangent.memory import parts_within, step_memory
-from keras_ntt.pruning.neural_tangent.objective import Weighting
-from keras_ntt.pruning.neural_tangent.step import TransferStep
-from keras_ntt.pruning.neural_tangent.update import Update
+from keras_ntt.pruning.neural_tangent.objective import NTTLoss, Weighting
+from keras_ntt.pruning.neural_tangent.state import TransferState
+from keras_ntt.pruning.neural_tangent.step import evaluation_step, training_step
+from keras_ntt.pruning.neural_tangent.update import watched
 from keras_ntt.saliency import NetworkSaliency
 from keras_ntt.saliency.base import Function
 from keras_ntt.saliency.names import as_saliency
@@ -30,7 +29,7 @@ from keras_ntt.selection.allocations import Allocation
 from keras_ntt.selection.schedules import as_schedule
 
 
-class NeuralTangentTransfer(TransferStep):
+class NeuralTangentTransfer(host.CompleteModel):
     """Trains a sparse student to have a dense teacher's outputs and tangent kernel.
 
     No labels are used: a data set that yields ``(x, y)`` has its y ignored. The student starts
@@ -107,6 +106,8 @@ class NeuralTangentTransfer(TransferStep):
         [4]
     """
 
+    train_function: Any
+
     def __init__(
         self,
         student: keras.Model,
@@ -164,25 +165,12 @@ class NeuralTangentTransfer(TransferStep):
         self.memory_limit = memory_limit
         self.adversarial = adversarial
         self._parts = 1
-        self._running = False
-        self._weights = LatentWeights(student, choice.weights, *first)
-        self._seed = state_of(self, "seed", seed, "int64")
-        self._step = state_of(self, "step", 0, "int64")
-        self._order = tf.Variable([0, 0], dtype=tf.int64, trainable=False)
-        self._first_state = []
-        if teacher is None:
-            self._first_state = [
-                state_of(self, f"teacher_{i}", keras.ops.convert_to_numpy(v), v.dtype)
-                for i, v in enumerate(student.trainable_variables)
-            ]
-        # By id: which of them are trainable may change before or between the runs.
-        self._first_ids = [id(v) for v in student.trainable_variables]
-        self._networks = unroll(student), unroll(student if teacher is None else teacher)
+        self._state = TransferState(self, student, teacher, choice.weights, first, seed)
+        self._weights = self._state.latent  # its place in files
         self._trackers = [
             keras.metrics.Mean(name=n) for n in ("loss", "ntk_distance", "output_distance")
         ]
         self._plan: Plan | None = None
-        self._update = Update()
         self.train_function = None
         self.built = True
 
@@ -275,18 +263,7 @@ class NeuralTangentTransfer(TransferStep):
                 "The transfer has no optimizer yet. Call compile() first, for example "
                 "compile(keras.optimizers.Adam(5e-4)). Received: fit() before compile()"
             )
-        if kwargs.get("validation_split"):
-            raise ValueError(
-                "validation_split is not supported: split the inputs and pass validation_data. "
-                f"Received: validation_split={kwargs['validation_split']!r}"
-            )
-        for argument in ("sample_weight", "class_weight"):
-            if kwargs.get(argument) is not None:
-                raise ValueError(
-                    f"{argument} is not supported: the objective compares the samples of a batch "
-                    "in pairs, without labels, and all count alike. "
-                    f"Received: {argument} of type {type(kwargs[argument]).__name__}"
-                )
+        check_fit_options(kwargs)
         epochs = checks.check_count("epochs", epochs)
         check_callbacks(callbacks)
         watches = [
@@ -305,20 +282,20 @@ class NeuralTangentTransfer(TransferStep):
         if self.memory_limit is not None:
             self._divide(inputs.batch_spec(x, batch_size or 64), self.memory_limit)
         if input_checks.is_array(x):
-            x = inputs.batches(x, batch_size or 64, key=self._order, shuffle=shuffle)
+            x = inputs.batches(x, batch_size or 64, key=self._state.order, shuffle=shuffle)
             batch_size = None
         else:
             x = watches[0].over(x)
-        course = RunLifecycle(self._plan, kwargs.get("initial_epoch") or 0)
+        lifecycle = RunLifecycle(self._state, self._plan, kwargs.get("initial_epoch") or 0)
         try:
-            with self.restore_on_error():
+            with self._state.restore_on_error():
                 return super().fit(
                     x,
                     batch_size=batch_size,
                     epochs=epochs,
                     shuffle=shuffle and isinstance(x, keras.utils.PyDataset),
                     validation_data=validation_data,
-                    callbacks=[*keras.tree.flatten(callbacks or []), course],
+                    callbacks=[*keras.tree.flatten(callbacks or []), lifecycle],
                     **kwargs,
                 )
         except tf.errors.OpError as error:  # what TensorFlow makes of a refusal in its threads
@@ -357,4 +334,100 @@ class NeuralTangentTransfer(TransferStep):
         inputs.check_batch(batch, self.student)
         parts = checks.check_count("parts", parts)
         sources = [host.first_copy(v) for v in self.student.trainable_variables]
-        return step_memory(self._pair, sources, batch, parts)
+        return step_memory(lambda: self._state.pair(self.weighting), sources, batch, parts)
+
+    @property
+    def step(self) -> int:
+        """The number of steps taken."""
+        return self._state.steps_taken
+
+    @property
+    def masks(self) -> dict[str, np.ndarray]:
+        """The masks: ``variable path -> boolean array``, true where an entry is kept."""
+        return self._state.latent.by_path()
+
+    @property
+    def layers(self) -> list[keras.Layer]:
+        """The student alone: what callbacks such as TensorBoard show. A teacher never changes."""
+        return [self.student]
+
+    @property
+    def trainable_variables(self) -> list[keras.Variable]:
+        """The variables that the optimizer moves: latent kernels and unpruned weights."""
+        return self._state.latent.trained()
+
+    @property
+    def trainable_weights(self) -> list[keras.Variable]:
+        """The same, under the name by which Keras hands the optimizer's averages over."""
+        return self._state.latent.trained()
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """The running means that are reset at each epoch."""
+        return list(self._trackers)
+
+    def call(self, inputs: Any) -> Any:
+        """Return the student's outputs."""
+        return self.student(inputs)
+
+    def set_weights(self, weights: Any) -> None:
+        """Set the whole state, as `get_weights` returned it, and let the student follow it."""
+        with self._state.follow_loaded():
+            super().set_weights(weights)
+
+    def load_weights(self, filepath: Any, **kwargs: Any) -> None:
+        """Read the whole state from a file of `save_weights`, and let the student follow it.
+
+        Args:
+            filepath: The file.
+            **kwargs: As in `keras.Model.load_weights`.
+        """
+        with self._state.follow_loaded():
+            super().load_weights(filepath, **kwargs)
+
+    def make_train_function(self, force: bool = False) -> None:
+        """Build the compiled step, before which the schedule is asked."""
+        if self.train_function is not None and not force:
+            return
+        super().make_train_function(force)
+        run = watched(self.train_function, self)
+
+        def planned(iterator: Any) -> Any:
+            assert self._plan is not None
+            self._plan.look_ahead(self.step)
+            return run(iterator)
+
+        self.train_function = planned
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        """Take one step of the transfer on a batch."""
+        assert self._plan is not None
+        x, counted = self._inputs_of(data)
+        loss = training_step(
+            self._state,
+            x,
+            counted,
+            weighting=self.weighting,
+            optimizer=self.optimizer,
+            plan=self._plan,
+            attack=self.adversarial,
+            parts=self._parts,
+        )
+        return self._logs(loss, counted)
+
+    def test_step(self, data: Any) -> dict[str, Any]:
+        """Evaluate the objective on a batch, with the same projections at each call."""
+        x, counted = self._inputs_of(data)
+        return self._logs(evaluation_step(self._state, x, self.weighting), counted)
+
+    def _inputs_of(self, data: Any) -> tuple[Any, tf.Tensor | float]:
+        x = inputs.without_labels(data)
+        input_checks.check_structure(x, self.student)
+        return replicas.at_least_one(x)
+
+    def _logs(self, loss: NTTLoss, counted: tf.Tensor | float) -> dict[str, Any]:
+        for tracker, value in zip(self._trackers, loss[:3], strict=True):
+            tracker.update_state(value, counted)
+        logs = {tracker.name: tracker.result() for tracker in self._trackers}
+        sparsity = host.value_of(self._state.latent.sparsity)
+        return replicas.as_logs({**logs, "sparsity": sparsity})

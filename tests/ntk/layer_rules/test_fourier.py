@@ -184,7 +184,7 @@ def test_without_onednn_xla_alone_takes_it(taken, monkeypatch):
     found = []
     for compiled in (False, True):
         loss = tf.function(
-            lambda x: keras_ntt.ntt_loss(model, model, x, density=0.5).total,
+            lambda x: keras_ntt.ntt_loss(model, model, x, sparsity=0.5).total,
             jit_compile=compiled,
             autograph=False,
         )
@@ -324,7 +324,7 @@ def test_gradient_of_the_loss_is_its_finite_difference(rng, always, taken, float
     x, variables = batch(model, 4, rng), [v.value for v in model.trainable_variables]
 
     def loss():
-        return keras_ntt.ntt_loss(model, teacher, x, density=0.5, ntk_weight=0.3).total
+        return keras_ntt.ntt_loss(model, teacher, x, sparsity=0.5, ntk_weight=0.3).total
 
     with tf.GradientTape() as tape:
         total = loss()
@@ -371,14 +371,14 @@ def test_open_batch_and_gradients_of_unknown_shape(
         models.append(architectures.randomize(whole, seed=seed))
     x = batch(models[0], 4, rng)
     compiled = tf.function(
-        lambda x: keras_ntt.ntt_loss(*models, x, density=0.5),
+        lambda x: keras_ntt.ntt_loss(*models, x, sparsity=0.5),
         input_signature=[tf.TensorSpec([None, 12, 12, 3], x.dtype)],
         autograph=False,
     )
     found = compiled(x)
     assert bool(taken) == (gain == 0)
     assert found.ntk_distance > 0
-    np.testing.assert_allclose(found, keras_ntt.ntt_loss(*models, x, density=0.5), rtol=1e-10)
+    np.testing.assert_allclose(found, keras_ntt.ntt_loss(*models, x, sparsity=0.5), rtol=1e-10)
 
 
 def test_kernel_where_a_gradient_is_slices(rng, always, taken, float64):

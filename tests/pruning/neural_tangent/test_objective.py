@@ -41,7 +41,7 @@ def test_gradient_is_that_of_finite_differences(make, wrt):
 
     def loss():
         return keras_ntt.ntt_loss(
-            student, teacher, x, density=0.6, ntk_weight=0.1, l2=1e-3, wrt=wrt, masks=masks
+            student, teacher, x, sparsity=0.4, ntk_weight=0.1, l2=1e-3, wrt=wrt, masks=masks
         ).total
 
     sources = [host.raw(v) for v in student.trainable_variables]
@@ -67,7 +67,7 @@ def test_gradient_is_that_of_finite_differences(make, wrt):
         assert gradient[mask].any()
 
 
-def by_hand(student, teacher, x, *, density, ntk_weight, l2, masks):
+def by_hand(student, teacher, x, *, sparsity, ntk_weight, l2, masks):
     """The objective from Jacobians of a masked copy of the student, in NumPy."""
     masked = keras.models.clone_model(student)
     masked.set_weights(student.get_weights())
@@ -85,7 +85,7 @@ def by_hand(student, teacher, x, *, density, ntk_weight, l2, masks):
         outputs.append(keras.ops.convert_to_numpy(model(x)))
     ntk_distance = ((kernels[0] - kernels[1]) ** 2).mean()
     output_distance = ((outputs[0] - outputs[1]) ** 2).mean()
-    total = ntk_weight * ntk_distance + output_distance + l2 / density * squares
+    total = ntk_weight * ntk_distance + output_distance + l2 / (1 - sparsity) * squares
     return total, ntk_distance, output_distance, squares
 
 
@@ -94,7 +94,7 @@ def test_loss_is_the_formula(n):
     teacher, student = (architectures.randomize(architectures.lenet(), seed) for seed in (0, 1))
     x = architectures.inputs_for(student, n)
     masks = random_masks(student)
-    options = {"density": 0.6, "ntk_weight": 0.1, "l2": 1e-3, "masks": masks}
+    options = {"sparsity": 0.4, "ntk_weight": 0.1, "l2": 1e-3, "masks": masks}
     found = keras_ntt.ntt_loss(student, teacher, x, **options)
     np.testing.assert_allclose(found, by_hand(student, teacher, x, **options), rtol=1e-12)
 
@@ -102,8 +102,8 @@ def test_loss_is_the_formula(n):
 def test_a_single_sample_is_compared_with_itself():
     teacher, student = (architectures.randomize(architectures.dense(), seed) for seed in (0, 1))
     x = architectures.inputs_for(student, 1)
-    found = keras_ntt.ntt_loss(student, teacher, x, density=1.0)
-    twice = keras_ntt.ntt_loss(student, teacher, np.repeat(x, 2, axis=0), density=1.0)
+    found = keras_ntt.ntt_loss(student, teacher, x, sparsity=0.0)
+    twice = keras_ntt.ntt_loss(student, teacher, np.repeat(x, 2, axis=0), sparsity=0.0)
     np.testing.assert_array_equal(found, twice)
     assert np.isfinite(found).all()
 
@@ -113,7 +113,7 @@ def test_loss_of_equal_models_is_the_l2_term():
     twin = keras.models.clone_model(model)
     twin.set_weights(model.get_weights())
     x = architectures.inputs_for(model, 4)
-    loss = keras_ntt.ntt_loss(model, twin, x, density=1.0, l2=1e-3)
+    loss = keras_ntt.ntt_loss(model, twin, x, sparsity=0.0, l2=1e-3)
     assert float(loss.ntk_distance) == 0
     assert float(loss.output_distance) == 0
     kernels = [w for w in model.get_weights() if w.ndim > 1]
@@ -125,7 +125,7 @@ def test_kept_and_all_differ_on_a_masked_student_only():
     x = architectures.inputs_for(student, 4)
     masks = random_masks(student)
     losses = [
-        keras_ntt.ntt_loss(student, teacher, x, density=0.6, wrt=wrt, masks=m).ntk_distance
+        keras_ntt.ntt_loss(student, teacher, x, sparsity=0.4, wrt=wrt, masks=m).ntk_distance
         for m in (masks, {})
         for wrt in ("all", "kept")
     ]
@@ -137,9 +137,9 @@ def test_masks_held_by_the_student_are_used():
     teacher, student = (architectures.randomize(architectures.dense(), seed) for seed in (0, 1))
     x = architectures.inputs_for(student, 4)
     masks = random_masks(student)
-    expected = keras_ntt.ntt_loss(student, teacher, x, density=0.6, wrt="kept", masks=masks)
+    expected = keras_ntt.ntt_loss(student, teacher, x, sparsity=0.4, wrt="kept", masks=masks)
     keras_ntt.apply_masks(student, masks)
-    found = keras_ntt.ntt_loss(student, teacher, x, density=0.6, wrt="kept")
+    found = keras_ntt.ntt_loss(student, teacher, x, sparsity=0.4, wrt="kept")
     np.testing.assert_allclose(found, expected, rtol=1e-13)
 
 
@@ -150,7 +150,7 @@ def test_nothing_is_changed():
         student,
         teacher,
         architectures.inputs_for(student, 4),
-        density=0.5,
+        sparsity=0.5,
         masks=random_masks(student),
     )
     after = [*teacher.get_weights(), *student.get_weights()]
@@ -165,5 +165,5 @@ def test_a_linear_layer_by_hand():
         model = architectures.sequential((1,), layers.Dense(1, use_bias=False))
         model.set_weights([np.array([[weight]])])
         models.append(model)
-    loss = keras_ntt.ntt_loss(*models, np.array([[1.0], [2.0]]), density=0.5, l2=0.1)
+    loss = keras_ntt.ntt_loss(*models, np.array([[1.0], [2.0]]), sparsity=0.5, l2=0.1)
     assert [float(value) for value in loss] == [10.0 + 0.1 / 0.5 * 9, 0.0, 10.0, 9.0]

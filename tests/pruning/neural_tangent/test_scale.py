@@ -61,10 +61,10 @@ def test_expected_trace_of_projections_is_the_trace(float64):
 def test_expected_distance_of_projections_is_the_distance(float64):
     student, teacher = pair()
     x = architectures.inputs_for(student, 6)
-    exact = keras_ntt.ntt_loss(student, teacher, x, density=1.0)
+    exact = keras_ntt.ntt_loss(student, teacher, x, sparsity=0.0)
     drawn = np.array(
         [
-            keras_ntt.ntt_loss(student, teacher, x, density=1.0, output_projections=2, seed=s)
+            keras_ntt.ntt_loss(student, teacher, x, sparsity=0.0, output_projections=2, seed=s)
             for s in range(150)
         ]
     )
@@ -89,7 +89,7 @@ def test_validation_draws_the_same_projections_each_time():
 def test_trace_distance_is_that_of_the_traces(float64):
     student, teacher = pair()
     x = architectures.inputs_for(student, 5)
-    loss = keras_ntt.ntt_loss(student, teacher, x, density=1.0, outputs="trace")
+    loss = keras_ntt.ntt_loss(student, teacher, x, sparsity=0.0, outputs="trace")
     traces = [
         array(keras_ntt.empirical_ntk(m, x[:3], x[3:], outputs="trace")) for m in (student, teacher)
     ]
@@ -99,7 +99,7 @@ def test_trace_distance_is_that_of_the_traces(float64):
 def test_several_outputs_are_compared_together(float64):
     student, teacher = pair(every_layer.CASES["several outputs"])
     x = every_layer.inputs_for(student, 4)
-    loss = keras_ntt.ntt_loss(student, teacher, x, density=1.0)
+    loss = keras_ntt.ntt_loss(student, teacher, x, sparsity=0.0)
     outputs = [
         np.concatenate([np.reshape(y, (4, -1)) for y in m(x).values()], axis=1)
         for m in (student, teacher)
@@ -204,9 +204,9 @@ def test_bad_limits_and_projections(value):
     with pytest.raises(ValueError, match="memory_limit must be a positive integer"):
         NeuralTangentTransfer(student, pruning_schedule=0.5, memory_limit=value)
     with pytest.raises(ValueError, match="output_projections must be a positive integer"):
-        keras_ntt.ntt_loss(student, teacher, x, density=0.5, output_projections=value)
+        keras_ntt.ntt_loss(student, teacher, x, sparsity=0.5, output_projections=value)
     with pytest.raises(ValueError, match="is biased"):
-        keras_ntt.ntt_loss(student, teacher, x, density=0.5, output_projections=2, outputs="trace")
+        keras_ntt.ntt_loss(student, teacher, x, sparsity=0.5, output_projections=2, outputs="trace")
 
 
 def test_estimate_counts_what_lives_at_one_time():

@@ -1,0 +1,147 @@
+"""The state of a transfer: its networks, latent weights, seed and step, and the student's masks."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import keras
+import tensorflow as tf
+
+from keras_ntt.core import host
+from keras_ntt.core.network import unroll
+from keras_ntt.masks.apply import get_masks, hold_masks, strip_pruning
+from keras_ntt.pruning.neural_tangent import replicas
+from keras_ntt.pruning.neural_tangent.first_masks import FirstMasks
+from keras_ntt.pruning.neural_tangent.latent_weights import LatentWeights, state_of
+from keras_ntt.pruning.neural_tangent.objective import Pair, Weighting
+from keras_ntt.pruning.neural_tangent.update import Update
+
+
+class TransferState:
+    """What a transfer knows between two steps.
+
+    Args:
+        owner: The layer that the state's variables are saved with.
+        student: The student.
+        teacher: The teacher; None takes the student as it is now.
+        pruned: The student's variables that are pruned.
+        first: Where the transfer begins.
+        seed: Seed of all that is random.
+
+    Attributes:
+        student: The student, with exact zeros where it is pruned.
+        latent: The dense latent weights and the masks over them.
+        seed: The seed, a variable.
+        step: The number of steps taken, a variable.
+        order: The seed and the step by which the samples of an epoch are drawn, a variable.
+        update: What applies gradients, as long as they are finite.
+    """
+
+    def __init__(
+        self,
+        owner: keras.layers.Layer,
+        student: keras.Model,
+        teacher: keras.Model | None,
+        pruned: Sequence[keras.Variable],
+        first: FirstMasks,
+        seed: int,
+    ):
+        self.student = student
+        self.latent = LatentWeights(student, pruned, *first)
+        self.seed = state_of(owner, "seed", seed, "int64")
+        self.step = state_of(owner, "step", 0, "int64")
+        self.order = tf.Variable([0, 0], dtype=tf.int64, trainable=False)
+        self.update = Update()
+        self._running = False
+        self._networks = unroll(student), unroll(student if teacher is None else teacher)
+        # By id: which variables are trainable may change before or between the runs.
+        self._teacher_values: dict[int, keras.Variable] = {}
+        if teacher is None:
+            self._teacher_values = {
+                id(v): state_of(owner, f"teacher_{i}", keras.ops.convert_to_numpy(v), v.dtype)
+                for i, v in enumerate(student.trainable_variables)
+            }
+
+    @property
+    def steps_taken(self) -> int:
+        """The number of steps taken."""
+        return int(keras.ops.convert_to_numpy(self.step))
+
+    def begin(self) -> None:
+        """Make the student sparse, as the first step wants it.
+
+        Raises:
+            ValueError: If its kernels are others than at the start, or than a run left them.
+        """
+        self.latent.check_untouched()
+        self.update.begin()
+        strip_pruning(self.student)  # of the masks of an earlier run
+        self.latent.write()
+        self._running = True
+
+    def begin_epoch(self) -> None:
+        """Fix the order of an epoch's samples, by the seed and the step it begins at."""
+        self.order.assign(tf.stack([host.value_of(self.seed), host.value_of(self.step)]))
+
+    def finish(self) -> None:
+        """Let the student hold its masks by itself."""
+        self._running = False
+        self.latent.write()  # the optimizer's averages, with use_ema=True
+        hold_masks(self.student, self.latent.by_path())
+
+    @contextlib.contextmanager
+    def restore_on_error(self) -> Iterator[None]:
+        """Leave the student as it was, or from the first step on with its masks, at any end."""
+        step, weights = self.steps_taken, self.student.get_weights()
+        masks = get_masks(self.student)
+        try:
+            yield
+        except BaseException:  # Ctrl-C, too
+            if self.steps_taken == step:
+                self._running = False
+                strip_pruning(self.student)
+                self.student.set_weights(weights)
+                hold_masks(self.student, masks)
+            else:
+                self.finish()
+            raise
+
+    @contextlib.contextmanager
+    def follow_loaded(self) -> Iterator[None]:
+        """Let the student have the weights and masks of a state that is loaded meanwhile."""
+        held = get_masks(self.student)
+        strip_pruning(self.student)  # masks of now would cut what is loaded
+        try:
+            yield
+        except BaseException:
+            hold_masks(self.student, held)
+            raise
+        if self.steps_taken > 0:
+            self.latent.write()
+            if not self._running:
+                self.finish()
+
+    def pair(self, weighting: Weighting, step: int | None = None) -> Pair:
+        """Return both networks with the values and masks of now, as the objective takes them.
+
+        Args:
+            weighting: Settings of the objective.
+            step: The step that random choices are drawn for; None takes that of now.
+        """
+        student, teacher = self._networks
+        now = host.value_of(self.step) if step is None else tf.constant(step, tf.int64)
+        return Pair(
+            student,
+            teacher,
+            pruned=self.latent.pruned,
+            masks=self.latent.by_id(),
+            density=host.value_of(self.latent.density),
+            weighting=weighting,
+            seed=replicas.seed_of_step(host.value_of(self.seed), now),
+            teacher_values={
+                id(v): (v, host.value_of(self._teacher_values[id(v)]))
+                for v in self.student.weights
+                if id(v) in self._teacher_values
+            },
+        )
