@@ -1,4 +1,4 @@
-"""Prune and regrow while a network trains."""
+"""GraNet (Liu et al., NeurIPS 2021): prune and regrow while a network trains."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from keras_ntt.saliency.losses import as_loss
 from keras_ntt.selection.allocations import Shares
 from keras_ntt.selection.counts import counts_by_threshold, keep_count
 from keras_ntt.selection.find_masks import paths_of, select
+from keras_ntt.selection.schedules import PolynomialDecay
 
 
 class GraNet(keras.callbacks.Callback):
@@ -96,6 +97,16 @@ class GraNet(keras.callbacks.Callback):
                 f"Received: begin_step={begin_step!r}, end_step={end_step!r}"
             )
         self.frequency = checks.check_count("frequency", frequency)
+        # The last time is the last multiple of the frequency; the sparsity is final there.
+        last = self.end_step - (self.end_step - self.begin_step) % self.frequency
+        self.schedule = PolynomialDecay(
+            self.initial_sparsity,
+            self.sparsity,
+            self.begin_step,
+            max(last, self.begin_step + 1),
+            power=3,
+            frequency=self.frequency,
+        )
         self.regrow, self.regrow_end = (
             _check_fraction(name, value)
             for name, value in (("regrow", regrow), ("regrow_end", regrow_end))
@@ -155,14 +166,13 @@ class GraNet(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Prune and regrow, if it is time."""
         self._step = self._iterations()
-        due = range(self.begin_step, self.end_step + 1, self.frequency)
-        if any(step in due for step in range(self._last + 1, self._step + 1)):
+        if any(self.schedule(step)[0] for step in range(self._last + 1, self._step + 1)):
             self._update(self._dense_gradient)
         self._last = self._step
 
     def on_train_end(self, logs: Any = None) -> None:
-        """Say so if training was too short."""
-        last = self.end_step - (self.end_step - self.begin_step) % self.frequency
+        """Warn if training ended before the last step of the schedule."""
+        last = self.schedule.end_step
         if self._step < last:
             warnings.warn(
                 f"Training ended at step {self._step}, before GraNet's last one, {last}: the "
@@ -172,21 +182,17 @@ class GraNet(keras.callbacks.Callback):
 
     def sparsity_at(self, step: int) -> float:
         """Return the sparsity that the network is pruned to at a step."""
-        left = 1 - self._progress(step)
-        return self.sparsity + (self.initial_sparsity - self.sparsity) * left**3
+        return self.schedule(step)[1]
 
     def regrow_at(self, step: int) -> float:
         """Return the fraction of the kept entries that is exchanged at a step."""
-        wave = (1 + math.cos(math.pi * self._progress(step))) / 2
+        begin, end = self.schedule.begin_step, self.schedule.end_step
+        progress = min(max((step - begin) / (end - begin), 0.0), 1.0)
+        wave = (1 + math.cos(math.pi * progress)) / 2
         return self.regrow_end + (self.regrow - self.regrow_end) * wave
 
     def _iterations(self) -> int:
         return int(keras.ops.convert_to_numpy(self.model.optimizer.iterations))
-
-    def _progress(self, step: int) -> float:
-        last = self.end_step - (self.end_step - self.begin_step) % self.frequency
-        span = max(last - self.begin_step, 1)
-        return min(max((step - self.begin_step) / span, 0.0), 1.0)
 
     def _update(self, gradients: Callable[[], list[np.ndarray]]) -> None:
         held = get_masks(self.model)

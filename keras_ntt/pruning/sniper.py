@@ -1,4 +1,4 @@
-"""Sparsity that decreases while a network trains: entries come back with their initial values."""
+"""SNIPER (Lam et al., 2022): the sparsity decreases and entries come back with initial values."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from keras_ntt.saliency.data import BATCH_SIZE
 from keras_ntt.saliency.names import as_saliency
 from keras_ntt.selection.counts import counts_by_threshold, keep_count
 from keras_ntt.selection.find_masks import paths_of, score, select, subject_of
+from keras_ntt.selection.schedules import StepwiseSparsity
 
 
 class SNIPER(keras.callbacks.Callback):
@@ -61,6 +62,7 @@ class SNIPER(keras.callbacks.Callback):
     ):
         super().__init__()
         self.sparsities = _check_sparsities(sparsities)
+        self._schedule = StepwiseSparsity(self.sparsities)
         if not checks.is_number(max_sparsity) or not 0 <= max_sparsity <= 1:
             raise ValueError(
                 f"max_sparsity must be a number in [0, 1]. Received: max_sparsity={max_sparsity!r}"
@@ -118,7 +120,7 @@ class SNIPER(keras.callbacks.Callback):
         if self._first_epoch and host.initial_epoch(self.model):
             self._resume(epoch)
         self._first_epoch = False
-        self._sparsity = min(self._sparsity, self._due(epoch))
+        self._sparsity = min(self._sparsity, self._schedule(epoch)[1])
         masks = self._masks[self._sparsity]
         if all(np.array_equal(a, b) for a, b in zip(masks, self._kept, strict=True)):
             return
@@ -131,12 +133,9 @@ class SNIPER(keras.callbacks.Callback):
             variable.assign(np.where(new, back, np.zeros_like(back)))
         self._kept = masks
 
-    def _due(self, epoch: int) -> float:
-        return self.sparsities[max(begin for begin in self.sparsities if begin <= epoch)]
-
     def _resume(self, epoch: int) -> None:
         """Take up the state of a run that ended after some epochs, whose weights are loaded."""
-        self._sparsity = self._due(epoch - 1)
+        self._sparsity = self._schedule(epoch - 1)[1]
         self._kept = self._masks[self._sparsity]
         for path, variable, kept in zip(self._paths, self._variables, self._kept, strict=True):
             if np.any(keras.ops.convert_to_numpy(variable)[~kept]):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -227,6 +227,34 @@ class PolynomialDecay(FormulaSchedule):
             "power": self.power,
             "frequency": self.frequency,
         }
+
+
+@keras.saving.register_keras_serializable(package="keras_ntt")
+class StepwiseSparsity(PruningSchedule):
+    """A sparsity that stays until the next step named, such as one for each group of epochs.
+
+    Args:
+        sparsities: ``step -> sparsity from that step on``, with an entry for step 0.
+
+    Examples:
+        >>> schedule = StepwiseSparsity({0: 0.8, 5: 0.4})
+        >>> schedule(0), schedule(4), schedule(5)
+        ((True, 0.8), (False, 0.8), (True, 0.4))
+    """
+
+    def __init__(self, sparsities: Mapping[int, float]):
+        self.sparsities = {
+            int(step): check_sparsity(value, "a sparsity") for step, value in sparsities.items()
+        }
+
+    def __call__(self, step: int) -> tuple[bool, float]:
+        """Return whether a sparsity begins at `step`, and the one that holds there."""
+        begun = max(first for first in self.sparsities if first <= step)
+        return step in self.sparsities, self.sparsities[begun]
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments to rebuild the schedule from."""
+        return {"sparsities": {str(step): value for step, value in self.sparsities.items()}}
 
 
 def _is_due(schedule: ConstantSparsity | PolynomialDecay, step: Any) -> Any:
