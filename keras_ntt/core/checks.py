@@ -1,4 +1,4 @@
-"""Checks at the border: what came in, why it will not do, and what to do about it."""
+"""Checks of arguments and models: errors that say what is wrong, why, and what to do."""
 
 from __future__ import annotations
 

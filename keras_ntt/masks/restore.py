@@ -1,4 +1,4 @@
-"""Zeros that nothing keeps: of a model that was pruned and then loaded or stripped."""
+"""Recover masks from a model's zeros."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models and the state of training, saved so that no moment to be killed at spoils a file."""
+"""Save models and the state of training so that a killed process leaves whole files."""
 
 from __future__ import annotations
 

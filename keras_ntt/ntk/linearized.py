@@ -1,4 +1,4 @@
-"""What the tangent kernel says training will do: gradient descent on the linearized network."""
+"""Training as the tangent kernel predicts it (Lee et al., NeurIPS 2019)."""
 
 from __future__ import annotations
 

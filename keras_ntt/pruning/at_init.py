@@ -1,4 +1,4 @@
-"""Pruning at initialization by any score: the public functions."""
+"""Pruning at initialization by any score: `prune_at_init` and `saliency_scores`."""
 
 from __future__ import annotations
 

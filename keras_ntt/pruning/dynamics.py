@@ -1,4 +1,4 @@
-"""Why a mask trains well: gradient flow and the tangent kernel, watched during training."""
+"""Effective gradient flow (Tessera et al., 2021) and the tangent kernel, watched in training."""
 
 from __future__ import annotations
 

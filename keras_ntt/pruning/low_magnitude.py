@@ -1,4 +1,4 @@
-"""Pruning by magnitude while a model trains, with the call of tensorflow-model-optimization."""
+"""Gradual magnitude pruning (Zhu & Gupta, 2017) while a model trains, by tfmot's call."""
 
 from __future__ import annotations
 

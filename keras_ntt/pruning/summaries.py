@@ -1,4 +1,4 @@
-"""Callbacks for models that are pruned while they train. None of them is needed for it."""
+"""Callbacks that report on models that are pruned while they train."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random masks in which no connection is wasted."""
+"""Balanced random masks: every unit keeps inputs and outputs (Prabhu et al., ECCV 2018)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much the flow of gradients changes when a weight is removed."""
+"""GraSP (Wang et al., ICLR 2020): how much a weight's removal changes the gradient flow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The gradient of a model's own loss, taken beside its training: nothing of the model changes."""
+"""The gradient of a model's own loss; nothing of the model changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much the spectrum of the tangent kernel changes when a weight is removed."""
+"""NTK-SAP (Wang et al., ICLR 2023): how much a weight's removal changes the kernel's spectrum."""
 
 from __future__ import annotations
 

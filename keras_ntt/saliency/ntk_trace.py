@@ -1,4 +1,4 @@
-"""How much the trace of the tangent kernel changes when a weight is removed."""
+"""NTK trace: how much a weight's removal changes the trace of the tangent kernel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much a loss changes when a weight is removed."""
+"""SNIP (Lee et al., ICLR 2019): how much a weight's removal changes a loss."""
 
 from __future__ import annotations
 

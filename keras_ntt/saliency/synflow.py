@@ -1,4 +1,4 @@
-"""The flow through all paths of a network, without data."""
+"""SynFlow (Tanaka et al., NeurIPS 2020): the flow through all paths of a network, without data."""
 
 from __future__ import annotations
 

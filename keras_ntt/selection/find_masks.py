@@ -1,4 +1,4 @@
-"""From a network to its masks: score, share out, choose, in one or many rounds."""
+"""From a network to its masks: score, allocate, choose, in one or many rounds."""
 
 from __future__ import annotations
 

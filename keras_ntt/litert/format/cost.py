@@ -1,4 +1,4 @@
-"""What a sparse layout costs, and the cheapest one, without encoding anything."""
+"""The cost of a sparse layout, and the cheapest one, computed without encoding."""
 
 from __future__ import annotations
 

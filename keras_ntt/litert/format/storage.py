@@ -1,4 +1,4 @@
-"""Which storage each weight gets, and why: a pure choice, by what the target wants."""
+"""Choose how each weight is stored, and say why."""
 
 from __future__ import annotations
 

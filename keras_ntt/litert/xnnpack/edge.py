@@ -1,4 +1,4 @@
-"""What pruning can gain in latency on edge devices, before anything is trained."""
+"""Estimate what pruning can gain in latency on edge devices, before training."""
 
 from __future__ import annotations
 

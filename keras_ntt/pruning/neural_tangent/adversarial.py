@@ -1,4 +1,4 @@
-"""Adversarial inputs for the transfer, made without labels."""
+"""Projected gradient descent on inputs, without labels (Madry et al., ICLR 2018)."""
 
 from __future__ import annotations
 

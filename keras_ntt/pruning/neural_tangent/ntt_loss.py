@@ -1,4 +1,4 @@
-"""The objective of Neural Tangent Transfer for two models on a batch, in one call."""
+"""The objective of Neural Tangent Transfer (Liu & Zenke, ICML 2020) for two Keras models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The objective of Neural Tangent Transfer, once, for training and validation."""
+"""The objective of Neural Tangent Transfer (Liu & Zenke, ICML 2020), on two unrolled networks."""
 
 from __future__ import annotations
 

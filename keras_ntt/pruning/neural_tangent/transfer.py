@@ -1,4 +1,4 @@
-"""Neural Tangent Transfer as a Keras model: its settings, and runs by `fit`."""
+"""Neural Tangent Transfer (Liu & Zenke, ICML 2020) as a Keras model."""
 
 from __future__ import annotations
 

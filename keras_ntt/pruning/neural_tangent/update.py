@@ -1,4 +1,4 @@
-"""An update of the weights, which is left out where it would spoil them."""
+"""An optimizer's update, which is left out if the loss or a gradient is not finite."""
 
 from __future__ import annotations
 
