@@ -300,7 +300,7 @@ def test_arrays_are_drawn_in_a_new_order_each_epoch():
     x = np.arange(10.0)
     orders = []
     for step in (0, 3, 3):
-        transfer._step.assign(step)
+        transfer._state.step.assign(step)
         transfer.begin_epoch()
         data = inputs.batches(x, 4, key=transfer._order, shuffle=True)
         orders.append(np.concatenate([b.numpy() for b in data]))
