@@ -55,7 +55,8 @@ class Ours:
     def loss_and_gradients(self, x: tf.Tensor) -> Any:
         """Return the objective and its gradients for a batch."""
         sources = [v.value for v in self.model.trainable_variables]
-        loss, gradients = loss_and_gradient(self.trainer._pair(), x, sources)
+        pair = self.trainer._state.pair(self.trainer.weighting)
+        loss, gradients = loss_and_gradient(pair, x, sources)
         return loss.total, gradients
 
     def save(self, path: Path) -> None:

@@ -186,7 +186,7 @@ def _work(name: str, steps: int, batch: int) -> dict[str, Any]:
     # Each worker makes its own samples, as where each has its own files.
     own = tf.data.Dataset.from_tensors(x[:batch].astype("float32")).repeat().with_options(options)
     batches = iter(strategy.experimental_distribute_dataset(own if replicas > 1 else data))
-    transfer.begin()
+    transfer._state.begin()
     transfer._plan.look_ahead(0)
     step = tf.function(lambda one: strategy.run(transfer.train_step, args=(one,)))
     first = next(batches)
