@@ -73,8 +73,8 @@ format: $(BIN)/.ready
 	$(BIN)/ruff format .
 
 bench: $(BIN)/.ready
-	$(BIN)/python benchmarks/ntt_step.py
-	$(BIN)/python benchmarks/growth.py
+	$(BIN)/python -m benchmarks.speed.ntt_step
+	$(BIN)/python -m benchmarks.speed.growth
 
 # With tfmot, because one of them serves its users.
 tutorials:

@@ -27,7 +27,7 @@ def step_times(results: Path, file: str = "ntt_step.json") -> str:
     """Return how long a step takes, beside other ways to take it."""
     found = read(results / file)
     if found is None:
-        return missing("benchmarks/ntt_step.py")
+        return missing("benchmarks.speed.ntt_step")
     parts = [machine(found["machine"])]
     for name, network in found["networks"].items():
         parts.append(f"### {name}")
@@ -69,7 +69,7 @@ def growth(results: Path) -> str:
     """Return how the cost of a step grows."""
     found = read(results / "growth.json")
     if found is None:
-        return missing("benchmarks/growth.py")
+        return missing("benchmarks.speed.growth")
     body = []
     for changed, sweeps in found["sweeps"].items():
         for one in sweeps:
@@ -98,7 +98,7 @@ def profile(results: Path) -> str:
     """Return where the time of a step goes."""
     found = read(results / "profile.json")
     if found is None:
-        return missing("benchmarks/profile_step.py")
+        return missing("benchmarks.speed.profile_step")
     networks = found["networks"]
     kinds = dict.fromkeys(kind for one in networks.values() for kind in one["kinds"])
     totals = {name: sum(one["kinds"].values()) for name, one in networks.items()}
@@ -117,7 +117,7 @@ def outputs(results: Path) -> str:
     """Return what ways to compare kernels of many outputs cost, and how close they come."""
     found = read(results / "outputs.json")
     if found is None:
-        return missing("benchmarks/outputs.py")
+        return missing("benchmarks.speed.outputs")
     before = next(iter(found["ways"].values()))
     body = [
         [
@@ -137,14 +137,33 @@ def import_time(results: Path) -> str:
     """Return how long the import takes, beside Keras's."""
     found = read(results / "import_time.json")
     if found is None:
-        return missing("benchmarks/import_time.py")
+        return missing("benchmarks.speed.import_time")
     ratio, rounds = found["ratio"], found["rounds"]
     return (
-        f"`import keras` takes {found['keras_seconds']:.2f} s, and `import keras_ntt`, which "
-        f"imports it, {found['keras_ntt_seconds']:.2f} s. The median of the ratios of {rounds} "
+        f"`import keras` takes {found['keras_seconds']:.2f} s, and all public names of keras_ntt, "
+        f"Keras included, {found['keras_ntt_seconds']:.2f} s. The median of the ratios of {rounds} "
         f"pairs is {ratio['median']:.3f}, their quartiles are {ratio['low']:.3f} and "
         f"{ratio['high']:.3f}."
     )
+
+
+def start_up(results: Path) -> str:
+    """Return how long the command line takes to start, beside an empty Python."""
+    found = read(results / "start_up.json")
+    if found is None:
+        return missing("benchmarks.speed.start_up")
+    body = [
+        [
+            f"`{name}`",
+            ms(one["median_seconds"]),
+            f"{one['ratio']['median']:.1f}",
+            f"{one['ratio']['low']:.1f} to {one['ratio']['high']:.1f}",
+        ]
+        for name, one in found["commands"].items()
+    ]
+    head = ("command", "median ms", "x Python", "quartiles")
+    said = f"{found['rounds']} rounds, in each of which all take turns."
+    return "\n\n".join([machine(found["machine"]), said, table(head, body, right=(1, 2, 3))])
 
 
 # --- files -----------------------------------------------------------------------------------
@@ -154,7 +173,7 @@ def sizes(results: Path) -> str:
     """Return the sizes of exported files."""
     found = read(results / "export_size.json")
     if found is None:
-        return missing("benchmarks/export_size.py")
+        return missing("benchmarks.export.size")
     parts = []
     for name in dict.fromkeys(row["network"] for row in found):
         rows = [row for row in found if row["network"] == name]
@@ -180,8 +199,8 @@ def latency(results: Path) -> str:
     """Return the latency of exported files beside their dense twins."""
     parts = []
     for file, program in (
-        ("export_latency.json", "benchmarks/export_latency.py"),
-        ("export_latency_without_avx.json", "benchmarks/export_latency.py --without-avx"),
+        ("export_latency.json", "benchmarks.export.latency"),
+        ("export_latency_without_avx.json", "benchmarks.export.latency --without-avx"),
     ):
         rows = read(results / file)
         if not rows:
@@ -210,7 +229,7 @@ def predictions(results: Path, file: str = "sparse_inference.json") -> str:
     """Return how often the prediction of sparse inference was right."""
     rows = read(results / file)
     if rows is None:
-        return missing("benchmarks/sparse_inference.py")
+        return missing("benchmarks.export.sparse_inference")
     right = sum(row["predicted"] == row["found"] for row in rows)
     safe = sum(row["safe"] for row in rows)
     body = [
@@ -241,7 +260,7 @@ def releases(results: Path) -> str:
     """Return how exported files fare in other releases of LiteRT."""
     found = read(results / "litert_releases.json")
     if found is None:
-        return missing("benchmarks/releases.py")
+        return missing("benchmarks.export.releases")
     body = [
         [release, str(one["right"]), str(one["runs"]), f"{one['largest_difference']:.1e}"]
         for release, one in found["releases"].items()
@@ -261,6 +280,7 @@ FIGURES = {
     "profile": profile,
     "outputs": outputs,
     "import_time": import_time,
+    "start_up": start_up,
     "sizes": sizes,
     "latency": latency,
     "predictions": predictions,

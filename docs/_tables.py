@@ -26,7 +26,7 @@ def table(head: Sequence[str], body: Sequence[Sequence[str]], right: Sequence[in
 
 def missing(program: str) -> str:
     """Return what stands for figures that are not there."""
-    return f"*Not measured yet: `{program}` writes the figures of this part.*"
+    return f"*Not measured yet: `python -m {program}` writes the figures of this part.*"
 
 
 def read(path: Path) -> Any:

@@ -12,7 +12,7 @@ def kills(results: Path) -> str:
     """Return what became of processes that were killed."""
     found = [one for file in sorted(results.glob("soak_kills*.json")) if (one := read(file))]
     if not found:
-        return missing("benchmarks/soak/kills.py")
+        return missing("benchmarks.soak.kills")
     jobs: dict[str, list[dict[str, Any]]] = {}
     for run in found:
         for name, job in run["jobs"].items():
@@ -41,7 +41,7 @@ def fuzz(results: Path) -> str:
     """Return how many cases with bad arguments were tried, and what they found."""
     found = [one for file in sorted(results.glob("soak_fuzz*.json")) if (one := read(file))]
     if not found:
-        return missing("benchmarks/soak/fuzz.py")
+        return missing("benchmarks.fuzz.fuzz")
     parts = []
     for run in found:
         versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
@@ -60,7 +60,7 @@ def long_run(results: Path) -> str:
     """Return how the memory of a long transfer grew."""
     found = read(results / "soak_long_run.json")
     if found is None:
-        return missing("benchmarks/soak/long_run.py")
+        return missing("benchmarks.soak.long_run")
     grown = f"{found['growth'] / 2**20:.1f} MiB of {found['memory_bytes'][-1] / 2**20:,.0f}"
     row = [f"{found['steps']:,}", grown, str(found["traces"][-1])]
     head = ("steps", "growth of memory in the last three quarters", "times traced")
@@ -71,7 +71,7 @@ def overhead(results: Path) -> str:
     """Return what masks add to a training step."""
     found = read(results / "soak_overhead.json")
     if found is None:
-        return missing("benchmarks/soak/overhead.py")
+        return missing("benchmarks.soak.overhead")
     body = [
         [
             name,
@@ -94,7 +94,7 @@ def scaling(results: Path) -> str:
     """Return how a transfer scales with workers, measured and on paper."""
     found = read(results / "scaling.json")
     if found is None:
-        return missing("benchmarks/scaling.py")
+        return missing("benchmarks.speed.scaling")
     measured, paper = [], []
     for name, network in found["networks"].items():
         alone = min(network["workers"].values(), key=lambda row: row["bytes_reduced"])

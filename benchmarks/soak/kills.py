@@ -30,10 +30,9 @@ import keras
 import numpy as np
 
 import keras_ntt
+from benchmarks.common.paths import RESULTS
+from benchmarks.common.table import machine
 from keras_ntt.core.atomic_files import replacing
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
-from table import machine
 
 # Nothing here may compute with TensorFlow in this process: it is forked, and threads are not.
 
@@ -376,7 +375,6 @@ def _check_result(file: pathlib.Path) -> None:
         keras.models.load_model(file)
 
 
-RESULTS = pathlib.Path(__file__).resolve().parent.parent / "results"
 JOBS = {
     "transfer": Job(_transfer, _check_result),
     "training": Job(_training, _check_result),

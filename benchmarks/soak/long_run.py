@@ -6,7 +6,6 @@ import argparse
 import gc
 import json
 import pathlib
-import sys
 import time
 import types
 from collections.abc import Iterator
@@ -16,10 +15,9 @@ import keras
 import numpy as np
 
 import keras_ntt
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
-from processes import resident_memory
-from table import machine
+from benchmarks.common.paths import RESULTS
+from benchmarks.common.processes import resident_memory
+from benchmarks.common.table import machine
 
 BATCH, BATCHES = 16, 50
 GROWTH = 8 * 2**20
@@ -30,8 +28,7 @@ def main() -> None:
     """Run the transfer, write what was measured, and fail if anything grew."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=20_000)
-    results = pathlib.Path(__file__).resolve().parent.parent / "results"
-    parser.add_argument("--output", type=pathlib.Path, default=results / "soak_long_run.json")
+    parser.add_argument("--output", type=pathlib.Path, default=RESULTS / "soak_long_run.json")
     options = parser.parse_args()
     found = measure(options.steps)
     options.output.parent.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,6 @@ import argparse
 import json
 import pathlib
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,10 +15,9 @@ import numpy as np
 import tensorflow as tf
 
 import keras_ntt
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
-import networks
-from table import machine
+from benchmarks.common import networks
+from benchmarks.common.paths import RESULTS
+from benchmarks.common.table import machine
 
 BATCH = 64
 
@@ -29,8 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--steps", type=int, default=25, help="steps of each kind a round")
-    results = pathlib.Path(__file__).resolve().parent.parent / "results"
-    parser.add_argument("--output", type=pathlib.Path, default=results / "soak_overhead.json")
+    parser.add_argument("--output", type=pathlib.Path, default=RESULTS / "soak_overhead.json")
     options = parser.parse_args()
     found = measure(options.rounds, options.steps)
     options.output.parent.mkdir(parents=True, exist_ok=True)

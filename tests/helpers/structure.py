@@ -37,9 +37,11 @@ class Source(NamedTuple):
 
 
 def sources(package: pathlib.Path) -> list[Source]:
-    """Return all files of a package, parsed."""
+    """Return all files of a package, parsed, but those of hidden folders, as of environments."""
     found = []
     for path in sorted(package.rglob("*.py")):
+        if any(part.startswith(".") for part in path.relative_to(package).parts):
+            continue
         parts = (package.name, *path.relative_to(package).with_suffix("").parts)
         is_package = parts[-1] == "__init__"
         name = ".".join(parts[:-1] if is_package else parts)

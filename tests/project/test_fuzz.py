@@ -1,19 +1,17 @@
-"""A bounded sample of `benchmarks/soak/fuzz.py`: bad arguments to every public function."""
+"""A bounded sample of `benchmarks/fuzz`: bad arguments to every public function."""
 
 from __future__ import annotations
 
-import importlib
 import os
 import pathlib
-import sys
 
 import keras
 import pytest
-from helpers.paths import ROOT
 
 import keras_ntt
+from benchmarks.fuzz import fuzz
+from benchmarks.fuzz.arguments import Entry, model
 
-FOLDER = ROOT / "benchmarks" / "soak"
 # Results of functions, whose constructors nobody else calls, and what has entries of its own name.
 RESULTS = {
     "EdgeAdvice",
@@ -27,16 +25,7 @@ RESULTS = {
 ABSTRACT = {"PruningPolicy", "PruningSchedule"}
 
 
-@pytest.fixture(scope="module")
-def fuzz():
-    sys.path.insert(0, str(FOLDER))
-    try:
-        return importlib.import_module("fuzz")
-    finally:
-        sys.path.remove(str(FOLDER))
-
-
-def test_every_public_name_is_called(fuzz):
+def test_every_public_name_is_called():
     called = {name.split(".")[0].split()[0] for name in fuzz.ENTRIES}
     assert set(keras_ntt.__all__) - called == RESULTS | ABSTRACT - called
     scores = {name.split(".")[1] for name in fuzz.ENTRIES if name.startswith("saliency.")}
@@ -45,7 +34,7 @@ def test_every_public_name_is_called(fuzz):
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_bad_arguments_are_refused_and_change_nothing(fuzz, seed):
+def test_bad_arguments_are_refused_and_change_nothing(seed):
     here, policy = os.getcwd(), keras.config.dtype_policy().name
     tally, _ = fuzz.soak(cases=400, seconds=120, seed=seed)
     assert tally.findings == []
@@ -91,9 +80,8 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("function", BROKEN, ids=lambda f: f.__name__)
-def test_broken_functions_are_found(fuzz, monkeypatch, function):
-    entries = importlib.import_module("fuzz_arguments")
-    broken = entries.Entry("broken", function, {"model": entries.model("mlp", spoil=0.0)})
+def test_broken_functions_are_found(monkeypatch, function):
+    broken = Entry("broken", function, {"model": model("mlp", spoil=0.0)})
     monkeypatch.setattr(fuzz, "ENTRIES", {"broken": broken})
     if function is takes_too_long:
         monkeypatch.setattr(fuzz, "LIMIT", 2.0)
@@ -102,6 +90,6 @@ def test_broken_functions_are_found(fuzz, monkeypatch, function):
 
 
 @pytest.mark.soak
-def test_many_bad_arguments(fuzz):
+def test_many_bad_arguments():
     tally, _ = fuzz.soak(cases=20_000, seconds=1200, seed=99)
     assert tally.findings == []

@@ -1,33 +1,19 @@
 """Long runs: nothing is traced anew, nothing grows, and what is not used any more goes away."""
 
 import gc
-import sys
 import weakref
 
 import keras
 import numpy as np
 import pytest
 from helpers import architectures
-from helpers.paths import ROOT
 from keras import layers
 
 import keras_ntt
-
-SOAK = ROOT / "benchmarks" / "soak"
-
-
-@pytest.fixture
-def long_run(monkeypatch):
-    monkeypatch.syspath_prepend(str(SOAK))
-    monkeypatch.syspath_prepend(str(SOAK.parent))
-    import long_run
-
-    yield long_run
-    for name in ("long_run", "processes", "table"):
-        sys.modules.pop(name, None)
+from benchmarks.soak import long_run
 
 
-def test_some_hundred_steps_are_traced_once_and_take_no_memory(long_run):
+def test_some_hundred_steps_are_traced_once_and_take_no_memory():
     found = long_run.measure(600)
     long_run.check(found)
     assert found["steps"] == 600
@@ -35,7 +21,7 @@ def test_some_hundred_steps_are_traced_once_and_take_no_memory(long_run):
     assert found["sparsity"] == pytest.approx(0.9, abs=0.01)
 
 
-def test_a_step_that_is_traced_anew_would_be_noticed(long_run):
+def test_a_step_that_is_traced_anew_would_be_noticed():
     import tensorflow as tf
 
     step = tf.function(lambda x: x + 1)
@@ -55,7 +41,7 @@ def test_a_step_that_is_traced_anew_would_be_noticed(long_run):
 
 
 @pytest.mark.soak
-def test_twenty_thousand_steps(long_run):
+def test_twenty_thousand_steps():
     long_run.check(long_run.measure(20_000))
 
 

@@ -4,28 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
-import importlib.util
 import json
-import sys
 
 import numpy as np
 import pytest
-from helpers.paths import ROOT
 
-BENCHMARKS = ROOT / "benchmarks"
+from benchmarks.accuracy import experiment, transfer_losses
 
 
 @pytest.fixture(scope="module")
 def reproduce():
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        spec = importlib.util.spec_from_file_location("reproduce", BENCHMARKS / "reproduce.py")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["reproduce"] = module
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-    return module
+    # Late, because it turns oneDNN on for its process.
+    from benchmarks.accuracy import reproduce
+
+    return reproduce
 
 
 def idx(array):
@@ -218,7 +210,7 @@ def transfers(reproduce):
         ]
         for row in rows:
             row.update(ntk_distance=100 * row["loss"], output_distance=row["loss"] / 100)
-        run = sys.modules["_experiment"].Run(
+        run = experiment.Run(
             **{"dataset": "fashion_mnist", "network": "conv-4", "method": "ntt-all", "seed": seed},
             **{"allocation": "global", "pattern": "none", "density": 0.03, "split": "test"},
             **{"label_fraction": 1.0, "epochs": 3, "transfer_epochs": 2, "learning_rate": 5e-4},
@@ -233,7 +225,7 @@ def transfers(reproduce):
 
 def test_losses_are_means_between_the_rows_of_a_curve(transfers):
     loss, results = transfers
-    parts = sys.modules["_transfer_losses"].parts(results[0]["transfer"]["curve"], 5.0)
+    parts = transfer_losses.parts(results[0]["transfer"]["curve"], 5.0)
     assert [(part.start, part.stop) for part in parts] == [(0, 1), (1, 3), (3, 4), (5, 7), (7, 9)]
     for start, stop, means in parts:
         expected = loss[0, start:stop].mean()
@@ -276,9 +268,7 @@ SIZES = {
 
 @pytest.mark.parametrize("name", SIZES)
 def test_networks_have_the_published_sizes(reproduce, name):
-    model = sys.modules["_experiment"].network(
-        name, (32, 32, 3) if name == "conv-4" else (28, 28, 1)
-    )
+    model = experiment.network(name, (32, 32, 3) if name == "conv-4" else (28, 28, 1))
     assert model.output_shape == (None, 10)
     assert model.count_params() == sum(SIZES[name])
 

@@ -3,31 +3,13 @@
 from __future__ import annotations
 
 import base64
-import importlib.util
 import json
 import re
-import sys
 
+import _figures as figures
+import _pages as pages
 import pytest
 from helpers.paths import ROOT
-
-
-def load(name):
-    sys.path.insert(0, str(ROOT / "docs"))
-    try:
-        spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(ROOT / "docs"))
-    return module
-
-
-load("_tables")
-load("_trust")
-figures = load("_figures")
-pages = load("_pages")
 
 
 def cells(markdown):
@@ -41,7 +23,7 @@ def cells(markdown):
 
 @pytest.mark.parametrize("name", figures.FIGURES)
 def test_what_is_not_measured_says_so(name, tmp_path):
-    assert "Not measured yet: `benchmarks/" in figures.FIGURES[name](tmp_path)
+    assert "Not measured yet: `python -m benchmarks." in figures.FIGURES[name](tmp_path)
 
 
 @pytest.mark.parametrize("name", figures.FIGURES)
@@ -105,6 +87,21 @@ def test_step_times(tmp_path):
     )
     older = figures.step_times_without_vnni(tmp_path)
     assert older == shown.replace("A CPU", "An older CPU")
+
+
+def test_start_up(tmp_path):
+    def one(seconds, *ratios):
+        return {
+            "median_seconds": seconds,
+            "ratio": dict(zip(("low", "median", "high"), ratios, strict=True)),
+        }
+
+    commands = {"python -c pass": one(0.0201, 1, 1, 1), "keras-ntt --help": one(0.15, 7, 7.46, 8.1)}
+    content = {"machine": {}, "rounds": 5, "commands": commands}
+    (tmp_path / "start_up.json").write_text(json.dumps(content))
+    rows = cells(figures.start_up(tmp_path))
+    assert rows[2] == ["`python -c pass`", "20.10", "1.0", "1.0 to 1.0"]
+    assert rows[3] == ["`keras-ntt --help`", "150", "7.5", "7.0 to 8.1"]
 
 
 def test_growth(tmp_path):

@@ -1,4 +1,4 @@
-"""The programs of benchmarks/soak and examples, run small, in processes of their own."""
+"""The programs of `benchmarks` and `examples`, run small, in processes of their own."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import pytest
 from helpers.paths import ROOT
 
 
-def run(program, *arguments):
+def run(*words):
     quiet = {"CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
     result = subprocess.run(
-        [sys.executable, str(ROOT / program), *map(str, arguments)],
+        [sys.executable, *map(str, words)],
+        cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), **quiet},
         capture_output=True,
         text=True,
@@ -29,7 +30,7 @@ def run(program, *arguments):
 def kill(tmp_path, kills, *jobs):
     output = tmp_path / "kills.json"
     chosen = ["--jobs", *jobs] if jobs else []
-    run("benchmarks/soak/kills.py", "--kills", kills, *chosen, "--output", output)
+    run("-m", "benchmarks.soak.kills", "--kills", kills, *chosen, "--output", output)
     found = json.loads(output.read_text())
     assert found["faults"] == []
     assert found["kills"] >= kills
@@ -73,7 +74,7 @@ def test_the_example_of_an_edge_cpu(tmp_path):
 @pytest.mark.soak
 def test_how_a_transfer_scales(tmp_path):
     output = tmp_path / "scaling.json"
-    program = ("benchmarks/scaling.py", "--networks", "lenet-300-100", "--steps", 3)
+    program = ("-m", "benchmarks.speed.scaling", "--networks", "lenet-300-100", "--steps", 3)
     run(*program, "--output", output)
     rows = json.loads(output.read_text())["networks"]["lenet-300-100"]["workers"]
     assert rows["1"]["bytes_reduced"] == 0
@@ -86,7 +87,7 @@ def test_how_a_transfer_scales(tmp_path):
 @pytest.mark.soak
 def test_what_masks_cost(tmp_path):
     output = tmp_path / "overhead.json"
-    run("benchmarks/soak/overhead.py", "--rounds", 3, "--steps", 5, "--output", output)
+    run("-m", "benchmarks.soak.overhead", "--rounds", 3, "--steps", 5, "--output", output)
     kinds = json.loads(output.read_text())["kinds"]
     assert list(kinds) == ["dense", "masks", "prune_low_magnitude"]
     assert kinds["dense"]["added"] == 0

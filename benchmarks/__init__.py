@@ -1,0 +1,1 @@
+"""Programs that measure speed, accuracy and exported files, and that look for faults."""

@@ -1,0 +1,1 @@
+"""The published comparison of methods of pruning at initialization."""

@@ -1,0 +1,1 @@
+"""What several programs share: paths, tables, timing in turns, processes, networks."""

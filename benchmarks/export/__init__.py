@@ -1,0 +1,1 @@
+"""Sizes and latency of exported files, and what runs them as predicted."""

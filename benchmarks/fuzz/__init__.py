@@ -1,0 +1,1 @@
+"""Bad arguments to every public function."""

@@ -1,0 +1,1 @@
+"""Processes that are killed, a long run, and what masks cost."""
