@@ -301,8 +301,8 @@ def test_arrays_are_drawn_in_a_new_order_each_epoch():
     orders = []
     for step in (0, 3, 3):
         transfer._state.step.assign(step)
-        transfer.begin_epoch()
-        data = inputs.batches(x, 4, key=transfer._order, shuffle=True)
+        transfer._state.begin_epoch()
+        data = inputs.batches(x, 4, key=transfer._state.order, shuffle=True)
         orders.append(np.concatenate([b.numpy() for b in data]))
     assert all(sorted(order) == list(x) for order in orders)
     assert list(orders[0]) != list(orders[1])
