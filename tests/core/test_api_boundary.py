@@ -318,13 +318,13 @@ def test_a_student_that_is_frozen_in_part_after_a_transfer_was_made():
     transfer = ready(student, ntk_weight=0.0, l2=0.0)
     student.layers[0].trainable = False
     x = samples(8, 4)
-    values = transfer._pair().teacher_values
+    values = transfer._state.pair(transfer.weighting).teacher_values
     assert len(values) == 4
     for (variable, value), wanted in zip(values.values(), teacher.weights, strict=True):
         assert variable.shape == wanted.shape
         np.testing.assert_array_equal(value, wanted.numpy())
     transfer.compile("sgd")
-    transfer.begin()
+    transfer._state.begin()
     expected = np.mean((student(x).numpy() - teacher(x).numpy()) ** 2)
     logs = transfer.evaluate(x, batch_size=8, verbose=0, return_dict=True)
     np.testing.assert_allclose(logs["output_distance"], expected, rtol=1e-4)

@@ -51,7 +51,7 @@ sparsity = 0.8 if options else 0.5
 transfer = NeuralTangentTransfer(model, pruning_schedule=sparsity, l2=0.0, seed=0, **options)
 transfer.compile(keras.optimizers.Adam(rate))
 # The objective on fixed samples and projections: each step draws others.
-transfer.begin()
+transfer._state.begin()
 loss = [transfer.evaluate(x[:batch], verbose=0, return_dict=True)["loss"]]
 transfer.fit(x, batch_size=batch, epochs=epochs, verbose=0)
 loss.append(transfer.evaluate(x[:batch], verbose=0, return_dict=True)["loss"])
