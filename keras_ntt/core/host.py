@@ -195,6 +195,68 @@ def nodes_in_order(functional: Any) -> list[Any]:
     ]
 
 
+def node_of(tensor: Any) -> Any:
+    """Return the node of a functional graph that a symbolic tensor is an output of."""
+    history = tensor._keras_history
+    return history.operation._inbound_nodes[history.node_index]
+
+
+def position_of(tensor: Any) -> int:
+    """Return which of the flat outputs of its node a symbolic tensor is."""
+    return int(tensor._keras_history.tensor_index)
+
+
+def twin_of(operation: Any, name: str, **attributes: Any) -> Any:
+    """Return a layer or operation that shares all that another one holds, its variables too.
+
+    The twin is called in graphs of its own: the other one does not know of it.
+
+    Args:
+        operation: A Keras layer, built if it has variables, or an operation.
+        name: The twin's name.
+        **attributes: What the twin has instead.
+    """
+    cls: Any = type(operation)
+    twin = cls.__new__(cls)
+    # Keras wraps these for each object. The others are set past the layer's tracking of them,
+    # which is shared.
+    wrapped = {key: value for key, value in vars(twin).items() if key in ("build", "quantize")}
+    vars(twin).update(vars(operation))
+    vars(twin).update(wrapped)
+    vars(twin).update(name=name, _inbound_nodes=[], _outbound_nodes=[], **attributes)
+    return twin
+
+
+@contextlib.contextmanager
+def unknown_to_readers(tensors: Any) -> Iterator[None]:
+    """Extend a functional graph without a trace in the layers that made what is read.
+
+    Args:
+        tensors: The symbolic tensors of the graph that may be read.
+    """
+    operations = {id(t._keras_history.operation): t._keras_history.operation for t in tensors}
+    counts = [(op, len(op._outbound_nodes)) for op in operations.values()]
+    try:
+        yield
+    finally:
+        for operation, count in counts:
+            del operation._outbound_nodes[count:]
+
+
+def ops_named(*names: str) -> tuple[type, ...]:
+    """Return the classes behind functions of ``keras.ops``, as far as this Keras has them.
+
+    Args:
+        *names: Module and class, such as ``"nn.Softmax"``.
+    """
+    found = []
+    for name in names:
+        module, cls = name.split(".")
+        place = getattr(keras.src.ops, module)
+        found += [getattr(place, cls)] if hasattr(place, cls) else []
+    return tuple(found)
+
+
 def is_comparison(operation: Any) -> bool:
     """Tell whether an operation compares numbers, as ``Embedding(mask_zero=True)`` does."""
     return isinstance(operation, keras.src.ops.numpy.Equal | keras.src.ops.numpy.NotEqual)

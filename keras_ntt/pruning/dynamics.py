@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ntt.core import checks, input_checks
+from keras_ntt.core.logits import logits_of
 from keras_ntt.masks.apply import kept_entries
 from keras_ntt.masks.policies import choose_weights
 from keras_ntt.ntk.empirical import empirical_ntk
@@ -184,8 +185,9 @@ class TrainingDynamics(keras.callbacks.Callback):
         logs.update(self._measure() if due else dict.fromkeys(self.start, float("nan")))
 
     def _measure(self) -> dict[str, float]:
-        target = empirical_ntk(self._dense, self._x, outputs=self._outputs)
-        found = empirical_ntk(self.model, self._x, wrt=self._wrt, outputs=self._outputs)
+        dense, own = logits_of(self._dense).model, logits_of(self.model).model
+        target = empirical_ntk(dense, self._x, outputs=self._outputs)
+        found = empirical_ntk(own, self._x, wrt=self._wrt, outputs=self._outputs)
         values = {
             "ntk_distance": ntk_distance(found, target),
             "ntk_alignment": ntk_alignment(found, target),

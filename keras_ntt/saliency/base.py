@@ -32,6 +32,8 @@ class Subject:
         seed: Seed of every random choice.
         round: Number of the round of pruning, from 0.
         counts: How many entries of each will be kept in the end; None if that is up to the scores.
+        logits_model: The model without the softmax or sigmoid that it ends in, of the same
+            variables; None if it is the model itself.
     """
 
     model: keras.Model
@@ -42,26 +44,40 @@ class Subject:
     seed: int = 0
     round: int = 0
     counts: tuple[int, ...] | None = None
+    logits_model: keras.Model | None = None
+
+    @property
+    def network(self) -> keras.Model:
+        """The model that returns logits."""
+        return self.model if self.logits_model is None else self.logits_model
 
     @property
     def values(self) -> list[tf.Tensor]:
         """The values that the masked network computes with, ``mask * weight``."""
         return [w * m for w, m in zip(self.weights, self.masks, strict=True)]
 
-    def outputs(self, x: Any, values: Sequence[tf.Tensor], others: Any = None) -> tf.Tensor:
+    def outputs(
+        self,
+        x: Any,
+        values: Sequence[tf.Tensor],
+        others: Any = None,
+        *,
+        logits: bool = False,
+    ) -> tf.Tensor:
         """Return the model's outputs ``[n, c]`` in inference mode, with other values.
 
         Args:
             x: A batch of inputs.
             values: Values of the scored variables.
             others: Values of further variables, ``id(variable) -> (variable, tensor)``.
+            logits: Whether to return what goes into the softmax or sigmoid at the model's end.
 
         Returns:
             The outputs, flattened beyond the batch axis.
         """
         own = {id(v): (v, t) for v, t in zip(self.variables, values, strict=True)}
         with host.values_in_place({**(others or {}), **own}):
-            return flat(self.model(x, training=False))
+            return flat((self.network if logits else self.model)(x, training=False))
 
     def batches(self) -> Iterator[tuple[Any, Any]]:
         """Yield the batches of the data.
@@ -97,12 +113,14 @@ class NetworkSaliency(ABC):
         needs_data: Whether samples are needed.
         needs_labels: Whether they need labels.
         takes_data: Whether samples are looked at where there are any.
+        takes_logits: Whether the score is one of logits, whatever the model ends in.
         rounds: The number of rounds in which its authors prune.
     """
 
     needs_data: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False
     takes_data: ClassVar[bool] = False
+    takes_logits: bool = False
     rounds: int = 1
 
     @property
@@ -157,12 +175,15 @@ def gradient(tape: tf.GradientTape, of: tf.Tensor, values: Sequence[tf.Tensor]) 
     return [tf.convert_to_tensor(g) for g in found]
 
 
-def summed_gradient(subject: Subject, loss: Loss) -> tuple[list[tf.Tensor], int]:
-    """Differentiate a loss by the masked values, summed over all samples.
+def summed_gradient(
+    subject: Subject, loss: Loss, *, logits: bool = False
+) -> tuple[list[tf.Tensor], int]:
+    """Differentiate a loss with respect to the masked values, summed over all samples.
 
     Args:
         subject: The network and its data.
         loss: The loss, summed over the samples of a batch.
+        logits: Whether the loss is one of logits, see `Subject.outputs`.
 
     Returns:
         The derivatives and the number of samples.
@@ -172,7 +193,7 @@ def summed_gradient(subject: Subject, loss: Loss) -> tuple[list[tf.Tensor], int]
     for x, y in subject.batches():
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(values)
-            found = loss(subject.outputs(x, values), y)
+            found = loss(subject.outputs(x, values, logits=logits), y)
         total = [a + g for a, g in zip(total, gradient(tape, found, values), strict=True)]
         count += sample_count(x)
     return total, count

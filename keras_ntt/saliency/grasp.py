@@ -41,6 +41,7 @@ class GraSP(NetworkSaliency):
         self, loss: Callable[[Any, Any], Any] | str | None = None, *, temperature: float = 200.0
     ):
         self.loss = as_loss(loss)
+        self.takes_logits = loss is None  # a loss that is given takes what the model returns
         self.temperature = checks.check_number("temperature", temperature)
         if not self.temperature:
             raise ValueError(f"temperature must be above 0. Received: temperature={temperature!r}")
@@ -53,18 +54,18 @@ class GraSP(NetworkSaliency):
                 check_logits(tf.stop_gradient(outputs), self.name)
             return self.loss(outputs / self.temperature, labels)
 
-        sums, count = summed_gradient(subject, loss)
+        sums, count = summed_gradient(subject, loss, logits=self.takes_logits)
         mean = [g / count for g in sums]
         values = subject.values
         total = [tf.zeros_like(v) for v in values]
         for x, y in subject.batches():
-            products = _hessian_product(subject, loss, x, y, mean)
+            products = _hessian_product(subject, loss, x, y, mean, self.takes_logits)
             total = [t + p / count for t, p in zip(total, products, strict=True)]
         return sensitivity(values, total, signed=True)
 
 
 def _hessian_product(
-    subject: Subject, loss: Any, x: Any, y: Any, vector: list[tf.Tensor]
+    subject: Subject, loss: Any, x: Any, y: Any, vector: list[tf.Tensor], logits: bool
 ) -> list[tf.Tensor]:
     """Return the Hessian of the summed loss of a batch times a vector."""
     values = subject.values
@@ -76,7 +77,7 @@ def _hessian_product(
             outer.watch(values)
             with tf.GradientTape(watch_accessed_variables=False) as inner:
                 inner.watch(values)
-                found = loss(subject.outputs(x, values), y)
+                found = loss(subject.outputs(x, values, logits=logits), y)
             first = gradient(inner, found, values)
             product = tf.add_n([tf.reduce_sum(g * v) for g, v in zip(first, vector, strict=True)])
         return gradient(outer, product, values)

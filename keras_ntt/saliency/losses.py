@@ -9,15 +9,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_ntt.core.logits import looks_like_probabilities
 from keras_ntt.saliency.base import Loss
-
-
-def looks_like_probabilities(outputs: tf.Tensor) -> bool:
-    """Tell whether each row of outputs ``[n, c]``, c > 1, is non-negative and sums to 1."""
-    if outputs.shape[1] < 2:
-        return False
-    sums = tf.reduce_sum(tf.cast(outputs, "float64"), axis=1)
-    return bool(tf.reduce_all(outputs >= 0)) and bool(tf.reduce_all(abs(sums - 1) < 1e-3))
 
 
 def check_logits(outputs: tf.Tensor, name: str) -> None:

@@ -34,6 +34,8 @@ class NTKSAP(NetworkSaliency):
         redraw: Whether weights are drawn anew for each batch.
     """
 
+    takes_logits = True
+
     def __init__(
         self,
         *,
@@ -73,7 +75,9 @@ class NTKSAP(NetworkSaliency):
             ):
                 tape.watch(masks)
                 here, there = (
-                    subject.outputs(x, [w * m for w, m in zip(ws, masks, strict=True)], others)
+                    subject.outputs(
+                        x, [w * m for w, m in zip(ws, masks, strict=True)], others, logits=True
+                    )
                     for ws in (weights, moved)
                 )
                 distance = tf.reduce_mean(tf.reduce_sum(tf.square(here - there), axis=1))

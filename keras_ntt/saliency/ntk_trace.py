@@ -33,6 +33,7 @@ class NTKTrace(NetworkSaliency):
     """
 
     needs_data: ClassVar[bool] = True
+    takes_logits = True
 
     def __init__(self, *, rounds: int = 1, wrt: str = "kept"):
         checks.check_choice("wrt", wrt, ("all", "kept"))
@@ -42,7 +43,7 @@ class NTKTrace(NetworkSaliency):
     def __call__(self, subject: Subject) -> list[tf.Tensor]:
         """Return the scores."""
         checks.check_differentiable(subject.model)
-        network = unroll(subject.model)
+        network = unroll(subject.network)
         masks = list(subject.masks)
         total, count = [tf.zeros_like(m) for m in masks], 0
         for x, _ in subject.batches():

@@ -30,16 +30,17 @@ class SNIP(NetworkSaliency):
 
     def __init__(self, loss: Callable[[Any, Any], Any] | str | None = None, *, rounds: int = 1):
         self.loss = as_loss(loss)
+        self.takes_logits = loss is None  # a loss that is given takes what the model returns
         self.rounds = checks.check_count("rounds", rounds)
 
     def __call__(self, subject: Subject) -> list[tf.Tensor]:
         """Return the scores, which sum to 1."""
-        gradients, _ = summed_gradient(subject, self.loss)
+        gradients, _ = summed_gradient(subject, self.loss, logits=self.takes_logits)
         return normalized(sensitivity(subject.values, gradients))
 
 
 class LogitSNIP(NetworkSaliency):
-    """Score weights by ``|w * dL/dw|`` with L the sum of the squares of all outputs.
+    """Score weights by ``|w * dL/dw|`` with L the sum of the squares of all logits.
 
     It needs no labels (Liu & Zenke, "Finding trainable sparse networks through Neural Tangent
     Transfer", ICML 2020, who use it for the first masks).
@@ -49,13 +50,16 @@ class LogitSNIP(NetworkSaliency):
     """
 
     needs_data: ClassVar[bool] = True
+    takes_logits = True
 
     def __init__(self, *, rounds: int = 1):
         self.rounds = checks.check_count("rounds", rounds)
 
     def __call__(self, subject: Subject) -> list[tf.Tensor]:
         """Return the scores."""
-        gradients, _ = summed_gradient(subject, lambda f, _: tf.reduce_sum(tf.square(f)))
+        gradients, _ = summed_gradient(
+            subject, lambda f, _: tf.reduce_sum(tf.square(f)), logits=True
+        )
         return sensitivity(subject.values, gradients)
 
 

@@ -29,6 +29,8 @@ class SynFlow(NetworkSaliency):
 
     power = 1
 
+    takes_logits = True
+
     def __init__(self, *, rounds: int = 100):
         self.rounds = checks.check_count("rounds", rounds)
 
@@ -68,8 +70,8 @@ class SynFlow(NetworkSaliency):
         }
         for variable, value in zip(subject.variables, values, strict=True):
             replaced[id(variable)] = (variable, value)
-        with host.in_float64(subject.model, replaced), input_kinds.taken_as_scaled(subject.model):
-            return flat(subject.model(x, training=False))
+        with host.in_float64(subject.network, replaced), input_kinds.taken_as_scaled(subject.model):
+            return flat(subject.network(x, training=False))
 
     def _absolute(self, value: tf.Tensor) -> tf.Tensor:
         return tf.abs(tf.cast(value, tf.float64)) ** self.power

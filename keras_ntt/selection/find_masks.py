@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from keras_ntt.core import checks, host
 from keras_ntt.core.axes import Axes, axes_of_weights
+from keras_ntt.core.logits import logits_of, warn_of_logits
 from keras_ntt.masks.filters import without_root
 from keras_ntt.masks.names import names_by_id
 from keras_ntt.saliency import Batches, NetworkSaliency, Subject
@@ -72,7 +73,16 @@ def subject_of(
     batches = None if data is None else Batches(data, model, batch_size)
     weights = tuple(host.value_of(v) for v in variables)
     masks = tuple(tf.ones_like(w) for w in weights)
-    return Subject(model, tuple(variables), weights, masks, batches, checks.check_seed(seed))
+    found = logits_of(model)
+    return Subject(
+        model,
+        tuple(variables),
+        weights,
+        masks,
+        batches,
+        checks.check_seed(seed),
+        logits_model=found.model if found.names else None,
+    )
 
 
 def score(saliency: NetworkSaliency, subject: Subject) -> list[np.ndarray]:
@@ -88,6 +98,8 @@ def score(saliency: NetworkSaliency, subject: Subject) -> list[np.ndarray]:
     Raises:
         ValueError: If the scores are not finite, do not fit, or are all zero.
     """
+    if saliency.takes_logits and subject.round == 0:
+        warn_of_logits(logits_of(subject.model), saliency.name, stacklevel=4)
     scores = saliency(subject)
     check_scores(scores, subject.weights)
     arrays = [np.asarray(tf.cast(s, tf.float64)) for s in scores]

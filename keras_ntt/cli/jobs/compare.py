@@ -14,8 +14,8 @@ import keras_ntt
 from keras_ntt.cli import data, printing
 from keras_ntt.cli.methods import SCORES
 from keras_ntt.core.copies import copy_of, redrawn
+from keras_ntt.core.logits import looks_like_probabilities
 from keras_ntt.core.tables import table as text_table
-from keras_ntt.saliency.losses import looks_like_probabilities
 
 LABELS = ("snip", "grasp")  # the methods that look at them
 

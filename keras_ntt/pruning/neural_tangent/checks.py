@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from keras_ntt.core import host
+from keras_ntt.core.logits import Logits
 
 
 def check_pair(student: keras.Model, teacher: keras.Model | None) -> None:
@@ -104,3 +105,16 @@ def check_fit_options(options: Mapping[str, Any]) -> None:
                 "in pairs, without labels, and all count alike. "
                 f"Received: {argument} of type {type(options[argument]).__name__}"
             )
+
+
+def check_heads(student: Logits, teacher: Logits) -> None:
+    """Warn if the logits of one model would be compared with the probabilities of another."""
+    ends = [sorted({str(name) for name in found.activations}) for found in (student, teacher)]
+    if ends[0] != ends[1] and student.activations and teacher.activations:
+        warnings.warn(
+            "student and teacher end in different activations. What goes into each is compared, "
+            "the logits. If they are not meant to be the same, give both the same last layer. "
+            f"Received: student that ends in {student.names or 'none'}, teacher that ends in "
+            f"{teacher.names or 'none'}",
+            stacklevel=3,
+        )

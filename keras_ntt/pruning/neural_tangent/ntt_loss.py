@@ -10,11 +10,12 @@ import keras
 import tensorflow as tf
 
 from keras_ntt.core import checks, host, input_checks
+from keras_ntt.core.logits import logits_of, warn_of_logits, warn_of_probabilities
 from keras_ntt.core.network import unroll
 from keras_ntt.masks.apply import kept_entries
 from keras_ntt.masks.names import masks_by_variable
 from keras_ntt.masks.policies import choose_weights
-from keras_ntt.pruning.neural_tangent.checks import check_shapes
+from keras_ntt.pruning.neural_tangent.checks import check_heads, check_shapes
 from keras_ntt.pruning.neural_tangent.objective import NTTLoss, Pair, Weighting, objective
 
 
@@ -39,8 +40,9 @@ def ntt_loss(
     is zero at masked entries.
 
     Args:
-        student: A built model.
-        teacher: A built model with outputs of the same shape.
+        student: A built model. Where it ends in softmax or sigmoid, the objective is that of the
+            logits which go into it.
+        teacher: A built model with outputs of the same shape, taken likewise.
         x: Inputs ``[n, ...]``, of which the tangent kernel is taken between the first and the
             second half.
         sparsity: Fraction of zeros in the prunable weights, in [0, 1); ``1 - sparsity`` divides
@@ -89,6 +91,11 @@ def ntt_loss(
     check = input_checks.check_structure if symbolic else input_checks.check_arrays
     check(x, student, "x")
     input_checks.check_structure(x, teacher, "x")
+    student_logits, teacher_logits = logits_of(student), logits_of(teacher)
+    check_heads(student_logits, teacher_logits)
+    warn_of_logits(student_logits, "ntt_loss")
+    if not symbolic:
+        warn_of_probabilities(student_logits, x, "ntt_loss")
     weighting = Weighting(ntk_weight, l2, wrt, outputs, output_projections)
     density = _density_of(sparsity, density)
     seed = checks.check_seed(seed)
@@ -107,8 +114,8 @@ def ntt_loss(
     # The masks multiply the weights, so that gradients flow through them.
     masked = {key: (v, host.value_of(v) * tensors[key]) for key, v in pruned.items()}
     pair = Pair(
-        unroll(student),
-        unroll(teacher),
+        unroll(student_logits.model),
+        unroll(teacher_logits.model),
         pruned=list(pruned.values()),
         masks=tensors,
         density=density,

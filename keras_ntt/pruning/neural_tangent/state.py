@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from keras_ntt.core import host
+from keras_ntt.core.logits import logits_of
 from keras_ntt.core.network import unroll
 from keras_ntt.masks.apply import get_masks, hold_masks, strip_pruning
 from keras_ntt.pruning.neural_tangent import replicas
@@ -54,7 +55,8 @@ class TransferState:
         self.order = tf.Variable([0, 0], dtype=tf.int64, trainable=False)
         self.update = Update()
         self._running = False
-        self._networks = unroll(student), unroll(student if teacher is None else teacher)
+        first_of_all = student if teacher is None else teacher
+        self._networks = tuple(unroll(logits_of(m).model) for m in (student, first_of_all))
         # By id: which variables are trainable may change before or between the runs.
         self._teacher_values: dict[int, keras.Variable] = {}
         if teacher is None:

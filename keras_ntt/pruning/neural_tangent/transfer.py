@@ -9,12 +9,18 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ntt.core import checks, host, input_checks, inputs
+from keras_ntt.core.logits import logits_of, warn_of_logits, warn_of_probabilities
 from keras_ntt.masks.apply import check_no_masks
 from keras_ntt.masks.filters import Filters
 from keras_ntt.masks.policies import choose_weights
 from keras_ntt.pruning.neural_tangent import replicas
 from keras_ntt.pruning.neural_tangent.adversarial import Attack, check_attack
-from keras_ntt.pruning.neural_tangent.checks import check_callbacks, check_fit_options, check_pair
+from keras_ntt.pruning.neural_tangent.checks import (
+    check_callbacks,
+    check_fit_options,
+    check_heads,
+    check_pair,
+)
 from keras_ntt.pruning.neural_tangent.first_masks import initial_masks
 from keras_ntt.pruning.neural_tangent.lookahead import Plan, RunLifecycle
 from keras_ntt.pruning.neural_tangent.memory import parts_within, step_memory
@@ -45,7 +51,9 @@ class NeuralTangentTransfer(host.CompleteModel):
     (see `keras_ntt.apply_masks`), ready to be compiled and trained on labels.
 
     Args:
-        student: A built Keras model, the one to be made sparse.
+        student: A built Keras model, the one to be made sparse. Where it ends in softmax or
+            sigmoid, the transfer matches the logits that go into it, and the student keeps its
+            activation.
         teacher: A built model with outputs of the same shape, for example a pretrained one.
             None takes the student as it is now, before pruning.
         pruning_schedule: A sparsity in [0, 1), which stands for `NTTSchedule(sparsity)`; or a
@@ -135,6 +143,9 @@ class NeuralTangentTransfer(host.CompleteModel):
         if teacher is not None:
             checks.check_differentiable(teacher, "teacher")
         check_pair(student, teacher)
+        student_logits = logits_of(student)
+        if teacher is not None:
+            check_heads(student_logits, logits_of(teacher))
         check_no_masks(student)
         check_attack(adversarial)
         replicas.check_scope(student, "the transfer")
@@ -157,6 +168,7 @@ class NeuralTangentTransfer(host.CompleteModel):
             data=saliency_data,
             seed=seed,
         )
+        warn_of_logits(student_logits, "The transfer")
         super().__init__(name=name)
         self.student = student
         self.teacher = teacher
@@ -282,6 +294,7 @@ class NeuralTangentTransfer(host.CompleteModel):
         if self.memory_limit is not None:
             self._divide(inputs.batch_spec(x, batch_size or 64), self.memory_limit)
         if input_checks.is_array(x):
+            warn_of_probabilities(logits_of(self.student), x, "The transfer")
             x = inputs.batches(x, batch_size or 64, key=self._state.order, shuffle=shuffle)
             batch_size = None
         else:
