@@ -1,0 +1,67 @@
+"""Dense and convolutional layers as products of patches and a matrix."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from keras import layers
+
+from keras_ntt.core import host
+from keras_ntt.core.channels.rules import kernels
+from keras_ntt.core.channels.rules.table import rule_of
+
+
+def is_linear(layer: Any) -> bool:
+    """Tell whether `patches` are known of a layer: Dense, Conv1D, Conv2D, without groups."""
+    rule = rule_of(layer)
+    if rule is kernels.dense:
+        return True
+    if rule is not kernels.convolution or isinstance(layer, layers.Conv3D):
+        return False
+    return bool(layer.groups == 1 and layer.data_format == "channels_last")
+
+
+def patches(layer: Any, x: Any) -> tf.Tensor:
+    """Return what each output position of a layer reads.
+
+    Args:
+        layer: A layer that `is_linear`.
+        x: Its inputs ``[n, ..., channels]``.
+
+    Returns:
+        A matrix ``[positions of all samples, features]``, features in the order of the kernel
+        reshaped to ``[features, outputs]``.
+    """
+    x = tf.convert_to_tensor(x)
+    if isinstance(layer, layers.Dense):
+        return tf.reshape(x, [-1, x.shape[-1]])
+    size, strides, rates = (
+        tuple(v) for v in (layer.kernel_size, layer.strides, layer.dilation_rate)
+    )
+    padding = layer.padding
+    if isinstance(layer, layers.Conv1D):
+        if padding == "causal":
+            x = tf.pad(x, [[0, 0], [rates[0] * (size[0] - 1), 0], [0, 0]])
+            padding = "valid"
+        x = x[:, None]
+        size, strides, rates = (1, *size), (1, *strides), (1, *rates)
+    if size == (1, 1):  # no taps to gather
+        found = x[:, :: strides[0], :: strides[1]]
+    else:
+        found = tf.image.extract_patches(
+            x, [1, *size, 1], [1, *strides, 1], [1, *rates, 1], padding.upper()
+        )
+    return tf.reshape(found, [-1, found.shape[-1]])
+
+
+def matrix(layer: Any) -> np.ndarray:
+    """Return a layer's kernel as a matrix ``[features, outputs]`` in float64."""
+    kernel = host.array_of(host.kernel_of(layer)).astype(np.float64)
+    return kernel.reshape(-1, kernel.shape[-1])
+
+
+def bias(layer: Any) -> np.ndarray | None:
+    """Return a layer's bias in float64, None if it has none."""
+    return None if layer.bias is None else host.array_of(layer.bias).astype(np.float64)

@@ -1,0 +1,276 @@
+"""Prune channels: a smaller model, faster on every runtime (DepGraph, Fang 2023, 2301.12900)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_ntt.core import checks, host
+from keras_ntt.core.channels.constants import constants_read, folded
+from keras_ntt.core.channels.graph import ChannelGraph, channel_graph
+from keras_ntt.core.channels.groups import ChannelGroup, groups_of
+from keras_ntt.core.channels.resize import Removal, resized
+from keras_ntt.masks.filters import Filters, as_predicate, check_filters
+from keras_ntt.pruning.channels.distill import distill
+from keras_ntt.pruning.channels.plan import Plan, across_groups, cost_of, level_for, uniform
+from keras_ntt.pruning.channels.repair import repair
+from keras_ntt.pruning.channels.scores import IMPORTANCES, Importance, scores_of
+from keras_ntt.saliency.data import Batches
+
+ALLOCATIONS = ("uniform", "global")
+
+
+def prune_channels(
+    model: keras.Model,
+    inputs: Any = None,
+    *,
+    channels: float | None = None,
+    ratio: float | None = None,
+    flops: float | None = None,
+    latency: float | None = None,
+    measure: Callable[[keras.Model], float] | None = None,
+    importance: Importance | None = None,
+    allocation: str = "uniform",
+    round_to: int = 8,
+    min_channels: int = 1,
+    filters: Filters = None,
+    refit: bool = True,
+    epochs: int = 0,
+    learning_rate: float = 1e-3,
+    data: Any = None,
+    loss: Any = None,
+    batch_size: int = 128,
+    seed: int = 0,
+    verbose: Any = "auto",
+) -> keras.Model:
+    """Return a smaller model without the channels that matter least.
+
+    A channel goes with all that it is coupled to (see `channel_groups`), its bias and its
+    normalization included. The result is an ordinary Keras model with the layers' names, which
+    trains, is saved and exported like any other.
+
+    Exactly one of `channels`, `ratio`, `flops` and `latency` says how much goes.
+
+    Args:
+        model: A built Sequential or functional model. It is left as it is.
+        inputs: Unlabelled inputs, preprocessed as for training: arrays, a ``tf.data.Dataset`` of
+            batches or a ``keras.utils.PyDataset``. Some hundred samples are enough for
+            `importance` and `refit`. They are held in memory.
+        channels: The fraction of each group's channels to remove, in [0, 1).
+        ratio: The fraction of the parameters to remove, in [0, 1).
+        flops: The fraction of the multiply-adds of kernels to remove, in [0, 1).
+        latency: The fraction of what `measure` returns to remove, in [0, 1).
+        measure: The time that a model takes, in any unit: called with smaller models, some ten
+            times.
+        importance: ``"magnitude"``, ``"batch_norm"`` (scales of normalizations), ``"activation"``
+            (the variance that a channel alone makes in what reads it), ``"reconstruction"`` (the
+            error there after the other channels have made up for it), ``"taylor"`` (needs labels,
+            in `data`), ``"random"``; or a function of the model and a `ChannelGroup` that returns
+            a score a channel, higher is kept. By default ``"reconstruction"`` with `inputs`,
+            otherwise ``"magnitude"``.
+        allocation: ``"uniform"`` removes the same share of each group, ``"global"`` the channels
+            of the lowest scores of all groups, relative to what their removal brings.
+        round_to: The number of channels that stay of a group is a multiple of this where there are
+            more, as fast kernels of most runtimes like it. 1 for any number.
+        min_channels: How many channels stay of each group at least.
+        filters: Which layers may lose channels that they make: a regular expression, several, or a
+            function of the layer. A group is pruned if all layers that make its channels may.
+        refit: Whether to fit what stays to the dense model on `inputs`, layer after layer, by least
+            squares, and to estimate the statistics of BatchNormalization again. Without inputs,
+            only constants are added to the biases of the layers that read them.
+        epochs: Passes over `inputs` in which the smaller model learns the outputs of the dense one.
+        learning_rate: Of Adam in these epochs; it falls to 0.
+        data: ``(x, y)`` for ``"taylor"``, arrays or a data set of such batches.
+        loss: The loss for ``"taylor"``, as for ``model.compile``. By default the model's own.
+        batch_size: Samples a batch, for arrays.
+        seed: Seed of random scores and of the order of batches.
+        verbose: 0 for silence; the epochs show progress otherwise.
+
+    Returns:
+        The smaller model.
+
+    Raises:
+        TypeError: If `model` is not a Keras 3 model.
+        ValueError: If an argument does not fit, no channels may be removed, or a layer cannot be
+            made again in its new size.
+    """
+    checks.check_model(model)
+    if epochs != 0:
+        epochs = checks.check_count("epochs", epochs)
+    learning_rate = checks.check_number("learning_rate", learning_rate)
+    target = _check_target(channels=channels, ratio=ratio, flops=flops, latency=latency)
+    _check_arguments(model, allocation, importance, inputs, data, measure, latency, epochs)
+    round_to = checks.check_count("round_to", round_to)
+    min_channels = checks.check_count("min_channels", min_channels)
+    check_filters(filters)
+    seed = checks.check_seed(seed)
+    graph = channel_graph(model)
+    groups = _groups(graph, filters)
+    batches = None
+    if inputs is not None:
+        batches = [x for x, _ in Batches(inputs, model, batch_size)]
+    if importance is None:
+        importance = "magnitude" if batches is None else "reconstruction"
+    scores = scores_of(
+        graph,
+        groups,
+        importance,
+        batches=batches,
+        data=data,
+        loss=loss,
+        batch_size=batch_size,
+        seed=seed,
+    )
+    if allocation == "uniform":
+        levels = uniform(scores)
+    else:
+        levels = across_groups(scores, _prices(graph, groups, target[0]))
+    plan = Plan(groups, levels, round_to, min_channels)
+    removed = _choose(graph, plan, target, measure)
+    removal = Removal(graph, removed)
+    smaller = resized(removal, _folds(removal))
+    if not removed:
+        return smaller
+    if refit and batches is not None:
+        repair(removal, smaller, batches)
+    if epochs:
+        assert batches is not None
+        distill(
+            model,
+            smaller,
+            batches,
+            epochs=epochs,
+            learning_rate=learning_rate,
+            seed=seed,
+            verbose=verbose,
+        )
+    return smaller
+
+
+def _check_target(**given: float | None) -> tuple[str, float]:
+    """Return the name and the value of the one target that is given."""
+    named = {name: value for name, value in given.items() if value is not None}
+    if len(named) != 1:
+        raise ValueError(
+            "prune_channels needs one of channels, ratio, flops and latency: the fraction to "
+            f"remove. Received: {named or 'none of them'}"
+        )
+    ((name, value),) = named.items()
+    if not checks.is_number(value) or not 0 <= value < 1:
+        raise ValueError(
+            f"{name} is the fraction to remove and must be a number in [0, 1). "
+            f"Received: {name}={value!r}"
+        )
+    return name, float(value)
+
+
+def _check_arguments(
+    model: keras.Model,
+    allocation: str,
+    importance: Any,
+    inputs: Any,
+    data: Any,
+    measure: Any,
+    latency: Any,
+    epochs: int,
+) -> None:
+    """Raise a ValueError at arguments that do not go together."""
+    checks.check_choice("allocation", allocation, ALLOCATIONS)
+    if importance is not None and not callable(importance):
+        checks.check_choice("importance", importance, IMPORTANCES)
+    if host.functional_of(model) is None:
+        raise ValueError(
+            "Channels can be removed from Sequential and functional models only, whose layers say "
+            f"what reads what. Received: model={model.name!r} of type {type(model).__name__}"
+        )
+    needs = importance in ("activation", "reconstruction")
+    if inputs is None and (needs or epochs):
+        raise ValueError(
+            "These need unlabelled inputs: pass inputs. Received: inputs=None with "
+            f"importance={importance!r}, epochs={epochs!r}"
+        )
+    if importance == "taylor" and data is None:
+        raise ValueError('importance="taylor" needs labels: pass data=(x, y). Received: data=None')
+    if (latency is None) != (measure is None):
+        raise ValueError(
+            "latency is the fraction to remove of what measure(model) returns: pass both. "
+            f"Received: latency={latency!r}, measure={measure!r}"
+        )
+
+
+def _groups(graph: ChannelGraph, filters: Filters) -> list[ChannelGroup]:
+    """Return the groups that may lose channels."""
+    accepts = as_predicate(filters, graph.model)
+    layers = {axis.layer.name: axis.layer for axis in graph.weights}
+    every = groups_of(graph)
+    found = [
+        group
+        for group in every
+        if group.kept is None
+        and group.channels > 1
+        and all(accepts(layers[name]) for name in group.makers)
+    ]
+    if not found:
+        reasons = sorted({group.kept for group in every if group.kept})
+        raise ValueError(
+            "There are no channels that may be removed; channel_groups(model) says why. Received: "
+            f"filters={filters!r}, and channels that stay because "
+            f"{'; '.join(reasons[:3]) or 'there are none'}"
+        )
+    return found
+
+
+def _prices(graph: ChannelGraph, groups: Sequence[ChannelGroup], target: str) -> list[float]:
+    """Return what the first channel of each group to go brings; 1 where channels are counted."""
+    if target == "channels":
+        return [1.0] * len(groups)
+    number = 0 if target == "ratio" else 1
+    whole = cost_of(graph, set())[number]
+    return [float(whole - cost_of(graph, {group.labels[0]})[number]) for group in groups]
+
+
+def _choose(
+    graph: ChannelGraph,
+    plan: Plan,
+    target: tuple[str, float],
+    measure: Callable[[keras.Model], float] | None,
+) -> set[int]:
+    """Return the labels that go; warn if that is less than was asked for."""
+    name, fraction = target
+    if name == "channels":
+        return plan.removed(fraction)
+
+    def cost(removed: set[int]) -> float:
+        if name == "latency":
+            assert measure is not None
+            return float(measure(resized(Removal(graph, removed))))
+        found = cost_of(graph, removed)
+        return float(found.parameters if name == "ratio" else found.multiply_adds)
+
+    whole = cost(set())
+    removed, left = level_for(plan, cost, whole * (1 - fraction))
+    if left > whole * (1 - fraction):
+        warnings.warn(
+            f"{name}={fraction:.3g} cannot be reached: no more than {1 - left / whole:.3g} can be "
+            "removed of the channels that may go. Lower round_to or min_channels, or see "
+            "channel_groups(model) for what stays and why.",
+            UserWarning,
+            stacklevel=3,
+        )
+    return removed
+
+
+def _folds(removal: Removal) -> dict[int, np.ndarray]:
+    """Return the biases that take in what removed channels are constantly."""
+    found: dict[int, np.ndarray] = {}
+    gone = np.array(sorted(removal.removed), np.int64)
+    for reader, constants in zip(removal.graph.readers, constants_read(removal.graph), strict=True):
+        dropped = np.isin(reader.labels, gone) & constants.known & (constants.values != 0)
+        if dropped.any() and reader.bias is not None and reader.exact:
+            kernel, bias = host.array_of(reader.kernel), host.array_of(reader.bias)
+            found[id(reader.bias)] = folded(reader, constants, kernel, bias, dropped)
+    return found
