@@ -1,7 +1,8 @@
 """Remove units that are dead: a smaller model of the same outputs, without any sparse format.
 
 A unit, or channel, is dead if all that reads it weighs it with zero, or if it is a constant that
-can be added to the biases of what reads it.
+can be added to the biases of what reads it. Where zeros that are padded keep a bias from that, one
+constant stands for several.
 """
 
 from __future__ import annotations
@@ -10,7 +11,13 @@ import keras
 import numpy as np
 
 from keras_ntt.core import checks, host
-from keras_ntt.core.channels.constants import constants_read, folded, removable_units
+from keras_ntt.core.channels.constants import (
+    Constants,
+    constants_read,
+    folded,
+    mergeable_units,
+    removable_units,
+)
 from keras_ntt.core.channels.graph import ChannelGraph, channel_graph
 from keras_ntt.core.channels.resize import Removal, resized
 
@@ -59,15 +66,17 @@ def remove_dead_units(
     copy = channel_graph(resized(Removal(graph, ())))
     if tolerance:
         _drop_small_entries(copy, tolerance)
-    removed = _search(copy)
+    removed, merged = _search(copy)
     if not removed:
         return model, ()
-    biases = {
-        id(mine.bias): host.array_of(theirs.bias)
-        for mine, theirs in zip(graph.readers, copy.readers, strict=True)
-        if mine.bias is not None
-    }
-    return resized(Removal(graph, removed), biases), _counts(graph, removed)
+    values = {}
+    for number, (mine, theirs) in enumerate(zip(graph.readers, copy.readers, strict=True)):
+        if mine.bias is not None:
+            values[id(mine.bias)] = host.array_of(theirs.bias)
+        if number in merged:
+            kernel = host.array_of(mine.kernel)
+            values[id(mine.kernel)] = (kernel + merged[number]).astype(kernel.dtype)
+    return resized(Removal(graph, removed), values), _counts(graph, removed)
 
 
 def _drop_small_entries(graph: ChannelGraph, tolerance: float) -> None:
@@ -78,9 +87,14 @@ def _drop_small_entries(graph: ChannelGraph, tolerance: float) -> None:
             variable.assign(value * (np.abs(value) > tolerance * np.abs(value).max()))
 
 
-def _search(graph: ChannelGraph) -> set[int]:
-    """Find dead units, until no removal leaves another one dead; weights are set to zero."""
+def _search(graph: ChannelGraph) -> tuple[set[int], dict[int, np.ndarray]]:
+    """Find dead units, until no removal leaves another one dead; weights are set to zero.
+
+    Returns:
+        The labels of the units, and by the number of a reader what its kernel has to gain.
+    """
     removed: set[int] = set()
+    merged: dict[int, np.ndarray] = {}
     while True:
         constants = constants_read(graph)
         kernels = {id(r.kernel): host.array_of(r.kernel) for r in graph.readers}
@@ -89,7 +103,9 @@ def _search(graph: ChannelGraph) -> set[int]:
             if (removed | new).issuperset(labels.tolist()):
                 new.discard(next(label for label in labels.tolist() if label not in removed))
         if not new:
-            return removed
+            new = _merge(graph, constants, kernels, merged)
+        if not new:
+            return removed, merged
         removed |= new
         gone = Removal(graph, removed)
         for reader, values in zip(graph.readers, constants, strict=True):
@@ -102,6 +118,30 @@ def _search(graph: ChannelGraph) -> set[int]:
                 value = host.array_of(axis.variable)
                 shape = [-1 if i == axis.axis else 1 for i in range(value.ndim)]
                 axis.variable.assign(value * gone.keeps(axis.labels).reshape(shape))
+
+
+def _merge(
+    graph: ChannelGraph,
+    constants: list[Constants],
+    kernels: dict[int, np.ndarray],
+    merged: dict[int, np.ndarray],
+) -> set[int]:
+    """Let one constant stand for others of the same readers; return the labels of the others."""
+    found: set[int] = set()
+    for numbers, (first, *others) in mergeable_units(graph, constants, kernels):
+        for number in numbers:
+            reader, values = graph.readers[number], constants[number].values
+            kernel = np.moveaxis(host.array_of(reader.kernel).astype(np.float64), reader.axis, 0)
+            places = {label: place for place, label in enumerate(reader.labels.tolist())}
+            at = [places[label] for label in others]
+            gain = np.zeros_like(kernel)
+            shares = values[at] / values[places[first]]
+            gain[places[first]] = np.tensordot(shares, kernel[at], axes=1)
+            gain = np.moveaxis(gain, 0, reader.axis)
+            reader.kernel.assign(host.array_of(reader.kernel) + gain)
+            merged[number] = merged.get(number, 0.0) + gain
+        found |= set(others)
+    return found
 
 
 def _counts(graph: ChannelGraph, removed: set[int]) -> tuple[tuple[str, int], ...]:

@@ -318,3 +318,25 @@ def test_constants_that_positions_tell_apart_stay():
     smaller, removed = remove_dead_units(model)
     assert removed == ()
     assert smaller is model
+
+
+def test_one_constant_stands_for_others_at_borders():
+    model = randomize(
+        sequential(
+            (6, 6, 2),
+            layers.Conv2D(6, 3, activation="relu"),
+            layers.Conv2D(4, 3, padding="same", activation="tanh"),
+            layers.Flatten(),
+            layers.Dense(2),
+        )
+    )
+    kernel, bias = model.layers[0].get_weights()
+    kernel[..., [0, 2, 3, 5]], bias[[0, 2, 3, 5]] = 0, [0.5, 2, -1, 1]
+    model.layers[0].set_weights([kernel, bias])
+    smaller, removed = remove_dead_units(model)
+    assert removed == ((model.layers[0].name, 3),)  # the one of -1 is zero after ReLU
+    assert bias[2] in smaller.layers[0].get_weights()[1]  # the largest stands for 0.5 and 1
+    before, after = (m.layers[1].get_weights()[0] for m in (model, smaller))
+    merged = before[:, :, 2] + 0.25 * before[:, :, 0] + 0.5 * before[:, :, 5]
+    np.testing.assert_allclose(after[:, :, 1], merged, rtol=1e-6)
+    assert_same(model, smaller)

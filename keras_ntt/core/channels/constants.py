@@ -196,6 +196,50 @@ def removable_units(
     }
 
 
+def mergeable_units(
+    graph: ChannelGraph, constants: list[Constants], kernels: dict[int, np.ndarray]
+) -> list[tuple[tuple[int, ...], list[int]]]:
+    """Return constants that no bias can hold, because zeros come in at the borders.
+
+    Where the same kernels read several of them, one can stand for all: what the others contribute
+    is proportional to what it does, at the borders as well.
+
+    Args:
+        graph: The graph.
+        constants: What `constants_read` says of it.
+        kernels: The kernels of the readers, by ``id(variable)``.
+
+    Returns:
+        For each such set of constants the numbers of the readers that cannot fold them, and the
+        labels, the one that is to stand for the others first.
+    """
+    blocked: dict[int, list[int]] = {}
+    excluded = set(graph.fixed) | set(graph.inexact) | set(graph.bilinear)
+    value_of: dict[tuple[int, int], float] = {}
+    for number, (reader, (known, values)) in enumerate(zip(graph.readers, constants, strict=True)):
+        rows = np.moveaxis(kernels[id(reader.kernel)], reader.axis, -1)
+        used = np.any(rows != 0, axis=tuple(range(rows.ndim - 1)))
+        labels, counts = np.unique(reader.labels, return_counts=True)
+        excluded |= set(labels[counts > 1].tolist()) | set(reader.labels[used & ~known].tolist())
+        calls = sum(other.kernel is reader.kernel for other in graph.readers)
+        for place in np.flatnonzero(used & known):
+            label, value = int(reader.labels[place]), float(values[place])
+            value_of[number, label] = value
+            if value != 0 and not (reader.exact and reader.bias is not None):
+                blocked.setdefault(label, []).append(number)
+            if value != 0 and calls > 1:
+                excluded.add(label)
+    together: dict[tuple[int, ...], list[int]] = {}
+    for label, numbers in blocked.items():
+        if label not in excluded:
+            together.setdefault(tuple(numbers), []).append(label)
+    return [
+        (numbers, sorted(labels, key=lambda c: -min(abs(value_of[n, c]) for n in numbers)))
+        for numbers, labels in together.items()
+        if len(labels) > 1
+    ]
+
+
 def folded(
     reader: Reader, constants: Constants, kernel: np.ndarray, bias: np.ndarray, gone: np.ndarray
 ) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,9 @@ from keras import layers
 from keras_ntt.core import host
 from keras_ntt.core.channels.rules import kernels
 from keras_ntt.core.channels.rules.table import rule_of
+
+LIMIT = 2**25
+"""How many numbers the patches of a piece of a batch may have."""
 
 
 def is_linear(layer: Any) -> bool:
@@ -54,6 +59,24 @@ def patches(layer: Any, x: Any) -> tf.Tensor:
             x, [1, *size, 1], [1, *strides, 1], [1, *rates, 1], padding.upper()
         )
     return tf.reshape(found, [-1, found.shape[-1]])
+
+
+def pieces(samples: int, features: int, positions: int) -> Iterator[slice]:
+    """Yield slices of samples whose patches fit into `LIMIT` numbers, of one sample at least.
+
+    >>> list(pieces(5, LIMIT // 8, 4))
+    [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+    """
+    size = max(LIMIT // max(features * positions, 1), 1)
+    for start in range(0, samples, size):
+        yield slice(start, min(start + size, samples))
+
+
+def pieces_of(layer: Any, x: Any) -> Iterator[slice]:
+    """Yield the `pieces` for what a layer reads."""
+    kernel = host.array_of(host.kernel_of(layer))
+    shape = tuple(x.shape)
+    yield from pieces(shape[0], kernel.size // kernel.shape[-1], math.prod(shape[1:-1]))
 
 
 def matrix(layer: Any) -> np.ndarray:

@@ -58,8 +58,9 @@ def moments_read(graph: ChannelGraph, batches: Iterable[Any]) -> dict[int, Momen
             layer = call.operation
             read = [tensors[slot] for slot in call.inputs]
             if id(layer) in once and linear.is_linear(layer):
-                rows = keras.ops.convert_to_numpy(linear.patches(layer, read[0]))
-                sums.setdefault(id(layer), _Sums(rows.shape[-1])).add(rows)
+                for piece in linear.pieces_of(layer, read[0]):
+                    rows = keras.ops.convert_to_numpy(linear.patches(layer, read[0][piece]))
+                    sums.setdefault(id(layer), _Sums(rows.shape[-1])).add(rows)
             args, kwargs = call.with_tensors(read)
             outputs = keras.tree.flatten(layer(*args, **kwargs))
             tensors.update(zip(call.outputs, outputs, strict=True))

@@ -19,7 +19,7 @@ from keras_ntt.pruning.channels.distill import distill
 from keras_ntt.pruning.channels.plan import Plan, across_groups, cost_of, level_for, uniform
 from keras_ntt.pruning.channels.repair import repair
 from keras_ntt.pruning.channels.scores import IMPORTANCES, Importance, scores_of
-from keras_ntt.saliency.data import Batches
+from keras_ntt.saliency.data import Batches, sample_count
 
 ALLOCATIONS = ("uniform", "global")
 
@@ -43,6 +43,7 @@ def prune_channels(
     learning_rate: float = 1e-3,
     data: Any = None,
     loss: Any = None,
+    samples: int = 1024,
     batch_size: int = 128,
     seed: int = 0,
     verbose: Any = "auto",
@@ -59,7 +60,7 @@ def prune_channels(
         model: A built Sequential or functional model. It is left as it is.
         inputs: Unlabelled inputs, preprocessed as for training: arrays, a ``tf.data.Dataset`` of
             batches or a ``keras.utils.PyDataset``. Some hundred samples are enough for
-            `importance` and `refit`. They are held in memory.
+            `importance` and `refit`.
         channels: The fraction of each group's channels to remove, in [0, 1).
         ratio: The fraction of the parameters to remove, in [0, 1).
         flops: The fraction of the multiply-adds of kernels to remove, in [0, 1).
@@ -86,6 +87,8 @@ def prune_channels(
         learning_rate: Of Adam in these epochs; it falls to 0.
         data: ``(x, y)`` for ``"taylor"``, arrays or a data set of such batches.
         loss: The loss for ``"taylor"``, as for ``model.compile``. By default the model's own.
+        samples: The most inputs that `importance` and `refit` look at: the first batches that hold
+            as many. These are held in memory, with what the layers make of them.
         batch_size: Samples a batch, for arrays.
         seed: Seed of random scores and of the order of batches.
         verbose: 0 for silence; the epochs show progress otherwise.
@@ -110,16 +113,19 @@ def prune_channels(
     seed = checks.check_seed(seed)
     graph = channel_graph(model)
     groups = _groups(graph, filters)
-    batches = None
+    batches = first = None
     if inputs is not None:
         batches = [x for x, _ in Batches(inputs, model, batch_size)]
+        if not batches:
+            raise ValueError("inputs hold no batches. Received: an empty data set")
+        first = first_batches(batches, checks.check_count("samples", samples))
     if importance is None:
         importance = "magnitude" if batches is None else "reconstruction"
     scores = scores_of(
         graph,
         groups,
         importance,
-        batches=batches,
+        batches=first,
         data=data,
         loss=loss,
         batch_size=batch_size,
@@ -135,8 +141,8 @@ def prune_channels(
     smaller = resized(removal, _folds(removal))
     if not removed:
         return smaller
-    if refit and batches is not None:
-        repair(removal, smaller, batches)
+    if refit and first is not None:
+        repair(removal, smaller, first)
     if epochs:
         assert batches is not None
         distill(
@@ -200,6 +206,21 @@ def _check_arguments(
             "latency is the fraction to remove of what measure(model) returns: pass both. "
             f"Received: latency={latency!r}, measure={measure!r}"
         )
+
+
+def first_batches(batches: Sequence[Any], samples: int) -> list[Any]:
+    """Return the first batches that hold a number of samples together, the last one cut.
+
+    >>> [len(batch) for batch in first_batches([np.ones(4), np.ones(4), np.ones(4)], 6)]
+    [4, 2]
+    """
+    found: list[Any] = []
+    for batch in batches:
+        take = min(sample_count(batch), samples)
+        if take:
+            found.append(keras.tree.map_structure(lambda a, n=take: a[:n], batch))
+        samples -= take
+    return found
 
 
 def _groups(graph: ChannelGraph, filters: Filters) -> list[ChannelGroup]:

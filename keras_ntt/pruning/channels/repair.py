@@ -90,14 +90,16 @@ class _Repair:
         count, hessian = 0, np.zeros((features, features))
         cross, mean_x, mean_y = np.zeros((features, outputs)), np.zeros(features), np.zeros(outputs)
         for dense, own in zip(*self._tensors, strict=True):
-            x = np.asarray(linear.patches(mine, own[new.inputs[0]]))
-            rows = np.asarray(linear.patches(theirs, dense[old.inputs[0]]))
-            y = rows @ targets.astype(rows.dtype)
-            count += len(x)
-            hessian += x.T @ x
-            cross += x.T @ y
-            mean_x += x.sum(axis=0, dtype=np.float64)
-            mean_y += y.sum(axis=0, dtype=np.float64)
+            read, wanted = own[new.inputs[0]], dense[old.inputs[0]]
+            for piece in linear.pieces_of(theirs, wanted):
+                x = np.asarray(linear.patches(mine, read[piece]))
+                rows = np.asarray(linear.patches(theirs, wanted[piece]))
+                y = rows @ targets.astype(rows.dtype)
+                count += len(x)
+                hessian += x.T @ x
+                cross += x.T @ y
+                mean_x += x.sum(axis=0, dtype=np.float64)
+                mean_y += y.sum(axis=0, dtype=np.float64)
         hessian, cross, mean_x, mean_y = (v / count for v in (hessian, cross, mean_x, mean_y))
         if centred:
             hessian = hessian - np.outer(mean_x, mean_x)
