@@ -86,8 +86,9 @@ def rule_of(operation: Any) -> Rule | None:
         if host.is_of_keras(operation, "ops"):
             return operations.RULES.get(type(operation).__name__)
         return None
-    if getattr(operation, "quantization_mode", None) is not None:
-        return None
+    for holder in (operation, operation.dtype_policy):  # older releases have it in the policy only
+        if getattr(holder, "quantization_mode", None) is not None:
+            return None
     if getattr(operation, "lora_enabled", False) or "call" in vars(operation):
         return None
     for cls in type(operation).__mro__:
