@@ -73,7 +73,7 @@ def _sample(graph: ChannelGraph) -> list[Any]:
     functional: Any = host.functional_of(graph.model)
     for tensor in functional.inputs:
         guess = 32 if len(tensor.shape) > 3 else 8
-        shape = (1, *(size or guess for size in tensor.shape[1:]))
+        shape = (tensor.shape[0] or 1, *(size or guess for size in tensor.shape[1:]))
         dtype = keras.backend.standardize_dtype(tensor.dtype)
         value = rng.normal(size=shape) if "float" in dtype else np.zeros(shape)
         found.append(keras.ops.convert_to_tensor(value.astype(dtype)))

@@ -65,8 +65,7 @@ def distill(
         return loss
 
     rng = np.random.default_rng(seed)
-    shown = 1 if verbose == "auto" else int(verbose)
-    bar = keras.utils.Progbar(steps, verbose=shown) if shown else None
+    bar = keras.utils.Progbar(steps, verbose=2 if verbose == 2 else 1) if verbose else None
     for epoch in range(epochs):
         for number, index in enumerate(rng.permutation(len(batches)).tolist()):
             loss = step(batches[index], targets[index])

@@ -29,12 +29,11 @@ DAMPING = 0.01
 
 def sums_by_channel(group: ChannelGroup, labels: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Return the sums of an axis' values over the indices of each channel of a group."""
-    place = {label: number for number, label in enumerate(group.labels)}
-    found = np.zeros(group.channels)
-    for label, value in zip(labels.tolist(), values.tolist(), strict=True):
-        if label in place:
-            found[place[label]] += value
-    return found
+    own = np.array(group.labels)
+    order = np.argsort(own)
+    places = order[np.minimum(np.searchsorted(own, labels, sorter=order), len(own) - 1)]
+    mine = own[places] == labels
+    return np.bincount(places[mine], values[mine], minlength=group.channels)
 
 
 def _is_weighed(axis: WeightAxis) -> bool:

@@ -40,6 +40,8 @@ def patches(layer: Any, x: Any) -> tf.Tensor:
         reshaped to ``[features, outputs]``.
     """
     x = tf.convert_to_tensor(x)
+    if x.dtype in (tf.float16, tf.bfloat16):  # too short for sums
+        x = tf.cast(x, tf.float32)
     if isinstance(layer, layers.Dense):
         return tf.reshape(x, [-1, x.shape[-1]])
     size, strides, rates = (

@@ -14,6 +14,7 @@ from keras_ntt.core.channels.constants import constants_read, folded
 from keras_ntt.core.channels.graph import ChannelGraph, channel_graph
 from keras_ntt.core.channels.groups import ChannelGroup, groups_of
 from keras_ntt.core.channels.resize import Removal, resized
+from keras_ntt.masks.apply import get_masks
 from keras_ntt.masks.filters import Filters, as_predicate, check_filters
 from keras_ntt.pruning.channels.distill import distill
 from keras_ntt.pruning.channels.plan import Plan, across_groups, cost_of, level_for, uniform
@@ -102,9 +103,11 @@ def prune_channels(
             made again in its new size.
     """
     checks.check_model(model)
-    if epochs != 0:
+    if checks.whole(epochs) != 0:
         epochs = checks.check_count("epochs", epochs)
     learning_rate = checks.check_number("learning_rate", learning_rate)
+    if not isinstance(refit, bool):
+        raise ValueError(f"refit must be True or False. Received: refit={refit!r}")
     target = _check_target(channels=channels, ratio=ratio, flops=flops, latency=latency)
     _check_arguments(model, allocation, importance, inputs, data, measure, latency, epochs)
     round_to = checks.check_count("round_to", round_to)
@@ -193,6 +196,12 @@ def _check_arguments(
             "Channels can be removed from Sequential and functional models only, whose layers say "
             f"what reads what. Received: model={model.name!r} of type {type(model).__name__}"
         )
+    if get_masks(model):
+        raise ValueError(
+            "Masks do not fit a smaller model, and a fit by least squares fills their zeros. Prune "
+            "channels first and weights afterwards, or pass strip_pruning(model). "
+            f"Received: model={model.name!r} with {len(get_masks(model))} mask(s)"
+        )
     needs = importance in ("activation", "reconstruction")
     if inputs is None and (needs or epochs):
         raise ValueError(
@@ -226,14 +235,14 @@ def first_batches(batches: Sequence[Any], samples: int) -> list[Any]:
 def _groups(graph: ChannelGraph, filters: Filters) -> list[ChannelGroup]:
     """Return the groups that may lose channels."""
     accepts = as_predicate(filters, graph.model)
-    layers = {axis.layer.name: axis.layer for axis in graph.weights}
+    made = [(a.layer, a.labels) for a in graph.weights if a.role == "out" and a.labels is not None]
     every = groups_of(graph)
     found = [
         group
         for group in every
         if group.kept is None
         and group.channels > 1
-        and all(accepts(layers[name]) for name in group.makers)
+        and all(accepts(layer) for layer, mine in made if np.isin(mine, group.labels).any())
     ]
     if not found:
         reasons = sorted({group.kept for group in every if group.kept})

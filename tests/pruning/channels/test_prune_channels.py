@@ -12,7 +12,7 @@ from helpers.channel_removal import draw, outputs_of
 from helpers.expect import warned
 from keras import layers
 
-from keras_ntt import prune_channels
+from keras_ntt import apply_masks, get_masks, prune_channels
 from keras_ntt.core.channels.graph import channel_graph
 from keras_ntt.core.channels.resize import Removal, resized
 from keras_ntt.pruning.channels.plan import cost_of
@@ -210,6 +210,27 @@ def test_constants_go_into_the_biases():
     )
     x = np.random.default_rng(0).normal(size=(5, 3)).astype("float32")
     np.testing.assert_allclose(outputs_of(smaller, x)[0], outputs_of(model, x)[0], atol=1e-6)
+
+
+def test_channels_go_before_weights():
+    model = network()
+    mask = np.ones((3, 3, 16, 16), bool)
+    mask[1] = False
+    smaller = prune_channels(model, channels=0.5)
+    path = smaller.get_layer("inner").kernel.path
+    apply_masks(smaller, {path: mask[..., :8, :8]})
+    assert get_masks(smaller)[path].sum() == 6 * 64
+    apply_masks(model, {model.get_layer("inner").kernel.path: mask})
+    with pytest.raises(ValueError, match=r"Prune channels first.*Received.*1 mask"):
+        prune_channels(model, channels=0.5)
+
+
+def test_half_precision_is_fitted_in_more():
+    keras.config.set_dtype_policy("mixed_float16")
+    model = network()
+    smaller = prune_channels(model, images(), channels=0.5, round_to=1)
+    assert smaller.get_layer("inner").compute_dtype == "float16"
+    assert apart(model, smaller, images()) < 0.3
 
 
 @pytest.mark.parametrize(

@@ -41,8 +41,8 @@ def layer_normalization(call: ChannelCall) -> Axes:
 def rms_normalization(call: ChannelCall) -> Axes | list[Axes]:
     """RMSNormalization: the mean square over fewer channels is larger, the scale smaller.
 
-    ``x / sqrt(S / d + e)`` is ``sqrt(n / d)**-1 ...``: with S the sum of squares over d channels,
-    of which n remain, it is ``sqrt(d / n) x / sqrt(S / n + e d / n)``.
+    With S the sum of squares over d channels, of which n stay and the others are zero,
+    ``x / sqrt(S / d + e)`` is ``sqrt(d / n) x / sqrt(S / n + e d / n)``.
     """
     layer, x = call.layer, call.inputs[0]
     axes = _axes_of(layer, x.rank)

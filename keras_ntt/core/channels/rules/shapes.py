@@ -21,6 +21,13 @@ def same(call: ChannelCall) -> Axes:
     return call.inputs[0].axes
 
 
+def dropout(call: ChannelCall) -> Axes | list[Axes]:
+    """Dropout: entry by entry, unless it has a shape of its own."""
+    if getattr(call.layer, "noise_shape", None) is not None:
+        return call.opaque("drops entries in a shape of its own")
+    return same(call)
+
+
 def activation(call: ChannelCall) -> Axes | list[Axes]:
     """Activation: as the function."""
     if not is_elementwise(call.layer.activation):
@@ -239,8 +246,8 @@ def merge(call: ChannelCall) -> Axes | list[Axes]:
 
 
 _SAME = """
-    ReLU LeakyReLU ELU Dropout AlphaDropout GaussianDropout GaussianNoise SpatialDropout1D
-    SpatialDropout2D SpatialDropout3D Identity ActivityRegularization
+    ReLU LeakyReLU ELU GaussianDropout GaussianNoise SpatialDropout1D SpatialDropout2D
+    SpatialDropout3D Identity ActivityRegularization
 """
 _SPATIAL = """
     MaxPooling1D MaxPooling2D MaxPooling3D AveragePooling1D AveragePooling2D AveragePooling3D
@@ -258,6 +265,7 @@ RULES: dict[type, Any] = {
     **{getattr(layers, name): global_pooling for name in _GLOBAL.split()},
     **{getattr(layers, name): merge for name in _MERGE.split()},
     **dict.fromkeys((layers.ZeroPadding1D, layers.ZeroPadding2D, layers.ZeroPadding3D), padding),
+    **dict.fromkeys((layers.Dropout, layers.AlphaDropout), dropout),
     layers.Activation: activation,
     layers.Softmax: softmax,
     layers.Reshape: reshape,

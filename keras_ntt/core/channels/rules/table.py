@@ -51,7 +51,7 @@ def register_channel_rule(layer_class: type) -> Callable[[Rule], Rule]:
         A decorator that gives the rule back.
 
     Raises:
-        TypeError: If `layer_class` is not a class of layers.
+        TypeError: If `layer_class` is not a class of layers, or the rule not a function.
 
     >>> class Gain(keras.layers.Layer):
     ...     def build(self, shape):
@@ -71,6 +71,11 @@ def register_channel_rule(layer_class: type) -> Callable[[Rule], Rule]:
         )
 
     def register(rule: Rule) -> Rule:
+        if not callable(rule):
+            raise TypeError(
+                "A channel rule is a function of a call of the layer. "
+                f"Received: {rule!r} of type {type(rule).__name__}"
+            )
         _OWN[layer_class] = rule
         return rule
 
