@@ -45,6 +45,8 @@ def main() -> int:
             found["parameters before"] += model.count_params()
             found["parameters after"] += smaller.count_params()
         keras.backend.clear_session()
+        if (number + 1) % 100 == 0:
+            print(f"{number + 1} cases, {time.time() - start:.0f} s", flush=True)
     print(", ".join(f"{name}: {count:,}" for name, count in found.items()))
     print(f"{time.time() - start:.0f} s")
     return int(found["failed"] > 0)

@@ -14,15 +14,13 @@ from keras_ntt.core.channels.constants import constants_read, folded
 from keras_ntt.core.channels.graph import ChannelGraph, channel_graph
 from keras_ntt.core.channels.groups import ChannelGroup, groups_of
 from keras_ntt.core.channels.resize import Removal, resized
-from keras_ntt.masks.apply import get_masks
 from keras_ntt.masks.filters import Filters, as_predicate, check_filters
+from keras_ntt.pruning.channels.arguments import check_arguments, check_target
 from keras_ntt.pruning.channels.distill import distill
 from keras_ntt.pruning.channels.plan import Plan, across_groups, cost_of, level_for, uniform
 from keras_ntt.pruning.channels.repair import repair
-from keras_ntt.pruning.channels.scores import IMPORTANCES, Importance, scores_of
+from keras_ntt.pruning.channels.scores import Importance, scores_of
 from keras_ntt.saliency.data import Batches, sample_count
-
-ALLOCATIONS = ("uniform", "global")
 
 
 def prune_channels(
@@ -108,8 +106,17 @@ def prune_channels(
     learning_rate = checks.check_number("learning_rate", learning_rate)
     if not isinstance(refit, bool):
         raise ValueError(f"refit must be True or False. Received: refit={refit!r}")
-    target = _check_target(channels=channels, ratio=ratio, flops=flops, latency=latency)
-    _check_arguments(model, allocation, importance, inputs, data, measure, latency, epochs)
+    target = check_target(channels=channels, ratio=ratio, flops=flops, latency=latency)
+    check_arguments(
+        model,
+        allocation=allocation,
+        importance=importance,
+        inputs=inputs,
+        data=data,
+        measure=measure,
+        latency=latency,
+        epochs=epochs,
+    )
     round_to = checks.check_count("round_to", round_to)
     min_channels = checks.check_count("min_channels", min_channels)
     check_filters(filters)
@@ -158,63 +165,6 @@ def prune_channels(
             verbose=verbose,
         )
     return smaller
-
-
-def _check_target(**given: float | None) -> tuple[str, float]:
-    """Return the name and the value of the one target that is given."""
-    named = {name: value for name, value in given.items() if value is not None}
-    if len(named) != 1:
-        raise ValueError(
-            "prune_channels needs one of channels, ratio, flops and latency: the fraction to "
-            f"remove. Received: {named or 'none of them'}"
-        )
-    ((name, value),) = named.items()
-    if not checks.is_number(value) or not 0 <= value < 1:
-        raise ValueError(
-            f"{name} is the fraction to remove and must be a number in [0, 1). "
-            f"Received: {name}={value!r}"
-        )
-    return name, float(value)
-
-
-def _check_arguments(
-    model: keras.Model,
-    allocation: str,
-    importance: Any,
-    inputs: Any,
-    data: Any,
-    measure: Any,
-    latency: Any,
-    epochs: int,
-) -> None:
-    """Raise a ValueError at arguments that do not go together."""
-    checks.check_choice("allocation", allocation, ALLOCATIONS)
-    if importance is not None and not callable(importance):
-        checks.check_choice("importance", importance, IMPORTANCES)
-    if host.functional_of(model) is None:
-        raise ValueError(
-            "Channels can be removed from Sequential and functional models only, whose layers say "
-            f"what reads what. Received: model={model.name!r} of type {type(model).__name__}"
-        )
-    if get_masks(model):
-        raise ValueError(
-            "Masks do not fit a smaller model, and a fit by least squares fills their zeros. Prune "
-            "channels first and weights afterwards, or pass strip_pruning(model). "
-            f"Received: model={model.name!r} with {len(get_masks(model))} mask(s)"
-        )
-    needs = importance in ("activation", "reconstruction")
-    if inputs is None and (needs or epochs):
-        raise ValueError(
-            "These need unlabelled inputs: pass inputs. Received: inputs=None with "
-            f"importance={importance!r}, epochs={epochs!r}"
-        )
-    if importance == "taylor" and data is None:
-        raise ValueError('importance="taylor" needs labels: pass data=(x, y). Received: data=None')
-    if (latency is None) != (measure is None):
-        raise ValueError(
-            "latency is the fraction to remove of what measure(model) returns: pass both. "
-            f"Received: latency={latency!r}, measure={measure!r}"
-        )
 
 
 def first_batches(batches: Sequence[Any], samples: int) -> list[Any]:

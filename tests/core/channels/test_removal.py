@@ -209,7 +209,7 @@ def test_outputs_stay(name):
     assert [layer.name for layer in smaller.layers] == [layer.name for layer in model.layers]
 
 
-@pytest.mark.parametrize("name", ["residual", "attention", "lstm", "reshape back", "dense_block"])
+@pytest.mark.parametrize("name", ["residual", "attention", "lstm"])
 def test_outputs_and_gradients_stay_in_float64(name):
     use_float("float64")
     model = MODELS[name]()
@@ -241,6 +241,13 @@ def test_outputs_and_gradients_stay_in_float64(name):
 @hypothesis.given(st.integers(0, 10**9))
 @hypothesis.settings(max_examples=8)
 def test_random_graphs(seed):
+    use_float("float64")
+    assert_exact(random_graph(seed), seed, tolerance=1e-11)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(100))
+def test_many_random_graphs(seed):
     use_float("float64")
     assert_exact(random_graph(seed), seed, tolerance=1e-11)
 
