@@ -11,14 +11,18 @@ from keras_ntt.core.channels.resize import Removal, resized
 
 
 def random_removal(model, seed, share=0.5):
-    """Remove a random part of what may be removed, of each axis one index less than all at most."""
+    """Remove a random part of what may be removed: of each axis one index, and not all of them."""
     graph = channel_graph(model)
     rng = np.random.default_rng(seed)
     labels = [label for label in graph.removable().tolist() if label not in graph.inexact]
     removed = {label for label in labels if rng.random() < share}
-    for axis in (*graph.weights, *graph.sizes):
-        if axis.labels is not None and removed.issuperset(axis.labels.tolist()):
-            removed.discard(int(axis.labels[rng.integers(len(axis.labels))]))
+    for axis in graph.counted():
+        mine = sorted(set(labels) & set(axis.tolist()))
+        if mine and not removed & set(mine):
+            removed.add(mine[rng.integers(len(mine))])
+    for axis in graph.counted():
+        if removed.issuperset(axis.tolist()):
+            removed.discard(int(axis[rng.integers(len(axis))]))
     return Removal(graph, removed)
 
 

@@ -34,6 +34,10 @@ class Constants(NamedTuple):
     values: np.ndarray
 
 
+class _NotRunError(Exception):
+    """A sample of the sizes that were guessed does not go through a layer."""
+
+
 def constants_read(graph: ChannelGraph) -> list[Constants]:
     """Return the constants that each reader of a graph reads.
 
@@ -52,7 +56,7 @@ def constants_read(graph: ChannelGraph) -> list[Constants]:
     try:
         for passage in graph.passages:
             _pass(graph, passage, tensors, known, zeros)
-    except Exception:  # a sample of the sizes that were guessed does not go through
+    except _NotRunError:
         known = {}
     found = []
     for reader in graph.readers:
@@ -108,7 +112,10 @@ def _pass(
     """Run a call, and find out which channels of its outputs are constant."""
     call = passage.call
     args, kwargs = call.with_tensors([tensors[slot] for slot in call.inputs])
-    outputs = keras.tree.flatten(call.operation(*args, **kwargs))
+    try:
+        outputs = keras.tree.flatten(call.operation(*args, **kwargs))
+    except Exception as error:
+        raise _NotRunError from error
     tensors.update(zip(call.outputs, outputs, strict=True))
     inputs = [(known[slot], graph.axes[slot], tensors[slot]) for slot in call.inputs]
     for slot in call.outputs:
