@@ -175,7 +175,16 @@ def navigation(paths: dict[str, str]) -> list[dict[str, Any]]:
         for target in paths.values()
         if target.startswith("tutorials/") and target[-3:] == ".md"
     ]
-    reference = ["pruning", "masks", "schedules", "kernel", "saliency", "callbacks", "export"]
+    reference = [
+        "pruning",
+        "channels",
+        "masks",
+        "schedules",
+        "kernel",
+        "saliency",
+        "callbacks",
+        "export",
+    ]
     reference += ["plots", "tfmot"]
     pages = {target for target in paths.values() if target.endswith(".md")}
     contents: list[dict[str, Any]] = [
@@ -186,6 +195,7 @@ def navigation(paths: dict[str, str]) -> list[dict[str, Any]]:
                 "command_line.md",
                 "tensorboard.md",
                 "layers.md",
+                "channels.md",
                 "distribution.md",
                 "keras_behaviour.md",
                 "maths.md",

@@ -1,4 +1,6 @@
 from . import layer_rules, saliency
+from .core.channels.groups import ChannelGroup, ChannelGroups, channel_groups
+from .core.channels.rules.table import register_channel_rule
 from .litert.export import export_tflite
 from .litert.inspect import FileReport, inspect_tflite
 from .litert.report import ExportReport
@@ -17,6 +19,7 @@ from .ntk.empirical import empirical_ntk
 from .ntk.layer_rules.base import register_layer_rule
 from .ntk.linearized import Prediction, predict_training
 from .pruning.at_init import prune_at_init, saliency_scores
+from .pruning.channels.prune import prune_channels
 from .pruning.dynamics import (
     TrainingDynamics,
     effective_gradient_flow,
@@ -84,6 +87,12 @@ __all__ = [  # noqa: RUF022, grouped by job
     "BackupAndRestore",
     "sparsity_report",
     "SparsityReport",
+    # Smaller models: whole channels removed
+    "prune_channels",
+    "channel_groups",
+    "ChannelGroup",
+    "ChannelGroups",
+    "register_channel_rule",
     "remove_dead_units",
     # Deploy: LiteRT files
     "export_tflite",

@@ -39,7 +39,26 @@ entry(keras_ntt.get_masks, weight=2)(model=model("held", *GOOD))
 entry(keras_ntt.strip_pruning, weight=2, changes=True)(model=model("mlp", "functional"))
 entry(keras_ntt.restore_masks, weight=2, changes=True)(model=model("zeros"))
 entry(keras_ntt.sparsity_report, weight=3)(model=model())
-entry(keras_ntt.remove_dead_units, weight=2)(model=model("mlp", "functional"))
+entry(keras_ntt.remove_dead_units, weight=2)(
+    model=model("mlp", "functional"), tolerance=of(0.0, 1e-6)
+)
+entry(keras_ntt.channel_groups, weight=2)(model=model())
+entry(keras_ntt.prune_channels, weight=3)(
+    model=model("mlp", "functional"),
+    inputs=INPUTS,
+    channels=fraction(),
+    importance=of(None, "magnitude", "activation", "random"),
+    allocation=of("uniform", "global"),
+    round_to=of(1, 8),
+    min_channels=of(1, 2),
+    filters=FILTERS,
+    refit=of(True, False),
+    epochs=of_work(0),
+    learning_rate=of(1e-3),
+    samples=of(4, 1024),
+    batch_size=of(4, 128),
+    seed=SEED,
+)
 entry(keras_ntt.prune_scope, weight=0.1)()
 entry(keras_ntt.prune_low_magnitude, weight=3, changes=True)(
     model=Argument(

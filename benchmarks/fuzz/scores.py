@@ -28,6 +28,7 @@ from benchmarks.fuzz.arguments import (
 )
 from benchmarks.fuzz.models import World, mlp
 from keras_ntt import saliency
+from keras_ntt.core.channels.rules import table
 from keras_ntt.core.network import call_on
 from keras_ntt.ntk import layer_rules
 from keras_ntt.ntk.layer_rules import base
@@ -267,6 +268,24 @@ entry(_register, "register_layer_rule", weight=2, changes=True)(
         ),
     ),
     rule=of(lambda call, tensors: None),
+)
+
+
+def _register_channels(layer_class: Any, rule: Any) -> None:
+    known = dict(table._OWN)
+    try:
+        keras_ntt.register_channel_rule(layer_class)(rule)
+    finally:
+        table._OWN.clear()
+        table._OWN.update(known)
+
+
+entry(_register_channels, "register_channel_rule", weight=2, changes=True)(
+    layer_class=Argument(
+        lambda rng, world: type("Own", (keras.layers.Layer,), {}),
+        lambda rng, world: rng.choice([values.nasty(rng), int, values.UserError]),
+    ),
+    rule=of(lambda call: call.inputs[0].axes),
 )
 
 

@@ -28,7 +28,7 @@ def copy_of(model: keras.Model, inputs: Any = None) -> keras.Model:
     Raises:
         ValueError: If the class of the model cannot be rebuilt from its configuration.
     """
-    with _undisturbed(), keras.saving.custom_object_scope(_classes_in(model)):
+    with undisturbed(), keras.saving.custom_object_scope(classes_in(model)):
         copy = _copied(model, inputs)
     # Parents come first, and hand their state down; configurations of subclassed models have none.
     for new, old in zip(host.layers_of(copy), host.layers_of(model), strict=False):
@@ -68,7 +68,7 @@ def _copied(model: keras.Model, inputs: Any) -> keras.Model:
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
+def undisturbed() -> Iterator[None]:
     """Leave Python's random numbers, of which Keras takes seeds for initializers, as they are."""
     state = random.getstate()
     try:
@@ -77,7 +77,7 @@ def _undisturbed() -> Iterator[None]:
         random.setstate(state)
 
 
-def _classes_in(model: keras.Model) -> dict[str, type]:
+def classes_in(model: keras.Model) -> dict[str, type]:
     """Return the classes of a model's layers by name, so that none has to be registered."""
     classes = {type(layer) for layer in host.layers_of(model, include_itself=False)}
     count = collections.Counter(cls.__name__ for cls in classes)
@@ -93,7 +93,7 @@ def redrawn(model: keras.Model) -> keras.Model:
     Returns:
         The copy.
     """
-    with _undisturbed():
+    with undisturbed():
         copy = keras.models.clone_model(model)
     adapted = [
         [part for part in host.layers_of(m) if hasattr(part, "adapt")] for m in (model, copy)

@@ -15,6 +15,7 @@ import keras
 import keras.src.ops
 import numpy as np
 import tensorflow as tf
+from keras.src.applications.convnext import LayerScale, StochasticDepth
 from keras.src.backend.common.variables import AutocastScope
 from keras.src.layers.rnn.conv_lstm import ConvLSTMCell
 from keras.src.models.functional import Functional
@@ -24,6 +25,10 @@ from tensorflow.python.util import _pywrap_util_port
 
 # The cell of ConvLSTM1D to ConvLSTM3D, which Keras does not name in public.
 CONV_LSTM_CELL = ConvLSTMCell
+
+# Layers of keras.applications.ConvNeXt*, which Keras does not name in public either.
+LAYER_SCALE = LayerScale
+STOCHASTIC_DEPTH = StochasticDepth
 
 
 def require_tensorflow_backend() -> None:

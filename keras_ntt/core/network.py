@@ -114,6 +114,7 @@ class Network:
         outputs: Slots of the model's outputs.
         input_dtypes: The dtype each input is cast to; None leaves it as it comes.
         output_shapes: Shapes of the outputs, without the axis of the samples.
+        shapes: Shapes of all slots of a model that is unrolled, None for sizes that are not known.
     """
 
     model: Any
@@ -122,6 +123,7 @@ class Network:
     outputs: tuple[int, ...] = ()
     input_dtypes: tuple[str | None, ...] = ()
     output_shapes: tuple[tuple[int | None, ...], ...] = ()
+    shapes: dict[int, tuple[int | None, ...]] = field(default_factory=dict)
     _bound: dict[Any, Network] = field(default_factory=dict)
 
     def bound_to(self, x: Any) -> Network:
@@ -196,12 +198,11 @@ def unroll(model: Any) -> Network:
         models with code of their own are left whole.
     """
     calls: list[Call] = []
-    count = 0
+    slot_shapes: dict[int, tuple[int | None, ...]] = {}
 
-    def new_slot() -> int:
-        nonlocal count
-        count += 1
-        return count - 1
+    def new_slot(tensor: Any) -> int:
+        slot_shapes[len(slot_shapes)] = tuple(tensor.shape)
+        return len(slot_shapes) - 1
 
     def add(functional: Any, inputs: list[int]) -> list[int]:
         slot_of = {id(t): s for t, s in zip(functional.inputs, inputs, strict=True)}
@@ -231,7 +232,7 @@ def unroll(model: Any) -> Network:
             args, kwargs = keras.tree.map_structure(
                 to_slot, (tuple(node.arguments.args), dict(node.arguments.kwargs))
             )
-            writes = tuple(new_slot() for _ in node.outputs)
+            writes = tuple(new_slot(t) for t in node.outputs)
             slot_of.update({id(t): s for t, s in zip(node.outputs, writes, strict=True)})
             arguments = _call_arguments(args, kwargs, operation)
             calls.append(Call(operation, arguments, tuple(reads), writes))
@@ -239,9 +240,11 @@ def unroll(model: Any) -> Network:
 
     functional = host.functional_of(model)
     if functional is not None:
-        inputs = [new_slot() for _ in functional.inputs]
+        inputs = [new_slot(t) for t in functional.inputs]
         outputs = add(functional, inputs)
         dtypes = tuple(keras.backend.standardize_dtype(t.dtype) for t in functional.inputs)
         shapes = tuple(tuple(t.shape[1:]) for t in functional.outputs)
-        return Network(model, tuple(calls), tuple(inputs), tuple(outputs), dtypes, shapes)
+        return Network(
+            model, tuple(calls), tuple(inputs), tuple(outputs), dtypes, shapes, slot_shapes
+        )
     return Network(model)

@@ -1,165 +1,157 @@
 """Remove units that are dead: a smaller model of the same outputs, without any sparse format.
 
-A unit of a Dense or Conv layer is dead if all its incoming weights are zero, so that it is
-constant, or if all that reads it weighs it with zero. A constant is added to the bias of the
-layer that reads it.
+A unit, or channel, is dead if all that reads it weighs it with zero, or if it is a constant that
+can be added to the biases of what reads it. Where zeros that are padded keep a bias from that, one
+constant stands for several.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
-
 import keras
 import numpy as np
-from keras import layers
 
 from keras_ntt.core import checks, host
-from keras_ntt.core.channels import ACTIVATIONS, PADDING, Chain, chains_of, has_units
-from keras_ntt.core.copies import hand_over
+from keras_ntt.core.channels.constants import (
+    Constants,
+    constants_read,
+    folded,
+    mergeable_units,
+    removable_units,
+)
+from keras_ntt.core.channels.graph import ChannelGraph, channel_graph
+from keras_ntt.core.channels.resize import Removal, resized
 
 
-@dataclass
-class _Weights:
-    """Weights by layer, as arrays that may shrink."""
-
-    by_layer: dict[int, list[np.ndarray]] = field(default_factory=dict)
-
-    def of(self, layer: Any) -> list[np.ndarray]:
-        if id(layer) not in self.by_layer:
-            self.by_layer[id(layer)] = [np.asarray(w) for w in layer.get_weights()]
-        return self.by_layer[id(layer)]
-
-
-def remove_dead_units(model: keras.Model) -> tuple[keras.Model, tuple[tuple[str, int], ...]]:
+def remove_dead_units(
+    model: keras.Model, *, tolerance: float = 0.0
+) -> tuple[keras.Model, tuple[tuple[str, int], ...]]:
     """Return a model without its dead units.
 
-    Units of Dense, Conv1D and Conv2D layers are removed where a chain of layers that treat each
-    channel by itself (activations, pooling, BatchNormalization, DepthwiseConv2D, Flatten, ...)
-    leads to one other such layer. Each layer keeps at least one unit.
+    What a unit is coupled to goes with it: its weights in all layers that make it or read it, and
+    in the normalizations and depthwise convolutions between. The channel dependency graph
+    (`channel_groups`) says what is coupled, through residual connections and concatenations, too.
+    Each layer keeps at least one unit.
 
     Args:
         model: A built Sequential or functional model. It is left as it is.
+        tolerance: Entries of a kernel of at most this size, relative to the kernel's largest, count
+            as zero in the search for dead units. Weight decay leaves such entries behind. The
+            units that stay keep theirs. 0 takes true zeros only.
 
     Returns:
         The smaller model, or `model` itself if no unit is dead, and how many units were removed
-        by layer name. The outputs are the same up to rounding.
+        by the name of the first layer that makes them. With a tolerance of 0 the outputs are the
+        same up to rounding; otherwise up to what such small entries contribute.
 
     Raises:
         TypeError: If `model` is not a Keras 3 model.
-        ValueError: If it is neither Sequential nor functional.
+        ValueError: If it is neither Sequential nor functional, or the tolerance is not a fraction.
     """
     checks.check_model(model)
+    tolerance = checks.check_number("tolerance", tolerance)
+    if tolerance >= 1:
+        raise ValueError(
+            "tolerance is relative to a kernel's largest entry, so it must be below 1; 1e-6 is "
+            f"plenty for what weight decay leaves behind. Received: tolerance={tolerance!r}"
+        )
     if host.functional_of(model) is None:
         raise ValueError(
             "Dead units can be removed from Sequential and functional models only, whose layers "
             f"say what reads what. Received: model={model.name!r} of type {type(model).__name__}"
         )
-    weights, chains = _Weights(), list(chains_of(model))
-    removed: dict[str, int] = {}
-    changed = True
-    while changed:
-        changed = False
-        for chain in chains:
-            count = _shrink(chain, weights)
-            if count:
-                removed[chain.first.name] = removed.get(chain.first.name, 0) + count
-                changed = True
+    graph = channel_graph(model)
+    if not len(graph.removable()):
+        return model, ()
+    # The search sets weights to zero: it does so in a copy, whose graph has the same labels.
+    copy = channel_graph(resized(Removal(graph, ())))
+    if tolerance:
+        _drop_small_entries(copy, tolerance)
+    removed, merged = _search(copy)
     if not removed:
         return model, ()
-    return _rebuilt(model, weights), tuple(removed.items())
+    values = {}
+    for number, (mine, theirs) in enumerate(zip(graph.readers, copy.readers, strict=True)):
+        if mine.bias is not None:
+            values[id(mine.bias)] = host.array_of(theirs.bias)
+        if number in merged:
+            kernel = host.array_of(mine.kernel)
+            values[id(mine.kernel)] = (kernel + merged[number]).astype(kernel.dtype)
+    return resized(Removal(graph, removed), values), _counts(graph, removed)
 
 
-def _shrink(chain: Chain, weights: _Weights) -> int:
-    """Remove the dead units of a chain's first layer.
+def _drop_small_entries(graph: ChannelGraph, tolerance: float) -> None:
+    """Set the small entries of all kernels to zero."""
+    for variable in {id(a.variable): a.variable for a in graph.weights}.values():
+        value = host.array_of(variable)
+        if value.ndim > 1 and value.size:
+            variable.assign(value * (np.abs(value) > tolerance * np.abs(value).max()))
+
+
+def _search(graph: ChannelGraph) -> tuple[set[int], dict[int, np.ndarray]]:
+    """Find dead units, until no removal leaves another one dead; weights are set to zero.
 
     Returns:
-        How many.
+        The labels of the units, and by the number of a reader what its kernel has to gain.
     """
-    first, last = weights.of(chain.first), weights.of(chain.last)
-    units = first[0].shape[-1]
-    constant = ~np.any(first[0] != 0, axis=tuple(range(first[0].ndim - 1)))
-    bias = first[1] if chain.first.use_bias else np.zeros(units, first[0].dtype)
-    values = _apply(chain.first.activation, bias)
-    known = constant.copy()  # units whose constant still is one where it is read
-    for layer in chain.between:
-        values, exact = _passed_on(layer, weights.of(layer), values)
-        known &= exact
-    kernel = last[0]  # [..., inputs, outputs], inputs in turns of the units after Flatten
-    rows = kernel.reshape(*kernel.shape[:-2], -1, units, kernel.shape[-1])
-    unread = ~np.any(rows != 0, axis=tuple(i for i in range(rows.ndim) if i != rows.ndim - 2))
-    free = values == 0
-    foldable = free | (chain.last.use_bias and getattr(chain.last, "padding", "") not in _BORDERED)
-    dead = unread | (known & foldable)
-    if dead.all():
-        dead[np.argmin(unread)] = False
-    if not dead.any():
-        return 0
-    folded = dead & ~unread & ~free
-    if folded.any():
-        sums = rows.astype(np.float64).sum(axis=tuple(range(rows.ndim - 2)))
-        last[1] = (last[1] + values[folded].astype(np.float64) @ sums[folded]).astype(kernel.dtype)
-    last[0] = rows[..., ~dead, :].reshape(*kernel.shape[:-2], -1, kernel.shape[-1])
-    first[:] = [w[..., ~dead] for w in first]
-    for layer in chain.between:
-        own = weights.of(layer)
-        depthwise = type(layer) is layers.DepthwiseConv2D
-        own[:] = [w[:, :, ~dead] if depthwise and w.ndim == 4 else w[..., ~dead] for w in own]
-    return int(dead.sum())
+    removed: set[int] = set()
+    merged: dict[int, np.ndarray] = {}
+    while True:
+        constants = constants_read(graph)
+        kernels = {id(r.kernel): host.array_of(r.kernel) for r in graph.readers}
+        new = removable_units(graph, constants, kernels) - removed
+        for labels in graph.counted():
+            if (removed | new).issuperset(labels.tolist()):
+                new.discard(next(label for label in labels.tolist() if label not in removed))
+        if not new:
+            new = _merge(graph, constants, kernels, merged)
+        if not new:
+            return removed, merged
+        removed |= new
+        gone = Removal(graph, removed)
+        for reader, values in zip(graph.readers, constants, strict=True):
+            dropped = np.isin(reader.labels, list(new)) & (values.values != 0) & values.known
+            if dropped.any() and reader.bias is not None and reader.exact:
+                kernel, bias = kernels[id(reader.kernel)], host.array_of(reader.bias)
+                reader.bias.assign(folded(reader, values, kernel, bias, dropped))
+        for axis in graph.weights:
+            if axis.labels is not None:
+                value = host.array_of(axis.variable)
+                shape = [-1 if i == axis.axis else 1 for i in range(value.ndim)]
+                axis.variable.assign(value * gone.keeps(axis.labels).reshape(shape))
 
 
-_BORDERED = ("same", "causal")  # paddings that mix zeros into a constant
+def _merge(
+    graph: ChannelGraph,
+    constants: list[Constants],
+    kernels: dict[int, np.ndarray],
+    merged: dict[int, np.ndarray],
+) -> set[int]:
+    """Let one constant stand for others of the same readers; return the labels of the others."""
+    found: set[int] = set()
+    for numbers, (first, *others) in mergeable_units(graph, constants, kernels):
+        for number in numbers:
+            reader, values = graph.readers[number], constants[number].values
+            kernel = np.moveaxis(host.array_of(reader.kernel).astype(np.float64), reader.axis, 0)
+            places = {label: place for place, label in enumerate(reader.labels.tolist())}
+            at = [places[label] for label in others]
+            gain = np.zeros_like(kernel)
+            shares = values[at] / values[places[first]]
+            gain[places[first]] = np.tensordot(shares, kernel[at], axes=1)
+            gain = np.moveaxis(gain, 0, reader.axis)
+            reader.kernel.assign(host.array_of(reader.kernel) + gain)
+            merged[number] = merged.get(number, 0.0) + gain
+        found |= set(others)
+    return found
 
 
-def _passed_on(
-    layer: Any, own: list[np.ndarray], values: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return what a layer makes of channels that are constant, and whether they still are."""
-    always = np.ones(values.shape, bool)
-    if type(layer) in PADDING:
-        return values, values == 0
-    if type(layer) in ACTIVATIONS:
-        return _apply(layer, values), always
-    if type(layer) is layers.BatchNormalization:
-        *affine, mean, variance = (w.astype(np.float64) for w in own)
-        scale = affine.pop(0) if layer.scale else np.ones_like(mean)
-        shift = affine.pop(0) if layer.center else np.zeros_like(mean)
-        normal = (values - mean) / np.sqrt(variance + layer.epsilon)
-        return (normal * scale + shift).astype(values.dtype), always
-    if type(layer) is layers.DepthwiseConv2D:
-        bias = own[1] if layer.use_bias else 0
-        exact = always if layer.padding == "valid" else values == 0
-        return _apply(layer.activation, values * own[0].sum(axis=(0, 1))[:, 0] + bias), exact
-    return values, always
-
-
-def _apply(function: Callable[[Any], Any] | None, values: np.ndarray) -> np.ndarray:
-    if function is None:
-        return values
-    return keras.ops.convert_to_numpy(function(keras.ops.convert_to_tensor(values)))
-
-
-def _rebuilt(model: keras.Model, weights: _Weights) -> keras.Model:
-    """Return a copy of a model whose layers have the sizes of the weights given."""
-    pairs: list[tuple[Any, Any]] = []
-
-    def copied(layer: Any) -> Any:
-        if isinstance(layer, keras.Model):
-            new = keras.models.clone_model(layer)
-        else:
-            config = layer.get_config()
-            if id(layer) in weights.by_layer and has_units(layer):
-                size = weights.of(layer)[0].shape[-1]
-                config["units" if "units" in config else "filters"] = size
-            new = type(layer).from_config(config)
-        pairs.append((layer, new))
-        return new
-
-    clone = keras.models.clone_model(model, clone_function=copied)
-    for old, new in pairs:
-        if id(old) in weights.by_layer:
-            new.set_weights(weights.of(old))
-        elif isinstance(old, layers.Layer):  # operations such as those of x + y have learnt nothing
-            hand_over(old, new)
-    return clone
+def _counts(graph: ChannelGraph, removed: set[int]) -> tuple[tuple[str, int], ...]:
+    """Return how many units were removed, by the first layer that makes them."""
+    found: dict[str, int] = {}
+    left = set(removed)
+    for axis in graph.weights:
+        if axis.role == "out" and axis.labels is not None:
+            mine = left & set(axis.labels.tolist())
+            if mine:
+                found[axis.layer.name] = found.get(axis.layer.name, 0) + len(mine)
+                left -= mine
+    return tuple(found.items())

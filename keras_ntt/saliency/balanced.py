@@ -12,7 +12,7 @@ from keras import layers
 
 from keras_ntt.core import checks
 from keras_ntt.core.axes import Axes, axes_of_weights
-from keras_ntt.core.channels import chains_of
+from keras_ntt.core.channels.chains import chains_of
 from keras_ntt.core.network import unroll
 from keras_ntt.saliency.base import NetworkSaliency, Subject
 

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 from helpers.architectures import OwnCode, randomize, sequential
+from helpers.channel_removal import assert_outputs, inputs_of, outputs_of
 from hypothesis import strategies as st
 from keras import layers
 
@@ -201,3 +202,141 @@ def test_a_model_with_a_call_of_its_own_is_refused():
     model(np.zeros((1, 5)))
     with pytest.raises(ValueError, match=r"Sequential and functional models only.*Received"):
         remove_dead_units(model)
+
+
+def residual():
+    x = inputs = layers.Input((8, 8, 3))
+    x = layers.Conv2D(6, 3, padding="same", name="stem")(x)
+    y = layers.Conv2D(5, 3, activation="relu", padding="same", name="inner")(x)
+    y = layers.BatchNormalization()(layers.Conv2D(6, 3, padding="same", name="outer")(y))
+    x = layers.Concatenate()([layers.ReLU()(layers.Add()([x, y])), x])
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3, name="last")(x))
+    gate = layers.Dense(4, "sigmoid", name="gate")(layers.Dense(3, "relu", name="squeezed")(x))
+    return keras.Model(inputs, layers.Dense(2)(layers.Multiply()([x, gate])))
+
+
+def recurrent():
+    x = layers.Input((6,), dtype="int32")
+    y = layers.Dense(6, "tanh")(layers.Embedding(9, 5)(x))
+    y = layers.Bidirectional(layers.GRU(4, return_sequences=True))(y)
+    y = y + layers.MultiHeadAttention(2, 3)(y, y)
+    return keras.Model(x, layers.Dense(2)(layers.LSTM(5)(y)))
+
+
+@pytest.mark.parametrize("make", [residual, recurrent])
+@hypothesis.given(st.integers(0, 10_000))
+@hypothesis.settings(max_examples=2)
+def test_outputs_stay_the_same_in_graphs(make, seed):
+    rng = np.random.default_rng(seed)
+    model = randomize(make(), seed)
+    for variable in model.weights:
+        if len(variable.shape) > 1:
+            value = keras.ops.convert_to_numpy(variable).copy()
+            for axis in (-1, -2):
+                shape = [1] * value.ndim
+                shape[axis] = -1
+                value *= (rng.random(value.shape[axis]) >= 0.4).reshape(shape)
+            variable.assign(value)
+    smaller, _ = remove_dead_units(model)
+    x = inputs_of(model, seed)
+    assert_outputs(outputs_of(smaller, x), outputs_of(model, x), 2e-6)
+
+
+def test_a_residual_unit_dies_with_all_that_make_and_read_it():
+    model = randomize(residual())
+    stem, outer, inner, last = (model.get_layer(n) for n in ("stem", "outer", "inner", "last"))
+    for layer in (stem, outer):  # made by two layers, which leave a constant
+        kernel, bias = layer.get_weights()
+        kernel[..., 2] = 0
+        layer.set_weights([kernel, bias])
+    assert remove_dead_units(model)[1] == ()  # inner, with zeros at its borders, is told of it
+    kernel, bias = inner.get_weights()
+    kernel[:, :, 2] = 0
+    inner.set_weights([kernel, bias])
+    smaller, removed = remove_dead_units(model)
+    assert removed == (("stem", 1),)  # the last layer's bias takes in what it reads of both
+    names = ("stem", "outer", "last")
+    shapes = [smaller.get_layer(name).kernel.shape[-2:] for name in names]
+    assert shapes == [(3, 5), (5, 5), (10, 4)]
+    assert not np.allclose(smaller.get_layer("last").bias, last.bias)
+    assert_same(model, smaller)
+
+
+def test_a_gate_of_zero_channels_goes_with_them():
+    model = randomize(residual())
+    last = model.get_layer("last")
+    kernel, bias = last.get_weights()
+    kernel[..., 1], bias[1] = 0, 0
+    last.set_weights([kernel, bias])
+    smaller, removed = remove_dead_units(model)
+    assert removed == (("last", 1),)
+    assert smaller.get_layer("gate").units == 3
+    assert_same(model, smaller)
+
+
+def test_a_constant_of_a_layer_called_twice_stays():
+    x = layers.Input((3,))
+    shared = layers.Dense(4, "tanh", name="shared")
+    y = layers.Dense(4, "tanh", name="first")(x)
+    model = randomize(keras.Model(x, layers.Dense(2)(shared(shared(y)))))
+    for name in ("first", "shared"):
+        kernel, bias = model.get_layer(name).get_weights()
+        kernel[:, 1] = 0
+        model.get_layer(name).set_weights([kernel, bias])
+    smaller, _ = remove_dead_units(model)
+    assert_same(model, smaller)
+
+
+def test_weights_that_are_zero_but_for_rounding():
+    model = randomize(sequential((3,), layers.Dense(6, "relu"), layers.Dense(4), layers.Dense(2)))
+    kernel, bias = model.layers[1].get_weights()
+    kernel[[1, 4]] = np.sign(kernel[[1, 4]]) * 1e-9
+    kernel[2, 0] = 1e-9
+    model.layers[1].set_weights([kernel, bias])
+    assert remove_dead_units(model)[1] == ()
+    smaller, removed = remove_dead_units(model, tolerance=1e-6)
+    assert removed == ((model.layers[0].name, 2),)
+    np.testing.assert_array_equal(
+        smaller.layers[1].get_weights()[0], np.delete(kernel, [1, 4], axis=0)
+    )  # an entry of a unit that lives stays as it is
+    assert_same(model, smaller)
+    with pytest.raises(ValueError, match=r"below 1.*Received: tolerance=1\.5"):
+        remove_dead_units(model, tolerance=1.5)
+    with pytest.raises(ValueError, match="Received: tolerance=-1"):
+        remove_dead_units(model, tolerance=-1)
+
+
+def test_constants_that_positions_tell_apart_stay():
+    x = layers.Input((4, 3))
+    first, second = layers.Dense(5, name="a"), layers.Dense(5, name="b")
+    y = layers.Concatenate(axis=1)([first(x), second(x)])
+    model = randomize(keras.Model(x, layers.Dense(2)(layers.Dense(5, "relu")(y))))
+    for layer, value in ((first, 1.0), (second, 2.0)):
+        kernel, bias = layer.get_weights()
+        kernel[:, 3], bias[3] = 0, value
+        layer.set_weights([kernel, bias])
+    smaller, removed = remove_dead_units(model)
+    assert removed == ()
+    assert smaller is model
+
+
+def test_one_constant_stands_for_others_at_borders():
+    model = randomize(
+        sequential(
+            (6, 6, 2),
+            layers.Conv2D(6, 3, activation="relu"),
+            layers.Conv2D(4, 3, padding="same", activation="tanh"),
+            layers.Flatten(),
+            layers.Dense(2),
+        )
+    )
+    kernel, bias = model.layers[0].get_weights()
+    kernel[..., [0, 2, 3, 5]], bias[[0, 2, 3, 5]] = 0, [0.5, 2, -1, 1]
+    model.layers[0].set_weights([kernel, bias])
+    smaller, removed = remove_dead_units(model)
+    assert removed == ((model.layers[0].name, 3),)  # the one of -1 is zero after ReLU
+    assert bias[2] in smaller.layers[0].get_weights()[1]  # the largest stands for 0.5 and 1
+    before, after = (m.layers[1].get_weights()[0] for m in (model, smaller))
+    merged = before[:, :, 2] + 0.25 * before[:, :, 0] + 0.5 * before[:, :, 5]
+    np.testing.assert_allclose(after[:, :, 1], merged, rtol=1e-6)
+    assert_same(model, smaller)

@@ -18,6 +18,8 @@ RESULTS = {
     "Prediction",
     "ExportReport",
     "FileReport",
+    "ChannelGroup",
+    "ChannelGroups",
     "NTTLoss",
     "SparsityReport",
     "ExportError",

@@ -1,0 +1,1 @@
+"""Which channels of a model belong together: the channel dependency graph (DepGraph, Fang 2023)."""

@@ -1,0 +1,1 @@
+"""What each kind of layer does with channels; one family of layers a file."""

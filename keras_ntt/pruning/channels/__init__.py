@@ -1,0 +1,1 @@
+"""Channel pruning: whole channels are removed, and the model is an ordinary, smaller one."""
