@@ -6,7 +6,7 @@ moving averages and not means of the variances of batches.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -60,13 +60,23 @@ def reestimate_batch_norm(model: keras.Model, inputs: Any, *, batch_size: int = 
         (4.0, 5.0)
     """
     checks.check_model(model)
-    found = batch_norms(model)
-    if not found:
+    if not batch_norms(model):
         raise ValueError(
             "There are no statistics to estimate: the model has no BatchNormalization. "
             f"Received: model={model.name!r}"
         )
-    walk = Walk(model, calibration_batches(model, inputs, batch_size=batch_size))
+    reestimate(model, calibration_batches(model, inputs, batch_size=batch_size))
+
+
+def reestimate(model: keras.Model, batches: Sequence[Any]) -> None:
+    """Do what `reestimate_batch_norm` does, on batches that are checked already.
+
+    Args:
+        model: The model, changed in place.
+        batches: Batches of inputs, nested as the model takes them.
+    """
+    found = batch_norms(model)
+    walk = Walk(model, batches)
     before = [(v, host.array_of(v)) for layer in found for v in _statistics_of(layer)]
     try:
         while walk.index < len(walk.calls):
