@@ -1,4 +1,6 @@
 from . import layer_rules, saliency
+from .compress.compress import compress
+from .compress.report import CompressionReport
 from .litert.export import export_tflite
 from .litert.inspect import FileReport, inspect_tflite
 from .litert.report import ExportReport
@@ -48,6 +50,8 @@ __version__: str
 
 __all__ = [  # noqa: RUF022, grouped by job
     # Compress a trained model
+    "compress",
+    "CompressionReport",
     "prune_post_training",
     "reestimate_batch_norm",
     # Prune while training with labels
