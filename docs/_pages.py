@@ -192,6 +192,7 @@ def navigation(paths: dict[str, str]) -> list[dict[str, Any]]:
         {"Tutorials": sorted(tutorials, key=lambda t: (t != "tutorials/index.md", t))},
         {
             "Guide": [
+                "trained.md",
                 "command_line.md",
                 "tensorboard.md",
                 "layers.md",

@@ -1,4 +1,6 @@
 from . import layer_rules, saliency
+from .compression.compress import compress
+from .compression.report import CompressionReport
 from .core.channels.groups import ChannelGroup, ChannelGroups, channel_groups
 from .core.channels.rules.table import register_channel_rule
 from .litert.export import export_tflite
@@ -33,6 +35,8 @@ from .pruning.neural_tangent.ntt_loss import ntt_loss
 from .pruning.neural_tangent.objective import NTTLoss
 from .pruning.neural_tangent.prune import prune_neural_tangent
 from .pruning.neural_tangent.transfer import NeuralTangentTransfer
+from .pruning.post_training.batch_norm import reestimate_batch_norm
+from .pruning.post_training.prune import prune_post_training
 from .pruning.sniper import SNIPER
 from .pruning.summaries import PruningSummaries, UpdatePruningStep
 from .selection.allocations import erdos_renyi
@@ -48,6 +52,11 @@ from .selection.schedules import (
 __version__: str
 
 __all__ = [  # noqa: RUF022, grouped by job
+    # Compress a trained model
+    "compress",
+    "CompressionReport",
+    "prune_post_training",
+    "reestimate_batch_norm",
     # Prune while training with labels
     "prune_low_magnitude",
     "prune_scope",

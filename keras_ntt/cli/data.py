@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import pathlib
+import sys
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,8 +59,9 @@ def read_inputs(source: str, model: Any, divide_by: float | None = None) -> Any:
     """Read unlabelled inputs.
 
     Args:
-        source: A ``.npy`` file; an ``.npz`` file with the inputs as ``x`` or ``x_train``, as its
-            only array, or by the names of the model's inputs; or ``tfds:NAME``.
+        source: A folder of images, also in folders of their own; a ``.npy`` file; an ``.npz`` file
+            with the inputs as ``x`` or ``x_train``, as its only array, or by the names of the
+            model's inputs; or ``tfds:NAME``.
         model: The model that takes them.
         divide_by: What to divide them by; None leaves them as they are.
 
@@ -81,6 +84,8 @@ def _inputs(source: str, model: Any) -> Any:
 
     if source.startswith(TFDS):
         return _from_tfds(source, "train")[0]
+    if pathlib.Path(source).is_dir():
+        return _images(source, model)
     found = _read(source)
     if isinstance(found, np.ndarray):
         return found
@@ -98,6 +103,32 @@ def _inputs(source: str, model: Any) -> Any:
         f"An .npz file of inputs must hold them as x or x_train{wanted}. "
         f"Received: {source} with the arrays {', '.join(sorted(found))}"
     )
+
+
+def _images(source: str, model: Any) -> np.ndarray:
+    """Return the images of a folder, as whole numbers from 0 to 255, resized as a model wants."""
+    import keras
+
+    from keras_ntt.core import input_checks
+
+    inputs = input_checks.signature_of(model).inputs or []
+    shape = inputs[0].shape if len(inputs) == 1 else ()
+    colours = {1: "grayscale", 3: "rgb", 4: "rgba"}
+    if len(shape) != 4 or None in shape[1:3] or shape[3] not in colours:
+        raise ValueError(
+            "A folder of images is for models with one input [height, width, channels] of a known "
+            f"size. Save the inputs as a .npy file instead. Received: inputs of shape {shape}"
+        )
+    with contextlib.redirect_stdout(sys.stderr):  # how many files were found
+        dataset = keras.utils.image_dataset_from_directory(
+            source,
+            labels=None,
+            color_mode=colours[shape[3]],
+            image_size=shape[1:3],
+            batch_size=None,
+            shuffle=False,
+        )
+    return np.stack([np.rint(np.asarray(image)).astype("uint8") for image in dataset])
 
 
 def read_labelled(source: str, model: Any, divide_by: float | None = None) -> Labelled:

@@ -28,6 +28,24 @@ class _Sparsity(click.FloatRange):
 
 
 SPARSITY = _Sparsity(min=0, max=1, max_open=True)
+
+
+class Fraction(click.ParamType):
+    """A fraction, as ``0.01`` or ``1%``."""
+
+    name = "fraction"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        """Return the fraction."""
+        if isinstance(value, float):
+            return value
+        match = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*(%?)", value.strip())
+        number = float(match[1]) / (100 if match[2] else 1) if match else -1.0
+        if not 0 <= number <= 1:
+            self.fail(f"{value!r} is no fraction such as 0.01 or 1%", param, ctx)
+        return number
+
+
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
 

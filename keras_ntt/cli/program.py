@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import click
 
 from keras_ntt import __version__
-from keras_ntt.cli.commands import compare, demo, export, inspect, prune, report
+from keras_ntt.cli.commands import compare, compress, demo, export, inspect, prune, report
 
 # What a user can cause. Anything else is a defect of this package and shows its traceback.
 REPORTED = (
@@ -36,6 +36,7 @@ def program() -> None:
     \b
     Examples:
       keras-ntt demo
+      keras-ntt compress model.keras --inputs images/ --divide-by 255 -o small.tflite
       keras-ntt prune model.keras --inputs images.npy --sparsity 0.97 -o sparse.keras
       keras-ntt report sparse.keras
       keras-ntt export sparse.keras sparse.tflite
@@ -44,7 +45,7 @@ def program() -> None:
     """
 
 
-for _command in (demo, prune, report, compare, export, inspect):
+for _command in (demo, compress, prune, report, compare, export, inspect):
     program.add_command(_command.command)
 
 

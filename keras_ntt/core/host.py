@@ -376,6 +376,11 @@ def is_of_keras(thing: Any, module: str = "") -> bool:
     return type(thing).__module__.startswith(inside)
 
 
+def is_called_as_in_keras(layer: Any) -> bool:
+    """Tell whether the code of a layer's ``call`` is Keras's own, also in a subclass of a user."""
+    return getattr(type(layer).call, "__module__", "").startswith("keras.src.layers.")
+
+
 def strategy_of(variable: keras.Variable) -> Any | None:
     """Return the strategy of tf.distribute that a variable was made under, None for the default."""
     held = raw(variable)

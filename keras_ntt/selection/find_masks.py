@@ -256,6 +256,40 @@ def _warn_of_empty(counts: Sequence[int], recipe: Recipe) -> None:
     warnings.warn(f"{who} would remove all of {empty}. {done}. {instead}.", stacklevel=4)
 
 
+def shares_of(
+    model: keras.Model,
+    variables: Sequence[keras.Variable],
+    allocation: Allocation,
+    count_rule: str = "nearest",
+) -> Shares:
+    """Return an allocation for the weights of a model, checked.
+
+    Args:
+        model: The model.
+        variables: Its variables that are pruned.
+        allocation: The allocation.
+        count_rule: The count rule.
+
+    Returns:
+        The `Shares`.
+
+    Raises:
+        ValueError: If something does not fit.
+    """
+    checks.check_choice("count_rule", count_rule, ("nearest", "original"))
+    shapes = tuple(tuple(v.shape) for v in variables)
+    # A copy of the model has not its name in the paths, and it may be like those of layers.
+    root = f"{model.name}/"
+    names = tuple(path.removeprefix(root) for path in paths_of(model, variables))
+    if isinstance(allocation, Mapping):
+        allocation = {
+            without_root(key, root) if isinstance(key, str) else key: value
+            for key, value in allocation.items()
+        }
+    layers = frozenset(layer.name for layer in host.layers_of(model) if layer is not model)
+    return Shares(names, shapes, allocation, count_rule, layers)
+
+
 def recipe_of(
     model: keras.Model,
     variables: Sequence[keras.Variable],
@@ -285,20 +319,9 @@ def recipe_of(
     Raises:
         ValueError: If something does not fit.
     """
-    checks.check_choice("count_rule", count_rule, ("nearest", "original"))
-    shapes = tuple(tuple(v.shape) for v in variables)
-    # A copy of the model has not its name in the paths, and it may be like those of layers.
-    root = f"{model.name}/"
-    names = tuple(path.removeprefix(root) for path in paths_of(model, variables))
-    if isinstance(allocation, Mapping):
-        allocation = {
-            without_root(key, root) if isinstance(key, str) else key: value
-            for key, value in allocation.items()
-        }
-    layers = frozenset(layer.name for layer in host.layers_of(model) if layer is not model)
-    shares = Shares(names, shapes, allocation, count_rule, layers)
+    shares = shares_of(model, variables, allocation, count_rule)
     number = saliency.rounds if rounds is None else checks.check_count("rounds", rounds)
-    most = max(1000, sum(map(math.prod, shapes)))
+    most = max(1000, sum(shares.sizes))
     if number > most:
         raise ValueError(
             f"rounds must be at most {most:,}: more than there are entries to prune would change "

@@ -23,9 +23,20 @@ MAY_IMPORT = {
     "saliency": {"core", "ntk"},
     "selection": {"core", "masks", "saliency"},
     "pruning": {"core", "masks", "ntk", "saliency", "selection"},
+    "compression": {"core", "litert", "pruning"},
     "plots": {"core", "masks", "litert", "pruning"},
     "tfmot": {"core", "masks", "selection", "pruning"},
-    "cli": {"core", "masks", "litert", "saliency", "selection", "pruning", "plots", "keras_ntt"},
+    "cli": {
+        "core",
+        "masks",
+        "litert",
+        "saliency",
+        "selection",
+        "pruning",
+        "compression",
+        "plots",
+        "keras_ntt",
+    },
     "layer_rules": {"ntk"},  # the public name of keras_ntt.ntk.layer_rules
 }
 # Package -> the modules that may import it; all may import numpy, keras and tensorflow.

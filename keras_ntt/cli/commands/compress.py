@@ -1,0 +1,131 @@
+"""``keras-ntt compress``."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import click
+
+from keras_ntt.cli import data, options, printing
+from keras_ntt.cli.command import Command
+
+
+@click.command(
+    "compress",
+    cls=Command,
+    short_help="Make a trained model small without labels.",
+    epilog="What is lost is measured on inputs that pruning does not see: a fifth of --inputs.",
+)
+@click.argument("model", type=options.PATH)
+@click.option(
+    "--inputs",
+    metavar="FOLDER|FILE|tfds:NAME",
+    required=True,
+    help="Unlabelled inputs: a folder of images, a .npy file, an .npz file with x, or a data "
+    "set's name.",
+)
+@click.option("--output", "-o", type=options.PATH, required=True, help="The .tflite file to write.")
+@click.option(
+    "--max-drop",
+    type=options.Fraction(),
+    default="1%",
+    show_default=True,
+    help="The most that may be lost, of agreement with the model or of accuracy (--data).",
+)
+@click.option(
+    "--sparsity",
+    "-s",
+    type=options.SPARSITY,
+    multiple=True,
+    help="Fraction of zeros; may be given again.  [default: 0.5, 0.7, 0.8, 0.9, 0.95]",
+)
+@click.option(
+    "--target",
+    type=click.Choice(("size", "latency")),
+    default="size",
+    show_default=True,
+    help="Whether the smallest or the fastest file wins.",
+)
+@click.option(
+    "--quantization",
+    type=click.Choice(("float32", "float16", "int8_weights", "int8")),
+    help="Round the weights.  [default: float32, and int8_weights for size]",
+)
+@click.option(
+    "--method",
+    type=click.Choice(("obc", "sparsegpt", "alps", "wanda", "magnitude")),
+    default="obc",
+    show_default=True,
+    help="How entries are chosen; sparsegpt is faster for wide layers.",
+)
+@click.option(
+    "--epochs",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Passes over the inputs to recover in.",
+)
+@click.option(
+    "--data",
+    "labelled",
+    metavar="FILE|tfds:NAME",
+    help="Labelled data to measure accuracy on: an .npz file with x, y, x_test, y_test.",
+)
+@click.option("--keras", "keras_file", type=options.PATH, help="Write the .keras model, too.")
+@options.divide_by
+@options.seed
+@options.quiet
+@options.as_json
+def command(
+    model: pathlib.Path,
+    inputs: str,
+    output: pathlib.Path,
+    keras_file: pathlib.Path | None,
+    labelled: str | None,
+    divide_by: float | None,
+    sparsity: tuple[float, ...],
+    quiet: bool,
+    as_json: bool,
+    **chosen: Any,
+) -> int:
+    """Make a trained Keras MODEL (.keras, .h5) small without labels, and write a LiteRT file.
+
+    The model is pruned at several sparsities, each file is measured against it, and the best one
+    within --max-drop is written.
+
+    \b
+    Examples:
+      keras-ntt compress model.keras --inputs images/ --divide-by 255 -o small.tflite
+      keras-ntt compress model.keras --inputs x.npy --max-drop 2% --epochs 5 -o small.tflite
+    """
+    if keras_file is not None and keras_file.suffix != ".keras":
+        raise click.BadParameter("must be a file that ends in .keras", param_hint="--keras")
+    options.check_apart(
+        {
+            "MODEL": model,
+            "--inputs": inputs,
+            "--data": labelled,
+            "--output": output,
+            "--keras": keras_file,
+        }
+    )
+    from keras_ntt.compression.compress import compress
+    from keras_ntt.masks.saving import save_model
+
+    with printing.only_json(as_json):
+        loaded = data.load_model(model)
+        found = None if labelled is None else data.read_labelled(labelled, loaded, divide_by)
+        report = compress(
+            loaded,
+            data.read_inputs(inputs, loaded, divide_by),
+            sparsity=list(sparsity) or None,
+            data=None if found is None else (found.x_test, found.y_test),
+            path=output,
+            verbose=printing.verbosity(quiet),
+            **chosen,
+        )
+        if keras_file is not None:
+            save_model(report.model, keras_file)
+    printing.show(report, as_json)
+    return 0

@@ -1,0 +1,1 @@
+"""A trained model to the smallest file that behaves the same."""

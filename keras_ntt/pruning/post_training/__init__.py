@@ -1,0 +1,1 @@
+"""Pruning of trained models from unlabelled inputs: one solver a file."""

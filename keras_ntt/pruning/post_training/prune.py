@@ -1,0 +1,187 @@
+"""Pruning of trained models from unlabelled inputs: the public function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_ntt.core import checks, host
+from keras_ntt.core.checks import check_sparsity
+from keras_ntt.core.copies import copy_of
+from keras_ntt.masks.apply import apply_masks, check_no_masks
+from keras_ntt.masks.filters import Filters
+from keras_ntt.masks.policies import choose_weights
+from keras_ntt.pruning.post_training.allocate import BY_COST, check_allocation, counts_of
+from keras_ntt.pruning.post_training.batch_norm import batch_norms, reestimate
+from keras_ntt.pruning.post_training.calibration import BATCH_SIZE, calibration_batches
+from keras_ntt.pruning.post_training.layerwise import METHODS
+from keras_ntt.pruning.post_training.recovery import LEARNING_RATE, TEMPERATURE, distil
+from keras_ntt.pruning.post_training.task import Task
+from keras_ntt.selection.allocations import Allocation
+from keras_ntt.selection.find_masks import paths_of, shares_of
+from keras_ntt.selection.named_patterns import (
+    as_pattern,
+    check_fixed_sparsity,
+    warn_if_sparsity_missed,
+)
+
+SAMPLES = 1024
+"""Inputs that statistics are taken on, if there are more."""
+
+
+def prune_post_training(
+    model: keras.Model,
+    inputs: Any,
+    *,
+    sparsity: float,
+    method: str = "obc",
+    allocation: Allocation = "sensitivity",
+    pattern: Any = None,
+    filters: Filters = None,
+    pruning_policy: Any = None,
+    refit: bool = True,
+    steps: int | None = None,
+    samples: int | None = SAMPLES,
+    batch_size: int = BATCH_SIZE,
+    epochs: int = 0,
+    learning_rate: float = LEARNING_RATE,
+    temperature: float = TEMPERATURE,
+    augment: Callable[[Any], Any] | None = None,
+    seed: int = 0,
+    verbose: Any = "auto",
+) -> keras.Model:
+    """Prune a trained model from unlabelled inputs.
+
+    Layer after layer, from the inputs on: entries are chosen by a method, then what is kept is
+    fitted, by least squares, to what the *dense* model's layer returns, given what the *pruned*
+    layers before it return; then the statistics of a BatchNormalization behind it are taken again.
+    So errors of earlier layers are corrected where that can be done. No label is needed, and no
+    training, but for `epochs`.
+
+    Args:
+        model: A built, trained model. It stays as it is.
+        inputs: Unlabelled inputs, preprocessed as for training: arrays, a ``tf.data.Dataset`` of
+            batches or a ``keras.utils.PyDataset``. Labels in it are not used. They should look
+            like the inputs of later use; 256 are a beginning, 2,048 are better.
+        sparsity: Fraction of zeros in the pruned kernels, in [0, 1).
+        method: How entries are chosen. ``"obc"``: one by one, by what the removal costs when the
+            others are corrected (Frantar, Singh & Alistarh, 2022); the best, and slow for layers
+            of more than some 1,000 inputs. ``"sparsegpt"``: its approximation in one sweep over
+            the inputs (Frantar & Alistarh, 2023). ``"alps"``: by ADMM (Meng et al., 2024).
+            ``"wanda"``: magnitudes times norms of the inputs, compared within each output (Sun et
+            al., 2023). ``"magnitude"``.
+        allocation: How the sparsity is allocated across layers. ``"sensitivity"``: one threshold
+            over all layers by what the removal of an entry costs, weighted by how much the
+            model's outputs depend on the layer's. ``"error"``: the same, weighted by one over the
+            variance of the layer's outputs. Else as in `keras_ntt.prune_at_init`, where
+            ``"global"`` and ``"plsr"`` both count the largest magnitudes.
+        pattern: None, ``"2:4"``, ``(4, 1)``, ``"filters"`` or a function, see
+            `keras_ntt.prune_at_init`. Patterns n:m fix the sparsity of each layer.
+        filters: Which layers, see `NeuralTangentTransfer`.
+        pruning_policy: See `NeuralTangentTransfer`.
+        refit: Whether kept entries and biases are fitted to the dense model's outputs. False
+            leaves them as the method does: as they were, or corrected for the layer's own inputs.
+        steps: Gradual steps inside each layer, each ranked by the entries fitted before. None
+            takes 4 for ``"magnitude"`` and ``"wanda"`` with `refit`, else 1.
+        samples: The most inputs that are used: of arrays a random part, of data sets the first.
+            None takes all. Memory grows with them.
+        batch_size: Samples a batch, for arrays; the result depends on it by rounding only.
+        epochs: Passes over all inputs in which the sparse model is trained towards the dense one's
+            outputs, with its masks held; 0 leaves that out. Logits are compared, also behind a
+            final softmax or sigmoid. BatchNormalization is in training mode, and its statistics
+            are taken again at the end. It pays from 80 % sparsity on.
+        learning_rate: The first step size of Adam in these epochs; it falls along a cosine.
+        temperature: What the logits of classifiers are divided by in these epochs.
+        augment: A function of a batch of inputs, in TensorFlow, for these epochs; the dense model
+            sees what it returns, too.
+        seed: Seed of every random choice.
+        verbose: Whether to show a progress bar, a step a kernel.
+
+    Returns:
+        A sparse copy of the model, which keeps its zeros in the training that follows.
+
+    Raises:
+        TypeError: If `model` is not a Keras 3 model.
+        ValueError: If something does not fit, or inputs or activations are not finite.
+
+    Examples:
+        >>> import keras, numpy as np
+        >>> from keras_ntt import prune_post_training, sparsity_report
+        >>> model = keras.Sequential(
+        ...     [keras.Input((8,)), keras.layers.Dense(10, "relu"), keras.layers.Dense(2)]
+        ... )
+        >>> x = np.random.default_rng(0).normal(size=(64, 8))
+        >>> sparse = prune_post_training(model, x, sparsity=0.5, verbose=0)
+        >>> sparsity_report(sparse).sparsity
+        0.5
+    """
+    checks.check_model(model)
+    check_no_masks(model)
+    sparsity = check_sparsity(sparsity)
+    checks.check_choice("method", method, tuple(METHODS))
+    check_allocation(allocation)
+    chosen_pattern = as_pattern(pattern)
+    check_fixed_sparsity(chosen_pattern, sparsity, allocation)
+    gradual = refit and method in ("magnitude", "wanda") and not hasattr(chosen_pattern, "sparsity")
+    number = (4 if gradual else 1) if steps is None else checks.check_count("steps", steps)
+    if checks.whole(epochs) is None or epochs < 0:
+        raise ValueError(f"epochs must be a whole number of at least 0. Received: {epochs=}")
+    checks.check_number("learning_rate", learning_rate)
+    choose_weights(model, filters=filters, pruning_policy=pruning_policy)
+    batches = calibration_batches(
+        model, inputs, samples=samples, batch_size=batch_size, seed=checks.check_seed(seed)
+    )
+    copy = copy_of(model, batches[0])
+    chosen = choose_weights(copy, filters=filters, pruning_policy=pruning_policy).weights
+    fixed = hasattr(chosen_pattern, "sparsity")
+    by_cost = isinstance(allocation, str) and allocation in BY_COST
+    shares = shares_of(
+        copy, chosen, ("layerwise" if fixed else "global") if by_cost else allocation
+    )
+    measured = by_cost and not fixed
+    task = Task(
+        copy,
+        chosen,
+        batches,
+        method,
+        chosen_pattern,
+        pruning_policy=pruning_policy,
+        progress=_progress(len(chosen) * (2 if measured else 1), verbose),
+    )
+    importance: dict[int, np.ndarray] = {}
+    if measured:
+        shares.check_room(sparsity)
+        counts, importance = task.allocate(
+            sparsity, by_sensitivity=allocation == "sensitivity", seed=seed
+        )
+    else:
+        counts = counts_of(shares, [host.array_of(v) for v in chosen], sparsity)
+    masks = task.prune(counts, importance, refit=refit, steps=number)
+    paths = paths_of(copy, chosen)
+    warn_if_sparsity_missed(chosen_pattern, paths, masks, counts)
+    apply_masks(copy, dict(zip(paths, masks, strict=True)))
+    if epochs:
+        distil(
+            copy,
+            model,
+            inputs,
+            epochs=epochs,
+            learning_rate=learning_rate,
+            temperature=temperature,
+            augment=augment,
+            seed=seed,
+            verbose=verbose,
+        )
+        if batch_norms(copy):
+            reestimate(copy, batches)
+    return copy
+
+
+def _progress(steps: int, verbose: Any) -> Callable[[], None]:
+    if not verbose:
+        return lambda: None
+    bar = keras.utils.Progbar(steps, unit_name="kernel", verbose=2 if verbose == 2 else 1)
+    return lambda: bar.add(1)

@@ -1,0 +1,152 @@
+"""How much the outputs of a model depend on each channel of its layers, without labels.
+
+For one random normal combination of the outputs of each sample, the squared derivative with
+respect to a channel is, on average, the sum of the squared derivatives of all outputs. Summed over
+positions, it says what a squared error of the channel costs at the outputs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+
+from keras_ntt.pruning.post_training.logits import Head, as_logits, heads_of, logits_of
+from keras_ntt.pruning.post_training.problems import Problem
+
+
+def output_sensitivity(
+    model: keras.Model, batches: Sequence[Any], problems: Sequence[Problem], *, seed: int = 0
+) -> list[np.ndarray | None]:
+    """Return the sensitivity of a model's outputs to those of some kernels.
+
+    Args:
+        model: The model.
+        batches: Batches of inputs, nested as the model takes them.
+        problems: The kernels.
+        seed: Seed of the random combinations.
+
+    Returns:
+        For each kernel ``[groups, outputs]``: the mean over samples of the squared derivative,
+        summed over positions. Of recurrent layers it is that of the units that they return, for
+        each gate. None where the outputs do not depend on it, or no derivative can be taken.
+    """
+    heads = heads_of(model, batches[0])
+    owners = {id(p.layer): p.layer for p in problems}
+    sums: dict[int, np.ndarray] = {}
+    count = 0
+    with as_logits(heads):
+        for number, batch in enumerate(batches):
+            for key, found in _squares(model, batch, owners, heads, (seed, number)).items():
+                sums[key] = sums.get(key, 0.0) + found
+            count += int(keras.tree.flatten(batch)[0].shape[0])
+    return [_of_problem(p, sums.get(id(p.layer)), count) for p in problems]
+
+
+def _of_problem(problem: Problem, total: np.ndarray | None, count: int) -> np.ndarray | None:
+    layout = problem.layout
+    if total is None or layout is None or not np.isfinite(total).all() or not total.any():
+        return None
+    mean = total / count
+    columns = layout.groups * layout.outputs
+    if problem.is_whole_output:
+        return mean.reshape(layout.groups, layout.outputs) if mean.size == columns else None
+    if isinstance(problem.layer, layers.RNN):
+        return np.tile(mean, columns // mean.size).reshape(layout.groups, layout.outputs)
+    return np.full((layout.groups, layout.outputs), mean.mean())
+
+
+def _squares(
+    model: keras.Model,
+    batch: Any,
+    owners: dict[int, Any],
+    heads: Sequence[Head],
+    seed: tuple[int, int],
+) -> dict[int, np.ndarray]:
+    """Return ``id(layer) -> sum over samples and positions`` of one batch."""
+    probes: list[tuple[Any, tf.Tensor]] = []
+    with tf.GradientTape() as tape, _probed(owners.values(), probes, tape):
+        logits = logits_of(model(batch, training=False), list(heads))
+        loss = tf.add_n(
+            [
+                tf.reduce_sum(
+                    tf.random.stateless_normal(tf.shape(y), (seed[0], 31 * seed[1] + i)) * y
+                )
+                for i, y in enumerate(logits)
+            ]
+        )
+    found: dict[int, np.ndarray] = {}
+    gradients = tape.gradient(loss, [probe for _, probe in probes])
+    for (layer, _), gradient in zip(probes, gradients, strict=True):
+        if gradient is not None:
+            square = _by_channel(layer, np.asarray(gradient, np.float64) ** 2)
+            found[id(layer)] = found.get(id(layer), 0.0) + square
+    return found
+
+
+def _by_channel(layer: Any, squares: np.ndarray) -> np.ndarray:
+    """Sum over samples and positions; what is left are the channels of the outputs."""
+    if getattr(layer, "data_format", None) == "channels_first":
+        squares = np.moveaxis(squares, 1, -1)
+    if isinstance(layer, layers.EinsumDense):
+        operands, _, result = layer.equation.replace(" ", "").partition("->")
+        x_labels, _, labels = operands.partition(",")
+        named = result.replace("...", "")
+        shared = [a for a in named if a in labels and a in x_labels]
+        outputs = [a for a in named if a in labels and a not in x_labels]
+        squares = squares.reshape(-1, *squares.shape[squares.ndim - len(named) :])
+        # In the order of the kernel's own axes, as its matrix has them.
+        wanted = [a for a in labels if a in shared] + [a for a in labels if a in outputs]
+        position = [named.index(a) + 1 for a in wanted]
+        rest = tuple(i for i in range(squares.ndim) if i not in position)
+        return squares.transpose(*rest, *position).sum(axis=tuple(range(len(rest)))).ravel()
+    return squares.reshape(-1, squares.shape[-1]).sum(axis=0)
+
+
+@contextlib.contextmanager
+def _probed(
+    owners: Any, probes: list[tuple[Any, tf.Tensor]], tape: tf.GradientTape
+) -> Iterator[None]:
+    """Add zeros to the outputs of layers, before their activations, that a tape watches."""
+
+    def probe(layer: Any, y: tf.Tensor) -> tf.Tensor:
+        zeros = tf.zeros_like(y)
+        tape.watch(zeros)
+        probes.append((layer, zeros))
+        return y + zeros
+
+    changed: list[tuple[Any, str, Any]] = []
+    try:
+        for layer in owners:
+            recurrent = isinstance(layer, layers.RNN)
+            name = (
+                "call" if recurrent or getattr(layer, "activation", None) is None else "activation"
+            )
+            changed.append((layer, name, vars(layer).get(name)))
+            vars(layer)[name] = _with_probe(
+                layer, getattr(layer, name), probe, before=name != "call"
+            )
+        yield
+    finally:
+        for layer, name, held in changed:
+            if held is None:
+                vars(layer).pop(name, None)
+            else:
+                vars(layer)[name] = held
+
+
+def _with_probe(layer: Any, true: Any, probe: Any, *, before: bool) -> Any:
+    def function(*args: Any, **kwargs: Any) -> Any:
+        if before:
+            return true(probe(layer, args[0]), *args[1:], **kwargs)
+        found = true(*args, **kwargs)
+        if isinstance(found, list | tuple):
+            return type(found)([probe(layer, found[0]), *found[1:]])
+        return probe(layer, found)
+
+    return function
