@@ -603,9 +603,15 @@ LATER_BATCHES = {
 }
 
 
-@pytest.mark.parametrize("validation", [False, True], ids=["inputs", "validation"])
-@pytest.mark.parametrize("make", [Batches, iter], ids=["PyDataset", "generator"])
-@pytest.mark.parametrize("kind", LATER_BATCHES)
+# Each batch from each source and as either kind of data, and each source as either.
+LATER = [
+    (kind, make, (i + j) % 2 == 1)
+    for i, kind in enumerate(LATER_BATCHES)
+    for j, make in enumerate((Batches, iter))
+]
+
+
+@pytest.mark.parametrize(("kind", "make", "validation"), LATER)
 def test_a_later_batch_that_does_not_fit(kind, make, validation):
     model = small()
     assert model.input_shape == (None, 6)
@@ -620,8 +626,7 @@ def test_a_later_batch_that_does_not_fit(kind, make, validation):
             ready(model).fit(data, steps_per_epoch=2, verbose=0)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("make", [Batches, iter], ids=["PyDataset", "generator"])
+@pytest.mark.parametrize(("make", "workers"), [(Batches, 1), (Batches, 2), (iter, None)])
 def test_a_much_later_batch_that_does_not_fit(make, workers):
     """TensorFlow makes other errors of those in its threads."""
     fit = np.ones((4, 6), "float32")
