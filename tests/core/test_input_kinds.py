@@ -76,7 +76,7 @@ def whole_numbers(model, seed=0):
 
 
 @pytest.mark.parametrize("make", KINDS, ids=lambda f: f.__name__)
-def test_what_inputs_are(make):
+def test_whole_numbers_are_taken_where_a_model_scales_or_looks_up(make):
     model = make()
     taken, indices = KINDS[make]
     assert input_kinds.accepts_unscaled(model) == [taken]

@@ -218,6 +218,15 @@ def test_a_file_cut_off_anywhere_is_refused(whole, held, data):
         assert_refused(model, path)
 
 
+def refusal_of(model, path):
+    """Return the message with which a file is refused, or None."""
+    try:
+        load_masks(model, path)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
 @pytest.fixture(scope="module")
 def plain():
     """Return a model without masks, for tests that leave it as it is."""
@@ -235,14 +244,13 @@ def test_a_file_with_a_wrong_byte_is_refused_or_read_as_it_was(whole, plain, dat
     with tempfile.TemporaryDirectory() as directory:
         path = pathlib.Path(directory, "masks.npz")
         path.write_bytes(bytes(broken))
-        try:
-            load_masks(plain, path)
-        except ValueError as error:
-            assert re.search("mask.*Received", str(error), re.DOTALL)
-            assert_unchanged(plain, before)
-        else:  # a date, for example, that nobody reads
-            assert_same(get_masks(plain), masked()[1])
-            keras_ntt.strip_pruning(plain).set_weights(before[0])
+        refusal = refusal_of(plain, path)
+    if refusal is None:  # a date, for example, that nobody reads
+        assert_same(get_masks(plain), masked()[1])
+        keras_ntt.strip_pruning(plain).set_weights(before[0])
+    else:
+        assert re.search("mask.*Received", refusal, re.DOTALL)
+        assert_unchanged(plain, before)
 
 
 @hypothesis.given(st.binary(max_size=200), st.sampled_from([b"", b"PK\x03\x04", b"\x93NUMPY"]))

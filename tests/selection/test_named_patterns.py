@@ -138,7 +138,7 @@ def test_half_precision():
 @pytest.mark.parametrize(
     "pattern", ["4:2", "0:4", "2:4:8", "columns", 4, (1, 2, 3), (0, 4), (1.5, 2), [4]]
 )
-def test_what_is_no_pattern(pattern):
+def test_rejects_objects_that_are_not_patterns(pattern):
     with pytest.raises(ValueError, match="Received: pattern"):
         as_pattern(pattern)
 

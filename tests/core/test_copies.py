@@ -60,7 +60,7 @@ def low_rank():
     return model, X
 
 
-@keras.saving.register_keras_serializable("test_model_copies")
+@keras.saving.register_keras_serializable("test_copies")
 class Own(keras.Model):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -94,7 +94,7 @@ def test_a_copy_computes_the_same(make):
 
 
 @pytest.mark.parametrize("make", [normalized, nested, in_bins], ids=lambda make: make.__name__)
-def test_what_is_pruned_is_the_model(make):
+def test_a_pruned_copy_computes_what_its_model_with_the_masks_does(make):
     model, x = make()
     whole = keras_ntt.prune_at_init(model, sparsity=0.0, saliency="magnitude")
     np.testing.assert_array_equal(whole(x), model(x))
@@ -132,7 +132,7 @@ def test_new_first_weights_leave_what_was_adapted():
     assert not np.array_equal(other.layers[1].kernel, model.layers[1].kernel)
 
 
-@keras.saving.register_keras_serializable("test_model_copies")
+@keras.saving.register_keras_serializable("test_copies")
 class Frozen(keras.Model):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
