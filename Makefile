@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 OUT ?= demo-output
+# Tests of a file stay together, so that what several of them read is made once.
+WORKERS ?= -n auto --dist worksteal
 
 OLDEST ?= .venv-oldest
 TFMOT ?= .venv-tfmot
@@ -28,8 +30,8 @@ help:
 
 $(BIN)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --editable . --group test --group lint
+	$(BIN)/python -m pip install --quiet --no-compile --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --no-compile --editable . --group test --group lint
 	touch $@
 
 demo: $(BIN)/.ready
@@ -43,10 +45,10 @@ lint: $(BIN)/.ready
 	$(BIN)/mypy
 
 unit: $(BIN)/.ready
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest $(WORKERS)
 
 test-long: $(BIN)/.ready
-	$(BIN)/python -m pytest -n auto -m "long and not soak" tests
+	$(BIN)/python -m pytest $(WORKERS) -m "long and not soak" tests
 
 test-large: $(BIN)/.ready
 	$(BIN)/python -m pytest -m large tests/project/test_large.py tests/pruning/neural_tangent/test_scale.py
@@ -57,15 +59,15 @@ test-soak: $(BIN)/.ready
 # TensorFlow 2.16 exists for Python 3.9 to 3.12.
 test-oldest:
 	$(PYTHON) -m venv $(OLDEST)
-	$(OLDEST)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(OLDEST)/bin/python -m pip install --quiet --editable . --group oldest
-	$(OLDEST)/bin/python -m pytest -n auto -m "oldest and not large and not soak" tests
+	$(OLDEST)/bin/python -m pip install --quiet --no-compile --upgrade "pip>=25.1"
+	$(OLDEST)/bin/python -m pip install --quiet --no-compile --editable . --group oldest
+	$(OLDEST)/bin/python -m pytest $(WORKERS) -m "oldest and not large and not soak" tests
 
 # Apart from the others: importing tfmot makes tf.keras tf_keras for its process.
 test-tfmot:
 	$(PYTHON) -m venv $(TFMOT)
-	$(TFMOT)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(TFMOT)/bin/python -m pip install --quiet --editable . --group tfmot
+	$(TFMOT)/bin/python -m pip install --quiet --no-compile --upgrade "pip>=25.1"
+	$(TFMOT)/bin/python -m pip install --quiet --no-compile --editable . --group tfmot
 	$(TFMOT)/bin/python -m pytest tests/tfmot tests/project/test_notebooks.py -k tfmot
 
 format: $(BIN)/.ready
@@ -79,13 +81,13 @@ bench: $(BIN)/.ready
 # With tfmot, because one of them serves its users.
 tutorials:
 	$(PYTHON) -m venv $(TUTORIALS)
-	$(TUTORIALS)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(TUTORIALS)/bin/python -m pip install --quiet --editable . --group tutorials
+	$(TUTORIALS)/bin/python -m pip install --quiet --no-compile --upgrade "pip>=25.1"
+	$(TUTORIALS)/bin/python -m pip install --quiet --no-compile --editable . --group tutorials
 	$(TUTORIALS)/bin/python tutorials/save_outputs.py
 
 # Nothing is fetched once the packages are there.
 $(BIN)/.docs: $(BIN)/.ready
-	$(BIN)/python -m pip install --quiet --group docs
+	$(BIN)/python -m pip install --quiet --no-compile --group docs
 	touch $@
 
 docs: $(BIN)/.docs

@@ -12,7 +12,14 @@ import hypothesis
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from helpers.expect import use_float
+
+# A test calls each of its functions a few times: looking for a faster graph and waking threads
+# for arrays of a few numbers take longer than they save. Results do not depend on either.
+tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+tf.config.threading.set_intra_op_parallelism_threads(1)
+tf.config.threading.set_inter_op_parallelism_threads(1)
 
 # The same examples in every run, and no files left behind.
 hypothesis.settings.register_profile(

@@ -164,7 +164,7 @@ PATHS = {
 
 @pytest.mark.parametrize("name", PATHS)
 @pytest.mark.parametrize("path", [None, 3, b"file", ["file"]], ids=repr)
-def test_what_is_no_path(name, path):
+def test_rejects_objects_that_are_not_paths(name, path):
     with refused(TypeError, "path must be the path of a file.*Received: path="):
         PATHS[name](path)
 

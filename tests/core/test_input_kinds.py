@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -74,7 +76,7 @@ def whole_numbers(model, seed=0):
 
 
 @pytest.mark.parametrize("make", KINDS, ids=lambda f: f.__name__)
-def test_what_inputs_are(make):
+def test_whole_numbers_are_taken_where_a_model_scales_or_looks_up(make):
     model = make()
     taken, indices = KINDS[make]
     assert input_kinds.accepts_unscaled(model) == [taken]
@@ -106,30 +108,33 @@ def test_a_model_with_code_of_its_own_tells_nothing():
     assert input_kinds.are_indices([np.zeros(2), np.zeros(2, "int32")], Own()) == [False, True]
 
 
+@functools.cache
+def masks_after_a_transfer(make, dtype, form):
+    keras.utils.set_random_seed(0)
+    model = make()
+    x = whole_numbers(model).astype(dtype)
+    batches = tf.data.Dataset.from_tensor_slices(x).batch(8)
+    inputs = {
+        "array": x,
+        "dataset": batches,
+        "generator": (batch.numpy() for batch in batches),
+    }[form]
+    transfer = keras_ntt.NeuralTangentTransfer(
+        model, pruning_schedule=keras_ntt.NTTSchedule(0.5, frequency=1), seed=0
+    )
+    transfer.compile(keras.optimizers.Adam(1e-2))
+    if form == "array":
+        transfer.fit(inputs, batch_size=8, shuffle=False, verbose=0)
+    else:
+        transfer.fit(inputs, steps_per_epoch=2, verbose=0)
+    return [np.asarray(mask) for mask in transfer.masks.values()]
+
+
 @pytest.mark.parametrize("form", ["array", "dataset", "generator"])
 @pytest.mark.parametrize("make", [positions, images])
 def test_a_transfer_on_whole_numbers_is_that_on_floats(make, form):
-    def masks(dtype):
-        keras.utils.set_random_seed(0)
-        model = make()
-        x = whole_numbers(model).astype(dtype)
-        batches = tf.data.Dataset.from_tensor_slices(x).batch(8)
-        inputs = {
-            "array": x,
-            "dataset": batches,
-            "generator": (batch.numpy() for batch in batches),
-        }[form]
-        transfer = keras_ntt.NeuralTangentTransfer(
-            model, pruning_schedule=keras_ntt.NTTSchedule(0.5, frequency=1), seed=0
-        )
-        transfer.compile(keras.optimizers.Adam(1e-2))
-        if form == "array":
-            transfer.fit(inputs, batch_size=8, shuffle=False, verbose=0)
-        else:
-            transfer.fit(inputs, steps_per_epoch=2, verbose=0)
-        return [np.asarray(mask) for mask in transfer.masks.values()]
-
-    for a, b in zip(masks("uint8"), masks("float32"), strict=True):
+    wanted = masks_after_a_transfer(make, "float32", "array")
+    for a, b in zip(masks_after_a_transfer(make, "uint8", form), wanted, strict=True):
         np.testing.assert_array_equal(a, b)
 
 

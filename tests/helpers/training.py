@@ -26,6 +26,8 @@ def data_for(model, seed=1):
 def compile_(model, optimizer=None, **options):
     optimizer = keras.optimizers.Adam(0.01) if optimizer is None else optimizer
     model.compile(optimizer, loss="mse", **{"jit_compile": False, **options})
+    if model.built:  # a step that makes the optimizer's variables is traced twice
+        model.optimizer.build(model.trainable_variables)
 
 
 OPTIMIZERS = {

@@ -101,8 +101,10 @@ def as_lists(found):
     return found if isinstance(found, list) else [found]
 
 
-@pytest.mark.parametrize("own_data", [False, True], ids=["drawn", "own data"])
-@pytest.mark.parametrize("make", FUNCTIONAL, ids=lambda make: make.__name__)
+@pytest.mark.parametrize(
+    ("make", "own_data"),
+    [*((make, False) for make in FUNCTIONAL), (inputs_out_of_order, True), (fixed_batch, True)],
+)
 def test_several_inputs_and_outputs(make, own_data, tmp_path):
     model = pruned(make())
     x = draw(model.input)

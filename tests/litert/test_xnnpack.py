@@ -241,6 +241,7 @@ def test_advice_for_a_model_with_two_inputs():
     assert sorted(row.shape for row in explain_edge_latency(model).layers) == [(10, 20), (40, 30)]
 
 
+@pytest.mark.long
 def test_the_real_kernels_agree_where_the_cpu_lets_us_hide_avx():
     program = ("-m", "benchmarks.export.sparse_inference")
     result = subprocess.run(

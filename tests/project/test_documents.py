@@ -23,7 +23,15 @@ def blocks(path):
     return BLOCK.findall(path.read_text())
 
 
-@pytest.mark.parametrize("path", [p for p in DOCUMENTS if blocks(p)], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=[pytest.mark.long] if path.name == "README.md" else [])
+        for path in DOCUMENTS
+        if blocks(path)
+    ],
+    ids=lambda path: path.name,
+)
 def test_code_runs(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code = "\n".join(blocks(path))

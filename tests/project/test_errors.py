@@ -83,7 +83,7 @@ def test_a_legacy_keras_model(entry):
 
 
 @pytest.mark.parametrize("thing", ["model", keras.layers.Dense(2), [small]])
-def test_what_is_no_model(entry, thing):
+def test_rejects_objects_that_are_not_models(entry, thing):
     with pytest.raises(TypeError, match=r"must be a keras\.Model\. Received"):
         entry(thing)
 
@@ -91,7 +91,7 @@ def test_what_is_no_model(entry, thing):
 @pytest.mark.parametrize(
     "name", [name for name in ENTRY_POINTS if name not in ("transfer teacher", "prune teacher")]
 )
-def test_no_model_at_all(name, tmp_path):
+def test_rejects_none_as_a_model(name, tmp_path):
     with pytest.raises(TypeError, match=r"must be a keras\.Model\. Received.*NoneType"):
         ENTRY_POINTS[name](None, tmp_path)
 
@@ -269,7 +269,7 @@ BAD_SPARSITIES += [None, [0.5]]
 
 @pytest.mark.parametrize("sparsity", BAD_SPARSITIES, ids=repr)
 @pytest.mark.parametrize("name", ["schedule", "transfer", "prune"])
-def test_a_sparsity_that_is_none(name, sparsity):
+def test_rejects_sparsities_outside_their_range(name, sparsity):
     model = small()
     with refused(ValueError, r"sparsity.*in \[0, 1\).*Received: (pruning_schedule|spars)", model):
         if name == "schedule":
@@ -317,7 +317,7 @@ def test_the_former_name_of_the_sparsity_works_and_warns():
 
 
 @pytest.mark.parametrize("frequency", [0, -1, 1.5, True, float("nan"), "often", [1]], ids=repr)
-def test_a_frequency_that_is_none(frequency):
+def test_rejects_frequencies_that_are_not_positive_integers(frequency):
     with refused(ValueError, "frequency must be a positive integer.*Received: frequency="):
         NTTSchedule(0.5, frequency=frequency)
 
@@ -352,7 +352,7 @@ class Answering(PruningSchedule):
 @pytest.mark.parametrize("answer", NONSENSE)
 @pytest.mark.parametrize("kind", ["function", "schedule"])
 @pytest.mark.parametrize("begin", [0, 1], ids=["at_once", "in_fit"])
-def test_a_schedule_that_returns_nonsense(answer, kind, begin):
+def test_rejects_answers_of_schedules_that_are_not_pairs(answer, kind, begin):
     schedule = Answering(NONSENSE[answer], begin)
     given = schedule if kind == "schedule" else lambda step: schedule(step)
     model = small()
@@ -362,7 +362,7 @@ def test_a_schedule_that_returns_nonsense(answer, kind, begin):
 
 
 @pytest.mark.parametrize("schedule", [NTTSchedule, object(), "constant", [0.5, 0.6]])
-def test_what_is_no_schedule(schedule):
+def test_rejects_objects_that_are_not_schedules(schedule):
     model = small()
     with refused(ValueError, "pruning_schedule must be.*Received: pruning_schedule=", model):
         NeuralTangentTransfer(model, pruning_schedule=schedule)
@@ -371,7 +371,7 @@ def test_what_is_no_schedule(schedule):
 @pytest.mark.parametrize("option", ["ntk_weight", "l2"])
 @pytest.mark.parametrize("value", [-1e-3, float("nan"), float("inf"), "1e-3", None, True], ids=repr)
 @pytest.mark.parametrize("name", ["loss", "transfer", "prune"])
-def test_a_weight_of_the_objective_that_is_none(name, option, value):
+def test_rejects_weights_of_the_objective_that_are_not_finite_numbers(name, option, value):
     model, teacher = small(), small()
     match = f"{option} must be a finite number of at least 0.*Received: {option}="
     with refused(ValueError, match, model, teacher):
@@ -397,7 +397,7 @@ CHOICES = {
     ("option", "name"), [(o, n) for o, (_, where) in CHOICES.items() for n in where.split()]
 )
 @pytest.mark.parametrize("value", ["other", "", None, 3, ["all"]], ids=repr)
-def test_a_choice_that_is_none(option, name, value):
+def test_rejects_unknown_choices(option, name, value):
     model, teacher = small(), small()
     choices = re.escape(CHOICES[option][0])
     with refused(ValueError, f"{option} must be.*{choices}.*Received: {option}=", model, teacher):
@@ -444,7 +444,7 @@ def test_filters_that_match_nothing(name, filters):
 
 
 @pytest.mark.parametrize("filters", ["(", ["dense", "["], [3], 3, True], ids=repr)
-def test_filters_that_are_none(filters):
+def test_rejects_filters_that_are_not_filters(filters):
     model = small()
     with refused(ValueError, "filters must be a regular expression.*Received: filters=", model):
         NeuralTangentTransfer(model, pruning_schedule=0.5, filters=filters)
@@ -603,10 +603,16 @@ LATER_BATCHES = {
 }
 
 
-@pytest.mark.parametrize("validation", [False, True], ids=["inputs", "validation"])
-@pytest.mark.parametrize("make", [Batches, iter], ids=["PyDataset", "generator"])
-@pytest.mark.parametrize("kind", LATER_BATCHES)
-def test_a_later_batch_that_does_not_fit(kind, make, validation):
+# Each batch from each source and as either kind of data, and each source as either.
+LATER = [
+    (kind, make, (i + j) % 2 == 1)
+    for i, kind in enumerate(LATER_BATCHES)
+    for j, make in enumerate((Batches, iter))
+]
+
+
+@pytest.mark.parametrize(("kind", "make", "validation"), LATER)
+def test_rejects_a_later_batch_that_does_not_fit(kind, make, validation):
     model = small()
     assert model.input_shape == (None, 6)
     batch, match = LATER_BATCHES[kind]
@@ -620,9 +626,8 @@ def test_a_later_batch_that_does_not_fit(kind, make, validation):
             ready(model).fit(data, steps_per_epoch=2, verbose=0)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("make", [Batches, iter], ids=["PyDataset", "generator"])
-def test_a_much_later_batch_that_does_not_fit(make, workers):
+@pytest.mark.parametrize(("make", "workers"), [(Batches, 1), (Batches, 2), (iter, None)])
+def test_rejects_a_batch_that_does_not_fit_after_forty_steps(make, workers):
     """TensorFlow makes other errors of those in its threads."""
     fit = np.ones((4, 6), "float32")
     data = make([fit] * 40 + [fit[:, :5]])
@@ -697,7 +702,7 @@ def test_batches_that_turn_out_not_finite(bad):
 
 @pytest.mark.parametrize("x", [None, 3, "data", [[0.1] * 6], {"x": 1}], ids=repr)
 @pytest.mark.parametrize("name", ["fit", "prune"])
-def test_what_is_no_data(name, x):
+def test_rejects_inputs_that_are_not_arrays(name, x):
     model = small()
     with refused(ValueError, r"(inputs must be arrays|There are no inputs).*Received", model):
         ON_ARRAYS[name](model, x)
@@ -705,7 +710,7 @@ def test_what_is_no_data(name, x):
 
 @pytest.mark.parametrize("x", [None, 0.5, "data", [0.5]], ids=repr)
 @pytest.mark.parametrize("name", ["ntk x1", "loss"])
-def test_what_is_no_array(name, x):
+def test_rejects_samples_that_are_not_arrays(name, x):
     model = small()
     with refused((TypeError, ValueError), "x1?.*Received", model):
         ON_ARRAYS[name](model, x)
@@ -713,7 +718,7 @@ def test_what_is_no_array(name, x):
 
 @pytest.mark.parametrize("size", [0, -1, 1.5, True, "64", float("nan"), [4]], ids=repr)
 @pytest.mark.parametrize("name", ["fit", "prune"])
-def test_a_batch_size_that_is_none(name, size):
+def test_rejects_batch_sizes_that_are_not_positive_integers(name, size):
     model = small()
     with refused(ValueError, "batch_size must be a positive integer.*Received: batch_", model):
         if name == "fit":
@@ -750,7 +755,7 @@ def test_fit_before_compile():
         transfer.fit(samples())
 
 
-def test_an_optimizer_that_is_none():
+def test_rejects_unknown_optimizers():
     model = small()
     transfer = NeuralTangentTransfer(model, pruning_schedule=0.5)
     with refused(ValueError, "no_such_optimizer", model):

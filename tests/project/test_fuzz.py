@@ -35,7 +35,7 @@ def test_every_public_name_is_called():
     assert set(keras_ntt.saliency.__all__) - scores == known
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_bad_arguments_are_refused_and_change_nothing(seed):
     here, policy = os.getcwd(), keras.config.dtype_policy().name
     tally, _ = fuzz.soak(cases=400, seconds=120, seed=seed)

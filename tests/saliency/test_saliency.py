@@ -627,7 +627,7 @@ def test_second_derivatives_that_do_not_exist():
         saliency_scores(model, "grasp", data=given)
 
 
-def test_saliencies_that_are_none():
+def test_rejects_unknown_saliencies():
     for given in ("other", None, 3, SNIP):
         with pytest.raises(ValueError, match=r"saliency must be one of 'magnitude', 'random'.*Rec"):
             saliency_scores(small(), given)

@@ -32,8 +32,19 @@ SMOOTH = [
 ]
 
 
-@pytest.mark.parametrize("wrt", ["all", "kept"])
-@pytest.mark.parametrize("make", SMOOTH, ids=lambda make: make.__name__)
+# With respect to all entries, one model of each way of going through the weights.
+EITHER_WAY = [
+    architectures.dense_without_bias,
+    architectures.conv_padded_and_strided,
+    architectures.layer_called_twice,
+    architectures.own_code,
+]
+PAIRS = [(make, "kept") for make in SMOOTH] + [(make, "all") for make in EITHER_WAY]
+
+
+@pytest.mark.parametrize(
+    ("make", "wrt"), PAIRS, ids=lambda value: getattr(value, "__name__", value)
+)
 def test_gradient_is_that_of_finite_differences(make, wrt):
     teacher, student = (architectures.randomize(make(), seed) for seed in (0, 1))
     x = architectures.inputs_for(student, 4)

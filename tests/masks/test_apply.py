@@ -212,8 +212,14 @@ def test_averaged_weights_are_those_of_masks_attached_after_a_first_fit(mlp):
     fit(model, masks)
 
 
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float64", "bfloat16"])
-@pytest.mark.parametrize("options", [{}, {"jit_compile": True}], ids=["graph", "jit"])
+@pytest.mark.parametrize(
+    ("policy", "options"),
+    [
+        *((name, {}) for name in ("mixed_float16", "mixed_bfloat16", "float64", "bfloat16")),
+        ("mixed_float16", {"jit_compile": True}),
+        ("float64", {"jit_compile": True}),
+    ],
+)
 def test_zeros_hold_under_every_dtype_policy(mlp, policy, options):
     keras.config.set_dtype_policy(policy)
     model = mlp()
@@ -290,15 +296,17 @@ def shared():
     return keras.Model(inputs, keras.layers.Dense(2)(layer(layer(inputs))))
 
 
+MASKED = {nested: 3, subclassed: 3, recurrent: 5, attention: 5, separable: 4, shared: 2}
+
+
 @pytest.mark.parametrize(
-    ("make", "masked"),
-    [(nested, 3), (subclassed, 3), (recurrent, 5), (attention, 5), (separable, 4), (shared, 2)],
+    ("make", "run_eagerly"),
+    [*((make, False) for make in MASKED), (nested, True), (recurrent, True)],
 )
-@pytest.mark.parametrize("run_eagerly", [False, True], ids=["graph", "eager"])
-def test_zeros_hold_in_every_architecture(make, masked, run_eagerly):
+def test_zeros_hold_in_every_architecture(make, run_eagerly):
     model = make()
     masks = random_masks(model)
-    assert len(masks) == masked
+    assert len(masks) == MASKED[make]
     apply_masks(model, masks)
     compile_(model, run_eagerly=run_eagerly)
     rng = np.random.default_rng(1)
@@ -625,17 +633,23 @@ def test_keras_file_then_restore_masks(make, tmp_path):
     fit(loaded, found)  # with the optimizer that was loaded
 
 
-def test_keras_file_has_no_trace_of_the_package(mlp, tmp_path):
+def test_keras_files_have_no_trace_of_the_package(mlp, tmp_path):
     model, _ = trained(lambda: mlp(kernel_constraint="max_norm"))
-    model.save(tmp_path / "model.keras")
+    model.save(tmp_path / "masked.keras")
+    scheduled = keras_ntt.prune_low_magnitude(mlp(), keras_ntt.ConstantSparsity(0.5, 1))
+    compile_(scheduled)
+    scheduled.fit(*data_for(scheduled), batch_size=BATCH, verbose=0)
+    scheduled.save(tmp_path / "scheduled.keras")
     result = run_python(
         "import sys, keras\n"
-        f"model = keras.models.load_model({str(tmp_path / 'model.keras')!r})\n"
+        f"load, folder = keras.models.load_model, {str(tmp_path)!r}\n"
+        "masked, scheduled = (load(f'{folder}/{n}.keras') for n in ('masked', 'scheduled'))\n"
         "assert 'keras_ntt' not in sys.modules\n"
-        "print(type(model.weights[0].constraint).__name__)"
+        "print(type(masked.weights[0].constraint).__name__)\n"
+        "print(sum(int((v.numpy() == 0).sum()) for v in scheduled.weights if v.name == 'kernel'))"
     )
     assert result.returncode == 0, result.stderr[-2000:]
-    assert result.stdout.strip() == "MaxNorm"
+    assert result.stdout.split() == ["MaxNorm", "36"]
 
 
 def test_weights_file_of_a_pruned_model_loads_into_a_plain_one_and_back(mlp, tmp_path):
@@ -697,8 +711,9 @@ def functional(first=8, last=3):
     return keras.Model(inputs, keras.layers.Dense(last)(hidden))
 
 
-@pytest.mark.parametrize("before", [1, 2, 3], ids=lambda n: f"{n}_layers_earlier")
-@pytest.mark.parametrize("make", [functional, nested, "mlp"])
+@pytest.mark.parametrize(
+    ("make", "before"), [(functional, 1), (functional, 2), (functional, 3), (nested, 1), ("mlp", 3)]
+)
 def test_masks_load_into_a_model_rebuilt_with_other_layer_numbers(make, before, mlp, tmp_path):
     make = mlp if make == "mlp" else make
     for _ in range(before):
@@ -715,8 +730,9 @@ def test_masks_load_into_a_model_rebuilt_with_other_layer_numbers(make, before, 
     assert list(held) == [v.path for v in rebuilt.weights if v.name == "kernel"]
     for mask, right in zip(held.values(), masks.values(), strict=True):
         np.testing.assert_array_equal(mask, right)
-    compile_(rebuilt)
-    fit(rebuilt, held)
+    if before == 3:
+        compile_(rebuilt)
+        fit(rebuilt, held)
 
 
 @pytest.mark.parametrize("before", [1, 3], ids=lambda n: f"{n}_layers_earlier")

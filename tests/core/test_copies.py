@@ -60,7 +60,7 @@ def low_rank():
     return model, X
 
 
-@keras.saving.register_keras_serializable("test_model_copies")
+@keras.saving.register_keras_serializable("test_copies")
 class Own(keras.Model):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -94,7 +94,7 @@ def test_a_copy_computes_the_same(make):
 
 
 @pytest.mark.parametrize("make", [normalized, nested, in_bins], ids=lambda make: make.__name__)
-def test_what_is_pruned_is_the_model(make):
+def test_a_pruned_copy_computes_what_its_model_with_the_masks_does(make):
     model, x = make()
     whole = keras_ntt.prune_at_init(model, sparsity=0.0, saliency="magnitude")
     np.testing.assert_array_equal(whole(x), model(x))
@@ -132,7 +132,7 @@ def test_new_first_weights_leave_what_was_adapted():
     assert not np.array_equal(other.layers[1].kernel, model.layers[1].kernel)
 
 
-@keras.saving.register_keras_serializable("test_model_copies")
+@keras.saving.register_keras_serializable("test_copies")
 class Frozen(keras.Model):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -202,24 +202,39 @@ def test_a_copy_has_the_paths_of_its_model():
         np.testing.assert_array_equal(mask, masks[path])
 
 
+WRAPPED = {
+    "encoder": ("encoder", [(3, 12), (3, 12), (4, 12), (4, 12)]),
+    "steps": (["^steps$", "^last$"], [(3, 2), (6, 4)]),
+    "bounded": ("bounded", [(20, 3)]),
+}
+
+
 @pytest.mark.parametrize("loaded", [False, True])
-@pytest.mark.parametrize(
-    ("filters", "wanted"),
-    [
-        pytest.param("encoder", [(3, 12), (3, 12), (4, 12), (4, 12)], marks=pytest.mark.long),
-        pytest.param(["^steps$", "^last$"], [(3, 2), (6, 4)], marks=pytest.mark.long),
-        ("bounded", [(20, 3)]),
-    ],
-)
+@pytest.mark.parametrize(("filters", "wanted"), WRAPPED.values(), ids=WRAPPED)
 def test_layers_in_wrappers_are_chosen_by_the_wrapper(filters, wanted, loaded, tmp_path):
     model = wrapped()
     if loaded:  # where Keras leaves the wrappers' names out of the paths
         model.save(tmp_path / "m.keras")
         model = keras.models.load_model(tmp_path / "m.keras")
-    options = {"sparsity": 0.5, "filters": filters}
-    pruned = keras_ntt.prune_at_init(model, saliency="magnitude", **options)
+    pruned = keras_ntt.prune_at_init(model, sparsity=0.5, saliency="magnitude", filters=filters)
     assert kernels_in(keras_ntt.get_masks(pruned)) == wanted
-    pruned = keras_ntt.prune_neural_tangent(model, steps(), epochs=1, verbose=0, **options)
+    transfer = keras_ntt.NeuralTangentTransfer(
+        copy_of(model), pruning_schedule=0.5, filters=filters
+    )
+    assert kernels_in(transfer.masks) == wanted
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("name", "loaded"), [("steps", False), ("bounded", True)])
+def test_a_transfer_prunes_layers_in_wrappers(name, loaded, tmp_path):
+    filters, wanted = WRAPPED[name]
+    model = wrapped()
+    if loaded:
+        model.save(tmp_path / "m.keras")
+        model = keras.models.load_model(tmp_path / "m.keras")
+    pruned = keras_ntt.prune_neural_tangent(
+        model, steps(), sparsity=0.5, filters=filters, epochs=1, verbose=0
+    )
     assert kernels_in(keras_ntt.get_masks(pruned)) == wanted
 
 

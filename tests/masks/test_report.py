@@ -1,0 +1,121 @@
+"""The report of what is pruned, counted by hand."""
+
+from __future__ import annotations
+
+import json
+
+import keras
+import numpy as np
+import pytest
+
+from keras_ntt import (
+    apply_masks,
+    sparsity_report,
+)
+
+pytestmark = pytest.mark.oldest
+
+
+def counted():
+    """Return a model whose entries are known: 20 + 5 + 5 + 5 + 10 + 2 of them."""
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            keras.layers.Dense(5, name="first"),
+            keras.layers.BatchNormalization(name="norm"),
+            keras.layers.Dense(2, name="last"),
+        ],
+        name="m",
+    )
+    for v in model.weights:
+        v.assign(keras.ops.ones_like(v))
+    first = np.ones((4, 5), "float32")
+    first[0] = 0  # 5 of 20
+    model.get_layer("first").kernel.assign(first)
+    model.get_layer("first").bias.assign([0.0, 0.0, 0.0, 1.0, 1.0])
+    mask = np.ones((5, 2), bool)
+    mask[:, 0] = False  # 5 of 10
+    mask[0, 1] = False  # 1 more
+    return apply_masks(model, {"m/last/kernel": mask})
+
+
+ROWS = [
+    ("m/first/kernel", (4, 5), 20, 15, False, ""),
+    ("m/first/bias", (5,), 5, 2, False, "biases are never pruned"),
+    ("m/norm/gamma", (5,), 5, 5, False, "scales and offsets of normalizations are never pruned"),
+    ("m/norm/beta", (5,), 5, 5, False, "scales and offsets of normalizations are never pruned"),
+    ("m/last/kernel", (5, 2), 10, 4, True, ""),
+    ("m/last/bias", (2,), 2, 2, False, "biases are never pruned"),
+]
+
+
+def test_the_report_counts_as_one_counts_by_hand():
+    report = sparsity_report(counted())
+    found = [(r.path, r.shape, r.size, r.nonzeros, r.masked, r.note) for r in report.rows]
+    assert found == ROWS
+    assert [row.sparsity for row in report.rows] == pytest.approx([0.25, 0.6, 0, 0, 0.6, 0])
+    assert [row.path for row in report.pruned] == ["m/first/kernel", "m/last/kernel"]
+    assert report.sparsity == pytest.approx(11 / 30)
+    assert report.nonzeros == 15 + 2 + 5 + 5 + 4 + 2
+
+
+def test_the_report_as_plain_data():
+    report = sparsity_report(counted())
+    data = json.loads(json.dumps(report.to_dict()))
+    assert data["sparsity"] == pytest.approx(11 / 30)
+    assert data["nonzeros"] == 33
+    assert [w["path"] for w in data["weights"]] == [row[0] for row in ROWS]
+    assert data["weights"][4] == {
+        "path": "m/last/kernel",
+        "shape": [5, 2],
+        "size": 10,
+        "nonzeros": 4,
+        "masked": True,
+        "note": "",
+        "sparsity": pytest.approx(0.6),
+    }
+
+
+def test_the_report_as_a_table():
+    lines = str(sparsity_report(counted())).split("\n")
+    head, rule, *body, second_rule, total = lines
+    assert head.split() == ["weight", "shape", "size", "non-zeros", "sparsity"]
+    assert set(rule) == {"-"}
+    assert rule == second_rule
+    assert max(map(len, lines)) <= len(rule)
+    assert [line.split()[:5] for line in body] == [
+        ["m/first/kernel", "4x5", "20", "15", "25.00%"],
+        ["m/first/bias", "5", "5", "2", "60.00%"],
+        ["m/norm/gamma", "5", "5", "5", "0.00%"],
+        ["m/norm/beta", "5", "5", "5", "0.00%"],
+        ["m/last/kernel", "5x2", "10", "4", "60.00%"],
+        ["m/last/bias", "2", "2", "2", "0.00%"],
+    ]
+    assert [" ".join(line.split()[5:]) for line in body] == [
+        "zeros without a mask",
+        "biases are never pruned",
+        *["scales and offsets of normalizations are never pruned"] * 2,
+        "masked",
+        "biases are never pruned",
+    ]
+    assert total.split() == ["prunable", "weights", "30", "19", "36.67%"]
+    ends = {line.index("%") for line in [*body, total]}
+    assert len(ends) == 1, "the columns are not aligned"
+
+
+def test_frozen_kernels_are_reported_as_such():
+    model = counted()
+    model.get_layer("first").trainable = False
+    report = sparsity_report(model)
+    paths = [row[0] for row in ROWS]
+    assert [row.path for row in report.rows] == [paths[0], *paths[2:]]
+    assert report.rows[0].note == "frozen: trainable=False"
+    assert report.sparsity == pytest.approx(0.6)
+
+
+def test_a_mask_on_any_weight_counts_as_pruned():
+    model = counted()
+    apply_masks(model, {"m/first/bias": np.array([1, 0, 0, 1, 1])})
+    row = sparsity_report(model).rows[1]
+    assert (row.masked, row.note, row.nonzeros) == (True, "", 2)
+    assert sparsity_report(model).sparsity == pytest.approx((11 + 3) / 35)
