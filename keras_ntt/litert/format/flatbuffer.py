@@ -6,6 +6,7 @@ TensorFlow. Only this module knows how a file is laid out in bytes.
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Iterator
 from types import ModuleType
@@ -13,8 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from keras_ntt.litert.format import builder
+
 IDENTIFIER = b"TFL3"
-_ALIGNMENT = 16  # of the data of a buffer, as the schema demands
 
 
 class FileFormatError(ValueError):
@@ -171,9 +173,11 @@ def name_of(tensor: Any) -> str:
 
 
 def operator_name(model: Any, operator: Any) -> str:
-    """Return the name of an operator in the schema, such as ``"CONV_2D"``."""
+    """Return the name of an operator, such as ``"CONV_2D"``; of a custom one its own name."""
     code = model.operatorCodes[operator.opcodeIndex]
     number = max(code.builtinCode, code.deprecatedBuiltinCode)
+    if number == schema().BuiltinOperator.CUSTOM and code.customCode:
+        return bytes(code.customCode).decode("utf-8", "replace")
     return _names("BuiltinOperator").get(number, f"operator {number}")
 
 
@@ -225,6 +229,12 @@ def producers(subgraph: Any) -> dict[int, Any]:
 # --- adding and writing ----------------------------------------------------------------------
 
 
+def copy_of(model: Any) -> Any:
+    """Return a copy of a model that shares the bytes of its buffers, which are never written to."""
+    buffers = {id(b.data): b.data for b in model.buffers if b.data is not None}
+    return copy.deepcopy(model, buffers)
+
+
 def add_buffer(model: Any, data: np.ndarray) -> int:
     """Add a buffer with the bytes of an array.
 
@@ -272,58 +282,21 @@ def drop_unused(model: Any) -> None:
 
 
 def write(model: Any) -> bytes:
-    """Pack a model into the bytes of a file.
+    """Pack a model into the bytes of a file. Vectors and strings that are equal are stored once.
 
     Args:
         model: A ``ModelT`` of the schema.
 
     Returns:
         The file.
+
+    Raises:
+        FileFormatError: If the model keeps weights outside its tables.
     """
-    import flatbuffers
-
-    total = sum(len(b.data) + _ALIGNMENT for b in model.buffers if b.data is not None)
-    builder = flatbuffers.Builder(total + 65536)
-    plain = model.buffers
-    try:
-        model.buffers = [_aligned(buffer) for buffer in plain]
-        builder.Finish(model.Pack(builder), IDENTIFIER)
-    finally:
-        model.buffers = plain
-    return bytes(builder.Output())
-
-
-@functools.cache
-def _aligned_class() -> type:
-    generated: Any = schema()
-
-    class AlignedBuffer(generated.BufferT):
-        """A buffer whose data begin at a multiple of 16 bytes; the generated one's may not."""
-
-        def Pack(self, builder: Any) -> int:  # noqa: N802 - the name is the schema's
-            vector = None
-            if self.data is not None:
-                content = _bytes(self.data)
-                builder.StartVector(1, len(content), _ALIGNMENT)
-                end = builder.head
-                builder.head = end - len(content)
-                builder.Bytes[builder.head : end] = content
-                builder.vectorNumElems = len(content)
-                vector = builder.EndVector()
-            generated.BufferStart(builder)
-            if vector is not None:
-                generated.BufferAddData(builder, vector)
-            return generated.BufferEnd(builder)
-
-    return AlignedBuffer
-
-
-def _aligned(buffer: Any) -> Any:
-    if getattr(buffer, "offset", 0) > 1:
-        raise FileFormatError(
-            "The LiteRT file keeps weights outside its tables, as files above 2 GB do, which "
-            f"cannot be rewritten. Received: a buffer at offset {buffer.offset:,}"
-        )
-    aligned = _aligned_class()()
-    aligned.data = buffer.data
-    return aligned
+    for buffer in model.buffers:
+        if getattr(buffer, "offset", 0) > 1:
+            raise FileFormatError(
+                "The LiteRT file keeps weights outside its tables, as files above 2 GB do, which "
+                f"cannot be rewritten. Received: a buffer at offset {buffer.offset:,}"
+            )
+    return builder.pack(model, schema(), IDENTIFIER)

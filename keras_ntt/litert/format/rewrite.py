@@ -34,7 +34,7 @@ def rewrite(model: Any, weights: Mapping[Key, tuple[Weight, Choice]]) -> Any:
     Returns:
         The new ``ModelT``, without the bytes that are no longer used.
     """
-    result = _copy(model)
+    result = fb.copy_of(model)
     stored: dict[tuple[int, Choice], int] = {}  # constants that share a buffer go on sharing
     for (number, index), (weight, choice) in weights.items():
         subgraph = result.subgraphs[number]
@@ -50,12 +50,6 @@ def rewrite(model: Any, weights: Mapping[Key, tuple[Weight, Choice]]) -> Any:
             _unpack(result, subgraph, index, weight, choice, stored)
     fb.drop_unused(result)
     return result
-
-
-def _copy(model: Any) -> Any:
-    """Copy a model without the bytes of its buffers, which are never written to."""
-    buffers = {id(b.data): b.data for b in model.buffers if b.data is not None}
-    return copy.deepcopy(model, buffers)
 
 
 def _store(
@@ -124,7 +118,7 @@ def trimmed(model: Any) -> Any:
     Returns:
         The new ``ModelT``, which shares the bytes of the constants.
     """
-    model = _copy(model)
+    model = fb.copy_of(model)
     _shorten_names(model)
     for graph in model.subgraphs:
         for tensor in graph.tensors:

@@ -1,0 +1,138 @@
+"""Run files in TensorFlow Lite Micro, in a process of its own: an arena too small can kill it."""
+
+from __future__ import annotations
+
+import importlib.util
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from keras_ntt.litert.runtime.run import ExportError
+
+_GENEROUS = 8  # times the bytes of file and activations: an arena for a first run
+_CHILD = """
+import sys
+import numpy as np
+from tflite_micro.python.tflite_micro import runtime
+file, arena, inputs, outputs = sys.argv[1:5]
+interpreter = runtime.Interpreter.from_file(file, arena_size=int(arena))
+interpreter.print_allocations()
+if inputs:
+    given = np.load(inputs)
+    ports = [given[name] for name in sorted(given.files)]
+    found, number = {}, int(sys.argv[5])
+    for sample in range(len(ports[0]) if ports else 0):
+        for port, array in enumerate(ports):
+            interpreter.set_input(array[sample], port)
+        interpreter.invoke()
+        for port in range(number):
+            found.setdefault(f"{port:03d}", []).append(interpreter.get_output(port).copy())
+    np.savez(outputs, **{name: np.array(values) for name, values in found.items()})
+"""
+
+
+class Arena(NamedTuple):
+    """Memory that the interpreter has taken, in bytes, on this machine.
+
+    Attributes:
+        head: The planned part: activations, unpacked weights, scratch.
+        tail: The persistent part: structures of tensors and operators.
+    """
+
+    head: int
+    tail: int
+
+    @property
+    def total(self) -> int:
+        """Bytes of both parts."""
+        return self.head + self.tail
+
+
+class Ran(NamedTuple):
+    """What came of a file.
+
+    Attributes:
+        outputs: One array ``[samples, ...]`` an output.
+        arena: The memory that it took.
+    """
+
+    outputs: tuple[np.ndarray, ...]
+    arena: Arena
+
+
+def is_installed() -> bool:
+    """Return whether the interpreter of TensorFlow Lite Micro can be imported."""
+    try:
+        return importlib.util.find_spec("tflite_micro") is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def run(
+    content: bytes, inputs: Sequence[np.ndarray], *, outputs: int, arena: int | None = None
+) -> Ran:
+    """Run a file in a child process.
+
+    Args:
+        content: The file.
+        inputs: One array ``[samples, 1, ...]`` an input, in the file's types.
+        outputs: Number of outputs of the file.
+        arena: Bytes of memory to give it; None takes a generous number.
+
+    Returns:
+        Outputs and memory.
+
+    Raises:
+        ExportError: If the interpreter refuses the file, or its process ends by a fault.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        file, given, found = (pathlib.Path(folder) / n for n in ("m.tflite", "x.npz", "y.npz"))
+        file.write_bytes(content)
+        np.savez(given, **{f"{i:03d}": array for i, array in enumerate(inputs)})
+        size = arena or _GENEROUS * (len(content) + sum(a[:1].nbytes for a in inputs)) + 2**22
+        words = [sys.executable, "-c", _CHILD, file, str(size), given, found, str(outputs)]
+        done = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=False)
+        if done.returncode:
+            last = (done.stderr.strip() or "no message").splitlines()
+            said = [line for line in last if not line.startswith((" ", "Traceback"))][-3:]
+            raise ExportError(
+                "TensorFlow Lite Micro could not run the file in an arena of "
+                f"{size:,} bytes. Received: exit code {done.returncode}: {'; '.join(said)}"
+            )
+        with np.load(found) as arrays:
+            results = tuple(arrays[name] for name in sorted(arrays.files))
+    return Ran(results, _arena_of(done.stderr))
+
+
+def fits(content: bytes, arena: int) -> bool:
+    """Return whether a file loads and runs once in an arena.
+
+    Args:
+        content: The file.
+        arena: Bytes of memory.
+
+    Returns:
+        False if the interpreter refuses it, or its process ends by a fault.
+    """
+    try:
+        run(content, [], outputs=0, arena=arena)
+    except ExportError:
+        return False
+    return True
+
+
+def _arena_of(text: str) -> Arena:
+    parts = [re.search(rf"Arena allocation {part} (\d+) bytes", text) for part in ("head", "tail")]
+    sizes = [int(found[1]) for found in parts if found is not None]
+    if len(sizes) != 2:
+        raise ExportError(
+            "The interpreter of TensorFlow Lite Micro did not say how much memory it takes. "
+            f"Received: {text[:300]!r}"
+        )
+    return Arena(*sizes)
