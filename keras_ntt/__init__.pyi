@@ -8,6 +8,7 @@ from .litert.inspect import FileReport, inspect_tflite
 from .litert.report import ExportReport
 from .litert.runtime.predict import tflite_predict
 from .litert.runtime.run import ExportError
+from .litert.shrink import shrink_tflite
 from .litert.xnnpack.edge import EdgeAdvice, edge_mobilenet, explain_edge_latency
 from .litert.xnnpack.policy import PruneForLatencyOnXNNPack
 from .masks.apply import apply_masks, get_masks, strip_pruning
@@ -107,6 +108,7 @@ __all__ = [  # noqa: RUF022, grouped by job
     "export_tflite",
     "ExportReport",
     "ExportError",
+    "shrink_tflite",
     "inspect_tflite",
     "FileReport",
     "tflite_predict",

@@ -119,3 +119,29 @@ divide_by = click.option(
     help="Divide the inputs by this number first: 255 for pixels in bytes.",
 )
 quiet = click.option("--quiet", "-q", is_flag=True, help="No progress bar.")
+
+
+class ArenaLimit(click.ParamType):
+    """Bytes of memory, or ``dense``."""
+
+    name = "bytes"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int | str:
+        """Return the number of bytes, or the word."""
+        return value if value == "dense" else Bytes().convert(value, param, ctx)
+
+
+def microcontroller(function: Any) -> Any:
+    """Add the options of files for microcontrollers to a command."""
+    for option in (
+        click.option("--npu", type=click.Choice(("ethos-u",)), help="Write the file for Vela."),
+        click.option("--c-array", metavar="PATH", help="Write C source too: PATH.h and PATH.cc."),
+        click.option(
+            "--arena-limit",
+            type=ArenaLimit(),
+            help="Memory on a microcontroller, such as 64KiB, or 'dense'.",
+        ),
+        click.option("--huffman", is_flag=True, help="Allow Huffman codes on a microcontroller."),
+    ):
+        function = option(function)
+    return function

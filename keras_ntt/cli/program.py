@@ -8,7 +8,16 @@ from collections.abc import Sequence
 import click
 
 from keras_ntt import __version__
-from keras_ntt.cli.commands import compare, compress, demo, export, inspect, prune, report
+from keras_ntt.cli.commands import (
+    compare,
+    compress,
+    demo,
+    export,
+    inspect,
+    prune,
+    report,
+    shrink,
+)
 
 # What a user can cause. Anything else is a defect of this package and shows its traceback.
 REPORTED = (
@@ -45,7 +54,7 @@ def program() -> None:
     """
 
 
-for _command in (demo, compress, prune, report, compare, export, inspect):
+for _command in (demo, compress, prune, report, compare, export, shrink, inspect):
     program.add_command(_command.command)
 
 

@@ -19,7 +19,7 @@ from keras_ntt.core.loops import has_unknown_length, loops_of, unrolled
 from keras_ntt.litert.ports import Ports, ports_of
 from keras_ntt.litert.runtime.run import ExportError
 
-QUANTIZATIONS = ("float16", "int8_weights", "int8")
+QUANTIZATIONS = ("float16", "int8_weights", "int8", "int16")
 _OTHERS = ("float16", "bfloat16", "float64")
 _NAMES = (*_OTHERS, "mixed_float16", "mixed_bfloat16")  # of types and of policies
 
@@ -30,6 +30,8 @@ def convert(
     samples: Sequence[np.ndarray] | None = None,
     *,
     ports: Ports | None = None,
+    input_type: str = "float32",
+    output_type: str = "float32",
 ) -> list[bytes]:
     """Convert a model by way of one SavedModel, without the prints about it.
 
@@ -40,14 +42,16 @@ def convert(
     Args:
         model: The model.
         quantizations: One file for each: None, ``"float16"``, ``"int8_weights"`` (activations
-            stay float) or ``"int8"``.
-        samples: Inputs in the order of the model, from which ``"int8"`` measures the ranges of
-            activations; the others have no need of them.
+            stay float), ``"int8"`` or ``"int16"`` (int16 activations, int8 weights).
+        samples: Inputs in the order of the model, from which ``"int8"`` and ``"int16"`` measure the
+            ranges of activations; the others have no need of them.
         ports: What the model takes and returns; None finds out, as far as Keras knows it.
+        input_type: What files that compute in integers take for floats.
+        output_type: What they return for floats.
 
     Returns:
-        The files, which take and compute float32 whatever the policies of the model's layers, and
-        have their inputs and outputs in the model's order.
+        The files, which compute from float32 whatever the policies of the model's layers, and have
+        their inputs and outputs in the model's order.
 
     Raises:
         ExportError: If the model cannot be converted.
@@ -61,7 +65,8 @@ def convert(
         ):
             _save(model, folder, ports)
             batches = [] if samples is None or ports is None else _batches(ports, samples)
-            files = [_convert(folder, kind, batches) for kind in quantizations]
+            types = (input_type, output_type)
+            files = [_convert(folder, kind, batches, types) for kind in quantizations]
             if ports is None or ports.is_single:
                 return files
             return [ports.in_order(content) for content in files]
@@ -165,15 +170,21 @@ def _batches(ports: Ports, samples: Sequence[np.ndarray]) -> list[Any]:
     return [dict(zip(names, batch, strict=True)) for batch in cut]
 
 
-def _convert(folder: str, quantization: str | None, batches: list[Any]) -> bytes:
+def _convert(
+    folder: str, quantization: str | None, batches: list[Any], types: tuple[str, str]
+) -> bytes:
     converter = tf.lite.TFLiteConverter.from_saved_model(folder)
     if quantization is not None:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if quantization == "float16":
         converter.target_spec.supported_types = [tf.float16]
-    if quantization == "int8":
+    if quantization in ("int8", "int16"):
         converter.representative_dataset = lambda: iter(batches)
-        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        kinds = tf.lite.OpsSet
+        wide = kinds.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
+        chosen = kinds.TFLITE_BUILTINS_INT8 if quantization == "int8" else wide
+        converter.target_spec.supported_ops = [chosen]
+        converter.inference_input_type, converter.inference_output_type = map(tf.as_dtype, types)
     with warnings.catch_warnings():
         # Of the converter's own way to measure ranges, which nobody can change.
         warnings.filterwarnings("ignore", r"[\s\S]*tf.lite.Interpreter is deprecated")

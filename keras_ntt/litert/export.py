@@ -6,26 +6,29 @@ import os
 import pathlib
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import keras
 import numpy as np
 
 from keras_ntt.core import atomic_files, checks, host
-from keras_ntt.litert.convert import QUANTIZATIONS, convert, in_float32
+from keras_ntt.litert.convert import convert, in_float32
 from keras_ntt.litert.format import flatbuffer as fb
 from keras_ntt.litert.format import sizes
-from keras_ntt.litert.format.storage import CPUS
 from keras_ntt.litert.inspect import FileReport, inspect_tflite, stored_weights
+from keras_ntt.litert.micro import export as micro
+from keras_ntt.litert.options import Micro, Options, options_of
 from keras_ntt.litert.ports import Ports
-from keras_ntt.litert.reencode import TARGETS, Reencoded, reencode
+from keras_ntt.litert.reencode import Reencoded, reencode
 from keras_ntt.litert.report import ExportReport, file_warnings
 from keras_ntt.litert.runtime import benchmark as timing
 from keras_ntt.litert.runtime import run as runs
 from keras_ntt.litert.runtime.predict import tflite_predict
 from keras_ntt.litert.runtime.run import ExportError
+from keras_ntt.litert.runtimes import dangers, runtimes_of
 from keras_ntt.litert.samples import outputs_of, samples_of
+from keras_ntt.litert.written import Expected, Written
 from keras_ntt.masks.compaction import remove_dead_units
 
 __all__ = [
@@ -36,42 +39,6 @@ __all__ = [
     "inspect_tflite",
     "tflite_predict",
 ]
-
-# Relative to the largest output. Rounded weights move the outputs of deep networks by per cents.
-TOLERANCES = {None: 1e-4, "float16": 1e-2, "int8_weights": 0.1, "int8": 0.2}
-
-
-@dataclass(frozen=True)
-class _Options:
-    target: str
-    quantization: str | None
-    cpu: str
-    tolerance: float
-
-
-def _options(target: str, quantization: Any, cpu: str, tolerance: Any, data: Any) -> _Options:
-    """Return options that fit together, or raise."""
-    checks.check_choice("target", target, TARGETS)
-    checks.check_choice("cpu", cpu, CPUS)
-    if quantization is not None:
-        checks.check_choice("quantization", quantization, QUANTIZATIONS)
-    if target == "int8":
-        if quantization not in (None, "int8"):
-            raise ValueError(
-                'target="int8" is a file that computes in int8 throughout, which leaves no '
-                "choice of quantization. Leave it out, or take another target. "
-                f"Received: target='int8', quantization={quantization!r}"
-            )
-        quantization = "int8"
-    if quantization == "int8" and data is None:
-        raise ValueError(
-            "A file that computes in int8 needs inputs to measure the ranges of activations on. "
-            "Pass representative_data, some hundred samples as the model will see them. "
-            "Received: representative_data=None"
-        )
-    if isinstance(tolerance, str) and tolerance == "auto":
-        tolerance = TOLERANCES[quantization]
-    return _Options(target, quantization, cpu, checks.check_number("tolerance", tolerance))
 
 
 def export_tflite(
@@ -86,6 +53,12 @@ def export_tflite(
     cpu: str = "any",
     compact: bool = False,
     benchmark: bool = False,
+    inference_input_type: Any = None,
+    inference_output_type: Any = None,
+    huffman: bool = False,
+    arena_limit: int | str | None = None,
+    c_array: str | os.PathLike | None = None,
+    npu: str | None = None,
 ) -> ExportReport:
     """Write a LiteRT file of a model, small or fast by its zeros, and check it against Keras.
 
@@ -104,9 +77,12 @@ def export_tflite(
         target: ``"size"``: each weight takes the fewest bytes, sparse where that is smaller.
             ``"latency"``: sparse only where a sparse kernel is faster at batch 1, else dense.
             ``"int8"``: computes in int8, stored densely. ``"dense"``: everything densely.
-        quantization: None keeps float32 exactly. ``"float16"`` rounds constants.
-            ``"int8_weights"`` rounds weights to int8, one scale an output channel; activations
-            stay float. ``"int8"`` is the quantization of ``target="int8"``.
+            ``"micro"``: for TensorFlow Lite Micro; takes one sample and computes in int8, and
+            pruned weights take a bit a zero. LiteRT does not run such a file.
+        quantization: None keeps float32 exactly, or takes the target's own. ``"float16"`` rounds
+            constants. ``"int8_weights"`` rounds weights to int8, one scale an output channel;
+            activations stay float. ``"int8"`` computes in int8, ``"int16"`` with activations of
+            int16. ``"float32"`` is for ``target="micro"``, whose own is int8.
         representative_data: Inputs ``[n, ...]``, nested as the model takes them, to compare
             outputs on, and to measure ranges for int8; of more than 256 the first 256. None
             compares on 16 samples, or one batch where the model fixes its size: standard normal
@@ -114,13 +90,26 @@ def export_tflite(
         sparse: Whether weights may be stored sparsely. False stores them densely, whatever the
             target.
         tolerance: Largest difference allowed, relative to the largest number of an output.
-            ``"auto"`` is 1e-4 for float32, 1e-2 for float16, 0.1 for int8 weights and 0.2 for
-            int8.
+            ``"auto"`` is 1e-4 for float32, 1e-2 for float16, 0.1 for int8 weights and int16, and
+            0.2 for int8.
         cpu: What ``"latency"`` is for: ``"arm"``, ``"x86"`` (with AVX), or ``"any"``, which
             takes sparse kernels only where they win on both.
         compact: Whether to remove units that are constant or that nothing reads before the
             conversion (see `remove_dead_units`). The outputs stay the same.
-        benchmark: Whether to measure latency and memory on this host, beside the dense file.
+        benchmark: Whether to measure latency and memory on this host, beside the dense file; not
+            for ``"micro"``.
+        inference_input_type: What a file that computes in int8 takes: ``"int8"``, ``"uint8"`` or
+            ``"float32"``; with int16 ``"int16"`` or ``"float32"``. None is float32, and for
+            ``"micro"`` the type it computes in.
+        inference_output_type: What it returns, likewise.
+        huffman: For ``"micro"``: whether weights may be stored by a Huffman code where that is
+            smaller. It takes some 3 times longer to unpack.
+        arena_limit: For ``"micro"``: bytes of memory, as counted on a 64-bit host, or ``"dense"``
+            for no higher peak of activations and unpacked weights than the dense model has. Layers
+            are cut into pieces or left dense so that the limit holds.
+        c_array: For ``"micro"``: where to write the file as C source too, a header and a ``.cc``.
+        npu: For ``"micro"``: ``"ethos-u"`` writes the dense file that the compiler Vela takes,
+            which packs zeros itself.
 
     Returns:
         An `ExportReport`, whose ``str()`` is a table.
@@ -146,33 +135,41 @@ def export_tflite(
     """
     _check_model(model, representative_data)
     target_path = atomic_files.writable(path)
-    options = _options(target, quantization, cpu, tolerance, representative_data)
-    if not sparse and options.target != "int8":
+    options = options_of(
+        target=target,
+        quantization=quantization,
+        cpu=cpu,
+        tolerance=tolerance,
+        data=representative_data,
+        input_type=inference_input_type,
+        output_type=inference_output_type,
+        micro=Micro(huffman, arena_limit, c_array, npu),
+    )
+    if not sparse and options.target not in ("int8", "micro"):
         options = replace(options, target="dense")
     exact = in_float32(model)
     samples, ports = samples_of(exact, representative_data)
-    batch = ports.batch
+    expected = Expected(f"the model {model.name!r}", outputs_of(exact, samples, ports))
+    if options.target == "micro":
+        ports = ports.with_batch()
     smaller, removed = remove_dead_units(exact) if compact else (exact, ())
     dense, result = _store(smaller, options, samples, ports)
     if removed:
         (dense,) = convert(exact, [None], ports=ports)
-    content = fb.write(result.model)
-    expected = outputs_of(exact, samples, ports)
-    with atomic_files.replacing(target_path) as temporary:
-        temporary.write_bytes(content)
-        found = runs.compare(os.fspath(temporary), samples, expected, batch=batch)
-        difference, allowed = _judge(model, found, expected, options.tolerance)
-        sample = [array[: batch or 1] for array in samples]
-        timed = _benchmark(temporary, dense, sample) if benchmark else None
+    if options.target == "micro":
+        written = micro.write(result.model, target_path, samples, expected, options)
+    else:
+        written = _write(result, target_path, samples, expected, options, ports.batch)
+    timed = None
+    if benchmark and options.target != "micro":
+        timed = _benchmark(target_path, dense, [array[: ports.batch or 1] for array in samples])
     values = [keras.ops.convert_to_numpy(w) for w in model.weights]
-    reasons = {weight.name: choice.reason for weight, choice in result.choices.values()}
-    tensors = stored_weights(result.model, reasons)
-    measured = sizes.of(content)
+    measured = sizes.of(written.content)
     return ExportReport(
         path=target_path,
         size=measured.raw,
-        max_difference=difference,
-        tolerance=allowed,
+        max_difference=written.difference,
+        tolerance=written.allowed,
         samples=len(samples[0]),
         nonzeros=sum(int(np.count_nonzero(v)) for v in values),
         weights=sum(v.size for v in values),
@@ -180,14 +177,36 @@ def export_tflite(
         quantization=options.quantization,
         sizes=measured,
         dense=sizes.of(dense),
-        limit=sizes.limit_of_model(result.model),
-        tensors=tensors,
+        limit=sizes.limit_of_model(written.dense),
+        tensors=written.tensors,
         verdict=result.verdict,
-        runs=found,
-        warnings=(*result.notes, *file_warnings(tensors, result.verdict)),
+        runs=written.runs,
+        warnings=(*result.notes, *written.warnings),
         removed=removed,
         benchmark=timed,
+        runtimes=runtimes_of(fb.read(written.content)),
+        micro=written.micro,
     )
+
+
+def _write(
+    result: Reencoded,
+    path: pathlib.Path,
+    samples: Sequence[np.ndarray],
+    expected: Expected,
+    options: Options,
+    batch: int | None,
+) -> Written:
+    """Write a file that LiteRT runs, once it has run it."""
+    content = fb.write(result.model)
+    with atomic_files.replacing(path) as temporary:
+        temporary.write_bytes(content)
+        found = runs.compare(os.fspath(temporary), samples, expected.outputs, batch=batch)
+        difference, allowed = runs.judge(expected.of, found, expected.outputs, options.tolerance)
+    reasons = {weight.name: choice.reason for weight, choice in result.choices.values()}
+    tensors = stored_weights(result.model, reasons)
+    warnings = (*file_warnings(tensors, result.verdict), *dangers(result.model))
+    return Written(content, result.model, tensors, found, difference, allowed, warnings)
 
 
 def _check_model(model: Any, representative_data: Any) -> None:
@@ -208,7 +227,7 @@ def _check_model(model: Any, representative_data: Any) -> None:
 
 
 def _store(
-    model: keras.Model, options: _Options, samples: Sequence[np.ndarray], ports: Ports
+    model: keras.Model, options: Options, samples: Sequence[np.ndarray], ports: Ports
 ) -> tuple[bytes, Reencoded]:
     """Return the dense float32 file, and the model stored as the options want."""
     weights_only = options.quantization == "int8_weights"
@@ -218,40 +237,17 @@ def _store(
     )
     if by_converter:
         wanted.append(options.quantization)
-    contents = convert(model, wanted, samples, ports=ports)
+    types = {"input_type": options.input_type, "output_type": options.output_type}
+    contents = convert(model, wanted, samples, ports=ports, **types)
     dense = fb.read(contents[0])
     if weights_only and options.target in ("size", "latency"):
         result = reencode(dense, target=options.target, int8=True, cpu=options.cpu)
         if options.target == "size" or result.verdict.kind == "sparse":
             return contents[0], result
     base = fb.read(contents[-1])
-    stays = options.quantization in ("int8_weights", "int8")
+    stays = options.quantization in ("int8_weights", "int8", "int16") or options.target == "micro"
     target = "dense" if stays else options.target
     return contents[0], reencode(base, target=target, cpu=options.cpu)
-
-
-def _judge(
-    model: keras.Model,
-    found: tuple[runs.Run, ...],
-    expected: Sequence[np.ndarray],
-    tolerance: float,
-) -> tuple[float, float]:
-    """Return the difference and the limit of the output that is nearest to its limit, or raise."""
-    with np.errstate(invalid="ignore", over="ignore"):
-        scales = [max(float(np.abs(output).max()), 1e-30) for output in expected]
-    differences = [
-        (difference / scale, difference, scale, run)
-        for run in found
-        for difference, scale in zip(run.differences, scales, strict=True)
-    ]
-    _, difference, scale, run = max(differences, key=lambda d: (not np.isfinite(d[0]), d[0]))
-    if not difference <= tolerance * scale:
-        raise ExportError(
-            f"The LiteRT file computes something else than the model {model.name!r}, so it "
-            f"was not written. Received: outputs that differ by {difference:.3g}, where "
-            f"{tolerance * scale:.3g} is allowed ({run})"
-        )
-    return difference, tolerance * scale
 
 
 def _benchmark(path: pathlib.Path, dense: bytes, sample: Sequence[np.ndarray]) -> timing.Benchmark:

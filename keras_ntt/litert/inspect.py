@@ -6,7 +6,7 @@ import collections
 import os
 import pathlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from keras_ntt.litert.format.weights import (
     sparse_bytes,
     sparse_of,
 )
+from keras_ntt.litert.runtimes import runtimes_of
 from keras_ntt.litert.xnnpack import predict
 
 
@@ -36,7 +37,8 @@ class StoredWeight:
         operators: The operators that read it.
         nonzeros: Number of entries that are not zero.
         storage: ``"dense"``, ``"densify"`` (sparse, unpacked when the file is loaded) or
-            ``"direct"`` (sparse, computed with as it is).
+            ``"direct"`` (sparse, computed with as it is). In files for microcontrollers
+            ``"pruning"``, ``"huffman"`` or ``"lut"``, unpacked by DECODE each time it is used.
         dtype: Type of the stored values.
         layout: The levels of a sparse form, compressed ones in brackets; empty for dense ones.
         size: Bytes of its values, indices and scales.
@@ -78,6 +80,7 @@ class FileReport:
         operators: How many of each operator there are.
         weights: The weights of fully-connected operators and convolutions.
         verdict: What XNNPACK will do with it.
+        runtimes: Which runtimes take it: ``"yes"``, or why not, by name.
     """
 
     path: pathlib.Path
@@ -85,6 +88,7 @@ class FileReport:
     operators: Mapping[str, int]
     weights: tuple[StoredWeight, ...]
     verdict: predict.Verdict
+    runtimes: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain numbers and strings."""
@@ -94,6 +98,7 @@ class FileReport:
             "operators": dict(self.operators),
             "weights": [weight.to_dict() for weight in self.weights],
             "xnnpack": self.verdict.to_dict(),
+            "runtimes": dict(self.runtimes),
         }
 
     def __str__(self) -> str:
@@ -102,7 +107,9 @@ class FileReport:
         lines = [f"{self.path}: {self.sizes}", f"operators: {counts or 'none'}"]
         if self.weights:
             lines += ["", weights_table(self.weights), ""]
-        return "\n".join([*lines, f"XNNPACK on ARM and x86 without AVX: {self.verdict}"])
+        if self.runtimes.get("LiteRT", "yes") == "yes":
+            lines.append(f"XNNPACK on ARM and x86 without AVX: {self.verdict}")
+        return "\n".join([*lines, *(f"{name}: {a}" for name, a in self.runtimes.items())])
 
 
 def inspect_tflite(path: str | os.PathLike) -> FileReport:
@@ -127,11 +134,14 @@ def inspect_tflite(path: str | os.PathLike) -> FileReport:
             fb.operator_name(model, op) for graph in model.subgraphs for op in graph.operators
         )
         weights, verdict = stored_weights(model), predict.predict(model)
+        runtimes = runtimes_of(model)
     except fb.FileFormatError:
         raise
     except Exception as error:  # tables of the wrong kind make the lookups raise anything
         raise fb.damaged(content, error) from error
-    return FileReport(file, sizes.of(content), dict(sorted(counts.items())), weights, verdict)
+    return FileReport(
+        file, sizes.of(content), dict(sorted(counts.items())), weights, verdict, runtimes
+    )
 
 
 def stored_weights(
@@ -172,8 +182,11 @@ def _row(
 ) -> StoredWeight:
     sparse, array = sparse_of(model, tensor), source.array
     assert array is not None
-    size = len(model.buffers[tensor.buffer].data)
     storage = "dense"
+    if source.encoded is not None:
+        size, storage = source.encoded.size, source.encoded.method
+    else:
+        size = len(model.buffers[tensor.buffer].data)
     if sparse is not None:
         size += sparse_bytes(sparse)
         storage = "densify" if source.is_densified else "direct"

@@ -34,6 +34,12 @@ class Ports:
         """The number of samples at a time, if the model fixes it."""
         return next((spec.shape[0] for spec in self.inputs if spec.shape[0] is not None), None)
 
+    def with_batch(self) -> Ports:
+        """Return the same ports with one sample at a time, unless the model fixes the number."""
+        size = self.batch or 1
+        specs = [tf.TensorSpec((size, *s.shape[1:]), s.dtype, s.name) for s in self.inputs]
+        return Ports(self.structure, tuple(specs), self.outputs)
+
     @property
     def is_single(self) -> bool:
         """Whether there is one input and one output."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from keras_ntt.core.tables import table
 from keras_ntt.litert.format.sizes import Sizes
 from keras_ntt.litert.inspect import StoredWeight, weights_table
+from keras_ntt.litert.micro.report import MicroReport
 from keras_ntt.litert.runtime.benchmark import Benchmark, cpu_class
 from keras_ntt.litert.runtime.run import Run
 from keras_ntt.litert.xnnpack.predict import Verdict
@@ -40,6 +41,10 @@ class ExportReport:
         warnings: What one should not expect of the file.
         removed: Units that were removed because they were dead, by layer.
         benchmark: Measured latency and memory on this host, if asked for.
+        runtimes: Which runtimes take the file: ``"yes"``, or why not, by name.
+        micro: What a firmware needs to know of a file for microcontrollers; None for others.
+        reference: What it was compared with: ``"Keras"``, or the ``"source"`` of a file that was
+            made from another one, whose bytes `dense` has then.
     """
 
     path: pathlib.Path
@@ -60,6 +65,9 @@ class ExportReport:
     warnings: tuple[str, ...] = ()
     removed: tuple[tuple[str, int], ...] = ()
     benchmark: Benchmark | None = None
+    runtimes: Mapping[str, str] = field(default_factory=dict)
+    micro: MicroReport | None = None
+    reference: str = "Keras"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain numbers and strings."""
@@ -75,6 +83,9 @@ class ExportReport:
             "warnings": list(self.warnings),
             "removed": dict(self.removed),
             "benchmark": None if self.benchmark is None else self.benchmark.to_dict(),
+            "runtimes": dict(self.runtimes),
+            "micro": None if self.micro is None else self.micro.to_dict(),
+            "reference": self.reference,
         }
 
     def __str__(self) -> str:
@@ -82,9 +93,9 @@ class ExportReport:
         rounding = "" if self.quantization is None else f", quantization {self.quantization!r}"
         lines = [
             f"{self.path}: {self.size:,} bytes, {self.nonzeros:,} of {self.weights:,} weights "
-            f"non-zero, outputs within {self.max_difference:.1e} of Keras "
+            f"non-zero, outputs within {self.max_difference:.1e} of {self._reference} "
             f"(allowed {self.tolerance:.1e}) on {self.samples} samples",
-            f"target {self.target!r}{rounding}; run {len(self.runs)} ways: "
+            f"target {self.target!r}{rounding}; {self._subject}run {len(self.runs)} ways: "
             + "; ".join(map(str, self.runs)),
             "",
             self._sizes_table(),
@@ -94,10 +105,22 @@ class ExportReport:
             lines += ["", f"dead units removed: {units}"]
         if self.tensors:
             lines += ["", weights_table(self.tensors)]
-        lines += ["", f"XNNPACK on ARM and x86 without AVX: {self.verdict}"]
+        if self.micro is not None:
+            lines += ["", str(self.micro)]
+        else:
+            lines += ["", f"XNNPACK on ARM and x86 without AVX: {self.verdict}"]
+        lines += runtimes_lines(self.runtimes)
         if self.benchmark is not None:
             lines.append(str(self.benchmark))
         return "\n".join([*lines, *(f"note: {warning}" for warning in self.warnings)])
+
+    @property
+    def _reference(self) -> str:
+        return "Keras" if self.reference == "Keras" else f"the {self.reference}"
+
+    @property
+    def _subject(self) -> str:
+        return "" if self.micro is None else "its dense twin "
 
     def _sizes_table(self) -> str:
         columns = [
@@ -113,8 +136,14 @@ class ExportReport:
             ]
             for name, ours, dense in columns
         ]
-        head = ["bytes", "this file", "dense float32", "times smaller", "of the entropy limit"]
+        other = "dense float32" if self.reference == "Keras" else self.reference
+        head = ["bytes", "this file", other, "times smaller", "of the entropy limit"]
         return table(head, body, right=(1, 2, 3, 4))
+
+
+def runtimes_lines(runtimes: Mapping[str, str]) -> list[str]:
+    """Return a line for each runtime: whether it takes a file."""
+    return [f"{name}: {answer}" for name, answer in runtimes.items()]
 
 
 SPARSE_ENOUGH = 0.3  # below it nobody calls a weight pruned

@@ -16,14 +16,14 @@ from keras_ntt.cli.command import Command
 @click.argument("path", type=options.PATH)
 @click.option(
     "--target",
-    type=click.Choice(("size", "latency", "int8", "dense")),
+    type=click.Choice(("size", "latency", "int8", "dense", "micro")),
     default="size",
     show_default=True,
     help="What the file is for.",
 )
 @click.option(
     "--quantization",
-    type=click.Choice(("float16", "int8_weights", "int8")),
+    type=click.Choice(("float16", "int8_weights", "int8", "int16", "float32")),
     help="Round the weights.",
 )
 @click.option(
@@ -37,6 +37,19 @@ from keras_ntt.cli.command import Command
     show_default=True,
     help="What latency is for.",
 )
+@click.option(
+    "--input-type",
+    "inference_input_type",
+    type=click.Choice(("float32", "int8", "uint8", "int16")),
+    help="What the file takes.",
+)
+@click.option(
+    "--output-type",
+    "inference_output_type",
+    type=click.Choice(("float32", "int8", "uint8", "int16")),
+    help="What it returns.",
+)
+@options.microcontroller
 @click.option("--compact", is_flag=True, help="Remove dead units first.")
 @click.option("--benchmark", is_flag=True, help="Measure latency and memory on this host.")
 @options.divide_by
@@ -58,6 +71,7 @@ def command(
     Examples:
       keras-ntt export sparse.keras sparse.tflite
       keras-ntt export sparse.keras fast.tflite --target latency --cpu arm --data images.npy
+      keras-ntt export sparse.keras micro.tflite --target micro --data images.npy --c-array micro
     """
     options.check_apart({"MODEL": model, "--data": samples, "PATH": path})
     from keras_ntt.litert.export import export_tflite

@@ -9,6 +9,8 @@ import numpy as np
 
 from keras_ntt.litert.format import flatbuffer as fb
 from keras_ntt.litert.format.encoding import Layout, Level, Sparse, decode
+from keras_ntt.litert.micro.decode import Encoded
+from keras_ntt.litert.micro.graph import decoded_of, encoded_of, is_decode, value_of
 
 PACKED = "/packed"  # ends the name of a constant that is unpacked into the tensor of that name
 
@@ -69,12 +71,14 @@ class Source:
         way: Names of the operators between it and the one that reads it, last first.
         tensor: Number of the constant's tensor, -1 if there is none.
         channels: Number of scales, for integers.
+        encoded: Its encoded form, if DECODE unpacks it; `tensor` is what it is unpacked to.
     """
 
     array: np.ndarray | None
     way: tuple[str, ...]
     tensor: int = -1
     channels: int = 0
+    encoded: Encoded | None = None
 
     @property
     def is_densified(self) -> bool:
@@ -207,6 +211,8 @@ def source_of(model: Any, subgraph: Any, producers: dict[int, Any], index: int) 
     while index in producers and len(way) < 4:
         operator = producers[index]
         way.append(fb.operator_name(model, operator))
+        if is_decode(model, operator):
+            return _decoded(model, subgraph, operator, index, tuple(way))
         if way[-1] not in ("DENSIFY", "DEQUANTIZE") or not len(operator.inputs):
             return Source(None, tuple(way))
         index = int(operator.inputs[0])
@@ -218,6 +224,14 @@ def source_of(model: Any, subgraph: Any, producers: dict[int, Any], index: int) 
     array = fb.constant(model, tensor) if sparse is None else decode(sparse)
     scales = _scales(tensor) if scales is None else scales
     return Source(array, tuple(way), index, 0 if scales is None else len(scales))
+
+
+def _decoded(model: Any, subgraph: Any, operator: Any, index: int, way: tuple[str, ...]) -> Source:
+    entry = next(found for found in decoded_of(operator) if found.output == index)
+    scales = _scales(subgraph.tensors[index])
+    array = value_of(model, subgraph, entry)
+    encoded = encoded_of(model, subgraph, entry)
+    return Source(array, way, index, 0 if scales is None else len(scales), encoded)
 
 
 def _scales(tensor: Any) -> Any:

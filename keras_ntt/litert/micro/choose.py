@@ -1,10 +1,9 @@
-"""Which form each constant of a microcontroller's file gets, and why: the fewest bytes that may be."""
+"""Which form each constant of a microcontroller's file gets, and why: the fewest bytes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-
 from typing import Any
 
 import numpy as np
@@ -108,7 +107,7 @@ def _refusal(model: Any, places: list[fb.Use], tensor: Any, array: np.ndarray) -
         if name in _RECURRENT:
             return f"{name} needs constant weights while it prepares (CMSIS-NN)"
         if name not in WEIGHT_AXIS or use.position != 1:
-            return "not a weight of a convolution or fully-connected operator"
+            return "not a weight"
         if getattr(use.operator.builtinOptions, "weightsFormat", 0):
             return "its values are shuffled"
     if array.dtype.name not in PRUNING_TYPES:

@@ -68,9 +68,7 @@ class Channels(NamedTuple):
         if len(self.zero_points) < 2:
             return np.full(count, self.zero_points[0] if self.zero_points else 0)
         if self.axis not in (0, len(shape) - 1) or shape[self.axis] != len(self.zero_points):
-            raise _corrupt(
-                f"{len(self.zero_points)} channels on axis {self.axis} of shape {shape}"
-            )
+            raise _corrupt(f"{len(self.zero_points)} channels on axis {self.axis} of shape {shape}")
         sizes = [1] * len(shape)
         sizes[self.axis] = -1
         return np.broadcast_to(np.reshape(self.zero_points, sizes), shape).reshape(-1)
@@ -178,7 +176,9 @@ def decode(
         raise _corrupt(f"{method.upper()} for {dtype}")
     if method == "pruning":
         return _unpruned(encoded, data, shape, dtype, channels)
-    return _looked_up(encoded, data, (int(ancillary[5]) & 7, int(ancillary[6])), shape, dtype, channels)
+    return _looked_up(
+        encoded, data, (int(ancillary[5]) & 7, int(ancillary[6])), shape, dtype, channels
+    )
 
 
 def method_of(ancillary: np.ndarray) -> str:

@@ -1,11 +1,10 @@
-"""Encode weights so that the arena keeps within a limit: leave some dense, cut others into pieces."""
+"""Encode weights so that the arena keeps within a limit: leave some dense, cut others."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from keras_ntt.litert.format import flatbuffer as fb
 from keras_ntt.litert.micro import arena, cut, graph, slim
 from keras_ntt.litert.micro.arena import Plan
 from keras_ntt.litert.micro.choose import Constant, constants_of
@@ -34,7 +33,7 @@ def pack(
     model: Any,
     *,
     huffman: bool = False,
-    decode: bool = True,
+    npu: bool = False,
     pieces: Mapping[Key, int] | None = None,
     dense: frozenset[Key] = frozenset(),
 ) -> Packed:
@@ -43,7 +42,8 @@ def pack(
     Args:
         model: A ``ModelT`` with dense weights. It is left as it is.
         huffman: Whether HUFFMAN may be used.
-        decode: Whether weights may be encoded at all.
+        npu: Whether the compiler of an NPU is to take the file: weights stay dense, and biases
+            keep their scales.
         pieces: Into how many pieces to cut the layers of a weight.
         dense: Weights that are not encoded.
 
@@ -53,14 +53,14 @@ def pack(
     base = cut.cut(model, pieces or {})  # which only adds tensors, so keys stay
     found = []
     for constant in constants_of(base, huffman=huffman):
-        if constant.encoded is not None and (not decode or constant.key in dense):
-            reason = "the limit of the arena" if decode else "no DECODE is wanted"
+        if constant.encoded is not None and (npu or constant.key in dense):
+            reason = "the compiler of the NPU packs it" if npu else "the limit of the arena"
             constant = Constant(
                 constant.key, constant.name, constant.operators, constant.array, None, reason
             )
         found.append(constant)
     encoded = {c.key: c.encoded for c in found if c.encoded is not None}
-    result = slim.slim(graph.insert(base, encoded), micro=True)
+    result = slim.slim(graph.insert(base, encoded), micro=not npu)
     return Packed(result, tuple(found), arena.plan(result))
 
 
@@ -84,10 +84,8 @@ def within(model: Any, limit: int | str, *, huffman: bool = False) -> Packed:
         ArenaLimitError: If there is none.
     """
     whole = pack(model, huffman=huffman)
-    if limit == "dense":
-        bound = arena.plan(slim.slim(model, micro=True)).head
-    else:
-        bound = int(limit)
+    dense_peak = arena.plan(slim.slim(model, micro=True)).head
+    bound = dense_peak if limit == "dense" else int(limit)
 
     def size(packed: Packed) -> int:
         return packed.plan.head if limit == "dense" else packed.plan.total
@@ -119,8 +117,8 @@ def within(model: Any, limit: int | str, *, huffman: bool = False) -> Packed:
         return fitting[-1]
     smallest = min(map(size, found))
     raise ArenaLimitError(
-        f"No form of this model fits the arena: the smallest takes {smallest:,} bytes, as counted on "
-        "a 64-bit host. Allow as many, make the activations smaller, or leave the limit out. "
+        f"No form of this model fits the arena: the smallest takes {smallest:,} bytes, as counted "
+        "on a 64-bit host. Allow as many, make the activations smaller, or leave the limit out. "
         f"Received: arena_limit={limit!r}"
     )
 

@@ -51,8 +51,8 @@ def decoded_of(operator: Any) -> list[Decoded]:
     inputs, outputs = [[int(i) for i in side] for side in (operator.inputs, operator.outputs)]
     if len(inputs) != 2 * len(outputs) or min([*inputs, *outputs], default=-1) < 0:
         raise fb.FileFormatError(
-            "The LiteRT file is damaged: a DECODE operator takes two inputs for each output. Export "
-            f"the file again. Received: {len(inputs)} inputs, {len(outputs)} outputs"
+            "The LiteRT file is damaged: a DECODE operator takes two inputs for each output. "
+            f"Export the file again. Received: {len(inputs)} inputs, {len(outputs)} outputs"
         )
     return list(map(Decoded, outputs, inputs[::2], inputs[1::2]))
 
@@ -72,7 +72,9 @@ def encoded_of(model: Any, subgraph: Any, entry: Decoded) -> Encoded:
         FileFormatError: If they are no constants of bytes.
     """
     vectors = [fb.constant(model, subgraph.tensors[i]) for i in entry[1:]]
-    encoded, ancillary = [None if v is None or v.dtype != np.uint8 else v.reshape(-1) for v in vectors]
+    encoded, ancillary = [
+        None if v is None or v.dtype != np.uint8 else v.reshape(-1) for v in vectors
+    ]
     if encoded is None or ancillary is None:
         raise fb.FileFormatError(
             "The LiteRT file is damaged: DECODE unpacks constants of uint8 only. Export the file "
@@ -88,7 +90,9 @@ def channels_of(tensor: Any) -> Channels:
     if zero_points is None or len(zero_points) == 0:
         scales = getattr(quantization, "scale", None)
         zero_points = [0] * (0 if scales is None else len(scales))
-    return Channels(tuple(int(z) for z in zero_points), getattr(quantization, "quantizedDimension", 0))
+    return Channels(
+        tuple(int(z) for z in zero_points), getattr(quantization, "quantizedDimension", 0)
+    )
 
 
 def value_of(model: Any, subgraph: Any, entry: Decoded) -> np.ndarray:

@@ -71,7 +71,9 @@ def code_of(values: np.ndarray) -> Code:
     symbols, counts = np.unique(values, return_counts=True)
     if len(symbols) == 1:
         return Code((int(symbols[0]),), ("0",))
-    heap = [(int(count), place, (place,)) for place, count in enumerate(counts)]
+    heap: list[tuple[int, int, tuple[int, ...]]] = [
+        (int(count), place, (place,)) for place, count in enumerate(counts)
+    ]
     heapq.heapify(heap)
     words = [""] * len(symbols)
     for number in range(len(symbols), 2 * len(symbols) - 1):
@@ -154,9 +156,7 @@ def pack(values: np.ndarray, code: Code) -> np.ndarray:
     return packed
 
 
-def unpack(
-    encoded: np.ndarray, data: np.ndarray, first: int, wide: bool, count: int
-) -> np.ndarray:
+def unpack(encoded: np.ndarray, data: np.ndarray, first: int, wide: bool, count: int) -> np.ndarray:
     """Read values by tables.
 
     Args:
@@ -228,9 +228,7 @@ def _read(encoded: np.ndarray, words: dict[tuple[int, int], int], count: int) ->
     return np.array(found, np.int64)
 
 
-def _long(
-    encoded: np.ndarray, position: int, words: dict[tuple[int, int], int]
-) -> tuple[int, int]:
+def _long(encoded: np.ndarray, position: int, words: dict[tuple[int, int], int]) -> tuple[int, int]:
     """Return the length and symbol of the code word at a bit, of more than 16 bits."""
     bits = np.unpackbits(encoded[position // 8 : position // 8 + 66])[position % 8 :].tolist()
     value = 0

@@ -56,7 +56,7 @@ def _strip(tensor: Any, *, micro: bool, named: bool) -> None:
     if not named:
         tensor.name = None
     if micro:
-        tensor.shapeSignature = None
+        tensor.shapeSignature, tensor.hasRank = None, False
     quantization = tensor.quantization
     if quantization is not None:
         quantization.min = quantization.max = None

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,6 +27,8 @@ if inputs:
     given = np.load(inputs)
     ports = [given[name] for name in sorted(given.files)]
     found, number = {}, int(sys.argv[5])
+    if not ports:
+        interpreter.invoke()
     for sample in range(len(ports[0]) if ports else 0):
         for port, array in enumerate(ports):
             interpreter.set_input(array[sample], port)
@@ -94,7 +96,8 @@ def run(
     with tempfile.TemporaryDirectory() as folder:
         file, given, found = (pathlib.Path(folder) / n for n in ("m.tflite", "x.npz", "y.npz"))
         file.write_bytes(content)
-        np.savez(given, **{f"{i:03d}": array for i, array in enumerate(inputs)})
+        arrays: dict[str, Any] = {f"{i:03d}": array for i, array in enumerate(inputs)}
+        np.savez(given, **arrays)
         size = arena or _GENEROUS * (len(content) + sum(a[:1].nbytes for a in inputs)) + 2**22
         words = [sys.executable, "-c", _CHILD, file, str(size), given, found, str(outputs)]
         done = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=False)
@@ -105,8 +108,8 @@ def run(
                 "TensorFlow Lite Micro could not run the file in an arena of "
                 f"{size:,} bytes. Received: exit code {done.returncode}: {'; '.join(said)}"
             )
-        with np.load(found) as arrays:
-            results = tuple(arrays[name] for name in sorted(arrays.files))
+        with np.load(found) as written:
+            results = tuple(written[name] for name in sorted(written.files))
     return Ran(results, _arena_of(done.stderr))
 
 
@@ -125,6 +128,34 @@ def fits(content: bytes, arena: int) -> bool:
     except ExportError:
         return False
     return True
+
+
+def smallest_arena(content: bytes, start: int) -> int:
+    """Return how much memory a file works in.
+
+    While it prepares, the interpreter may need more than it has taken in the end.
+
+    Args:
+        content: The file.
+        start: Bytes that it has taken.
+
+    Returns:
+        The start if it works in that; else the fewest bytes above it, to within 256.
+
+    Raises:
+        ExportError: If the file does not work in 16 times as many.
+    """
+    if fits(content, start):
+        return start
+    low, high = start, start + 4096
+    while not fits(content, high):
+        low, high = high, high + 2 * (high - start)
+        if high > 16 * start + 2**16:
+            run(content, [], outputs=0, arena=high)  # raises
+    while high - low > 256:
+        middle = (low + high) // 2 // 16 * 16
+        low, high = (low, middle) if fits(content, middle) else (middle, high)
+    return high
 
 
 def _arena_of(text: str) -> Arena:

@@ -15,6 +15,9 @@ from keras_ntt.litert.runtime import run as runs
 def tflite_predict(path: str | os.PathLike, x: Any) -> Any:
     """Run a LiteRT file.
 
+    A file may take and return quantized integers. Floats are then rounded as the file says, and
+    its outputs are given as floats; integers go in as they are, and integers come out.
+
     Args:
         path: The file.
         x: Inputs ``[n, ...]``, any number of them, also where the file fixes the batch: an array,
@@ -40,7 +43,8 @@ def tflite_predict(path: str | os.PathLike, x: Any) -> Any:
             f"Received: x with {sorted(counts)} samples"
         )
     given = dict(zip(names, arrays, strict=True)) if names else arrays
-    outputs = runs.run(os.fspath(atomic_files.as_path(path)), given)
+    floats = any(array.dtype.kind == "f" for array in arrays)
+    outputs = runs.run(os.fspath(atomic_files.as_path(path)), given, dequantize=floats)
     return outputs[0] if len(outputs) == 1 else outputs
 
 

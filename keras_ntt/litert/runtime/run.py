@@ -73,8 +73,11 @@ def run(
     batch: int | None = None,
     xnnpack: bool = True,
     threads: int = 1,
+    dequantize: bool = False,
 ) -> list[np.ndarray]:
     """Run a file.
+
+    Floats for an input of quantized integers are rounded as the file says.
 
     Args:
         path: The file.
@@ -82,6 +85,7 @@ def run(
         batch: Samples at a time; None takes as many as the file fixes, or all at once.
         xnnpack: Whether to use the XNNPACK delegate.
         threads: Number of threads.
+        dequantize: Whether outputs of quantized integers are given as the floats they stand for.
 
     Returns:
         Outputs ``[n, ...]`` in the order of the file.
@@ -104,18 +108,46 @@ def run(
         for start in range(0, count, max(size, 1)):
             filled = min(size, count - start)
             for port, array in given:
-                part = array[start : start + size].astype(port["dtype"])
+                part = quantized(array[start : start + size], port["dtype"], port["quantization"])
                 rest = np.zeros((size - filled, *array.shape[1:]), part.dtype)
                 loaded.set_tensor(port["index"], np.concatenate([part, rest]))
             loaded.invoke()
             for found, port in zip(outputs, results, strict=True):
                 output = loaded.get_tensor(port["index"])
+                if dequantize:
+                    output = _floats_of(output, port["quantization"])
                 found.append(output[:filled].copy() if filled < size else output.copy())
         return [np.concatenate(found) for found in outputs]
     except (RuntimeError, ValueError) as error:
         raise ExportError(
             f"The LiteRT interpreter could not run the file: {error}. Received: path={path!r}"
         ) from error
+
+
+def quantized(array: np.ndarray, dtype: Any, scale: tuple[float, int]) -> np.ndarray:
+    """Return an input in the type of a file.
+
+    Args:
+        array: The input.
+        dtype: What the file takes.
+        scale: Scale and zero point of the file's input; a scale of 0 stands for none.
+
+    Returns:
+        The input, floats rounded to the integers that stand for them.
+    """
+    kind = np.dtype(dtype)
+    if kind.kind not in "iu" or array.dtype.kind != "f" or not scale[0]:
+        return array.astype(kind)
+    limits = np.iinfo(kind)
+    with np.errstate(invalid="ignore"):
+        rounded = np.rint(array.astype(np.float32) / np.float32(scale[0])) + scale[1]
+    return np.clip(np.nan_to_num(rounded), limits.min, limits.max).astype(kind)
+
+
+def _floats_of(output: np.ndarray, scale: tuple[float, int]) -> np.ndarray:
+    if output.dtype.kind not in "iu" or not scale[0]:
+        return output
+    return (output.astype(np.float32) - np.float32(scale[1])) * np.float32(scale[0])
 
 
 def _in_order(
@@ -145,6 +177,7 @@ def compare(
     expected: Sequence[np.ndarray],
     *,
     batch: int | None,
+    twin: str | None = None,
 ) -> tuple[Run, ...]:
     """Run a file with XNNPACK and without, on one and two threads, singly and in batches.
 
@@ -153,6 +186,8 @@ def compare(
         samples: Inputs ``[n, ...]`` in the order of the file.
         expected: The outputs that they should give, likewise.
         batch: The batch size if the model fixes it, else None.
+        twin: A file whose outputs are taken in place of the expected ones, each in the same way:
+            the delegates round differently.
 
     Returns:
         What came of each way.
@@ -168,7 +203,9 @@ def compare(
     runs = []
     for xnnpack, threads, size in ways:
         x = [array[:4] for array in samples] if size == 1 else samples
-        found = run(path, x, batch=size, xnnpack=xnnpack, threads=threads)
+        found = run(path, x, batch=size, xnnpack=xnnpack, threads=threads, dequantize=True)
+        if twin is not None:
+            expected = run(twin, x, batch=size, xnnpack=xnnpack, threads=threads, dequantize=True)
         pairs = zip(found, expected, strict=True)
         runs.append(Run(xnnpack, threads, size, tuple(_difference(a, b) for a, b in pairs)))
     return tuple(runs)
@@ -178,3 +215,37 @@ def _difference(found: np.ndarray, expected: np.ndarray) -> float:
     with np.errstate(invalid="ignore", over="ignore"):
         # In float64, because integers would wrap and booleans have no difference.
         return float(np.abs(found.astype(np.float64) - expected[: len(found)]).max())
+
+
+def judge(
+    name: str, found: Sequence[Run], expected: Sequence[np.ndarray], tolerance: float
+) -> tuple[float, float]:
+    """Return the difference and the limit of the output that is nearest to its limit.
+
+    Args:
+        name: What the file is compared with, in words.
+        found: The ways in which it was run.
+        expected: The outputs that it should give.
+        tolerance: Largest difference allowed, relative to the largest number of an output.
+
+    Returns:
+        The difference, and the limit.
+
+    Raises:
+        ExportError: If it is above the limit, or not finite.
+    """
+    with np.errstate(invalid="ignore", over="ignore"):
+        scales = [max(float(np.abs(output).max()), 1e-30) for output in expected]
+    differences = [
+        (difference / scale, difference, scale, way)
+        for way in found
+        for difference, scale in zip(way.differences, scales, strict=True)
+    ]
+    _, difference, scale, way = max(differences, key=lambda d: (not np.isfinite(d[0]), d[0]))
+    if not difference <= tolerance * scale:
+        raise ExportError(
+            f"The LiteRT file computes something else than {name}, so it was not written. "
+            f"Received: outputs that differ by {difference:.3g}, where "
+            f"{tolerance * scale:.3g} is allowed ({way})"
+        )
+    return difference, tolerance * scale

@@ -1,0 +1,165 @@
+"""From a densely stored file to one for a microcontroller, checked against its twin to the bit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from keras_ntt.litert.format import flatbuffer as fb
+from keras_ntt.litert.inspect import StoredWeight
+from keras_ntt.litert.micro import arena, fit, verify
+from keras_ntt.litert.micro.report import (
+    CODE_SIZE,
+    MicroReport,
+    decoded_weights,
+    products,
+    resolver_calls,
+)
+from keras_ntt.litert.micro.slim import slim
+from keras_ntt.litert.runtime import micro as runtime
+from keras_ntt.litert.runtime import vela
+from keras_ntt.litert.runtime.run import ExportError
+from keras_ntt.litert.runtimes import MICRO, runtimes_of
+
+_TRIES = 4  # to get under a limit by what the interpreter takes
+
+
+@dataclass(frozen=True)
+class Built:
+    """A file for a microcontroller.
+
+    Attributes:
+        content: Its bytes.
+        tensors: How each constant is stored, and why.
+        report: What a firmware needs to know.
+    """
+
+    content: bytes
+    tensors: tuple[StoredWeight, ...]
+    report: MicroReport
+
+
+def build(
+    model: Any,
+    dense_size: int,
+    inputs: Sequence[np.ndarray],
+    *,
+    huffman: bool = False,
+    arena_limit: int | str | None = None,
+    npu: str | None = None,
+) -> Built:
+    """Make a file for a microcontroller.
+
+    Args:
+        model: The ``ModelT`` of the dense file. It is left as it is.
+        dense_size: Bytes of the dense file.
+        inputs: What to run both files on, ``[samples, ...]`` an input, in the file's types, each
+            with the file's own axis of the batch.
+        huffman: Whether HUFFMAN may be used.
+        arena_limit: Bytes of memory, ``"dense"``, or None.
+        npu: The NPU whose compiler is to take the file, which stays dense then; or None.
+
+    Returns:
+        The file.
+
+    Raises:
+        ArenaLimitError: If no form of it keeps within the limit.
+        ExportError: If TensorFlow Lite Micro does not run it, or it computes something else.
+    """
+    refusal = runtimes_of(model)[MICRO]
+    if refusal != "yes":
+        raise ExportError(
+            "TensorFlow Lite Micro does not take this file in any form. Export the model again "
+            f"with target='micro'. Received: {refusal}"
+        )
+    dense = fb.write(slim(model, micro=True))
+    installed = runtime.is_installed()
+    twin = _run(model, dense, inputs) if installed else None
+    limit = arena_limit
+    for _ in range(_TRIES):
+        if limit is None:
+            packed = fit.pack(model, huffman=huffman, npu=npu is not None)
+        else:
+            packed = fit.within(model, limit, huffman=huffman)
+        content = fb.write(packed.model)
+        constants = verify.check_same(model, content)
+        found = None if twin is None else _compare(model, content, inputs, twin[0])
+        needed = packed.plan.total if found is None else found
+        if not isinstance(arena_limit, int) or needed <= arena_limit:
+            break
+        assert isinstance(limit, int)
+        limit -= needed - arena_limit
+    else:
+        raise fit.ArenaLimitError(
+            f"The interpreter needs {needed:,} bytes, more than the computed arena. Allow as many. "
+            f"Received: arena_limit={arena_limit!r}"
+        )
+    plan = arena.plan(slim(model, micro=True))
+    decoded = decoded_weights(packed.model)
+    report = MicroReport(
+        size=len(content),
+        slim_size=len(dense),
+        dense_size=dense_size,
+        code_size=CODE_SIZE if decoded else 0,
+        arena=needed,
+        peak=packed.plan.head,
+        dense_arena=plan.total if twin is None else twin[1],
+        dense_peak=plan.head,
+        measured=twin is not None,
+        decoded=decoded,
+        products=products(model),
+        resolver=resolver_calls(packed.model),
+        constants=constants,
+        runs=0 if twin is None or not inputs else len(inputs[0]),
+        npu=None if npu is None else vela.compiled(content),
+    )
+    return Built(content, tuple(c.row() for c in packed.constants), report)
+
+
+def _run(
+    model: Any, content: bytes, inputs: Sequence[np.ndarray]
+) -> tuple[tuple[np.ndarray, ...], int]:
+    """Return the outputs of a file, and the smallest arena that it works in."""
+    found = runtime.run(content, inputs, outputs=len(model.subgraphs[0].outputs))
+    return found.outputs, runtime.smallest_arena(content, found.arena.total)
+
+
+def _compare(
+    model: Any, content: bytes, inputs: Sequence[np.ndarray], expected: Sequence[np.ndarray]
+) -> int:
+    """Return the smallest arena of a file, or raise unless its outputs are the expected ones."""
+    outputs, needed = _run(model, content, inputs)
+    for number, (ours, theirs) in enumerate(zip(outputs, expected, strict=True)):
+        if ours.tobytes() != theirs.tobytes():
+            wrong = np.mean(ours != theirs)
+            raise ExportError(
+                "TensorFlow Lite Micro computes something else from the file than from its dense "
+                "twin, so it was not written. Received: output "
+                f"{number} with {wrong:.1%} of its values different"
+            )
+    return needed
+
+
+def corners(model: Any) -> list[np.ndarray]:
+    """Return inputs at the ends of their type: ``[3, ...]`` an input, or of floats -1, 0 and 1.
+
+    Args:
+        model: A ``ModelT`` of fixed shapes.
+
+    Returns:
+        One array an input.
+    """
+    graph, found = model.subgraphs[0], []
+    for index in map(int, graph.inputs):
+        tensor = graph.tensors[index]
+        dtype = fb.dtypes()[tensor.type]
+        ends = [-1, 0, 1]
+        if dtype.kind in "iu":
+            limits = np.iinfo(dtype)
+            ends = [limits.min, limits.max, (limits.min + limits.max + 1) // 2]
+        shape = tuple(int(n) for n in tensor.shape)
+        found.append(np.stack([np.full(shape, end).astype(dtype) for end in ends]))
+    return found

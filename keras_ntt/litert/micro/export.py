@@ -1,0 +1,113 @@
+"""Write a checked file for a microcontroller, and its C source, or neither."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from keras_ntt.core import atomic_files
+from keras_ntt.litert.format import flatbuffer as fb
+from keras_ntt.litert.micro import c_array as c_source
+from keras_ntt.litert.micro.build import Built, build, corners
+from keras_ntt.litert.micro.report import micro_warnings
+from keras_ntt.litert.options import Options
+from keras_ntt.litert.runtime import run as runs
+from keras_ntt.litert.runtime.run import quantized
+from keras_ntt.litert.written import Expected, Written
+
+_MOST = 32  # calibration inputs that the interpreter's outputs are compared on
+
+
+def write(
+    dense: Any,
+    path: pathlib.Path,
+    samples: Sequence[np.ndarray],
+    expected: Expected,
+    options: Options,
+) -> Written:
+    """Make a file for a microcontroller and put it in its place.
+
+    The dense file is run by LiteRT and compared with the model; the file for the microcontroller
+    is compared with the dense one, to the bit.
+
+    Args:
+        dense: The ``ModelT`` of the dense file.
+        path: The file to write.
+        samples: Calibration inputs ``[n, ...]``, in the order of the file.
+        expected: What the dense file should compute from them.
+        options: What is wanted.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ArenaLimitError: If no form of the model keeps within the limit of the arena.
+        ExportError: If a file does not run, or computes something else.
+        OSError: If a file cannot be written.
+    """
+    content = fb.write(dense)
+    batch = int(dense.subgraphs[0].tensors[int(dense.subgraphs[0].inputs[0])].shape[0])
+    with tempfile.TemporaryDirectory() as folder:
+        twin = pathlib.Path(folder) / "dense.tflite"
+        twin.write_bytes(content)
+        found = runs.compare(os.fspath(twin), samples, expected.outputs, batch=batch)
+        difference, allowed = runs.judge(expected.of, found, expected.outputs, options.tolerance)
+    wanted = options.micro
+    built = build(
+        dense,
+        len(content),
+        inputs_of(dense, samples),
+        huffman=wanted.huffman,
+        arena_limit=wanted.arena_limit,
+        npu=wanted.npu,
+    )
+    put(built, path, wanted.c_array)
+    warnings = tuple(micro_warnings(built.report))
+    return Written(
+        built.content, dense, built.tensors, found, difference, allowed, warnings, built.report
+    )
+
+
+def put(built: Built, path: pathlib.Path, c_array: str | os.PathLike | None) -> None:
+    """Put a file and its C source in their places, or neither.
+
+    Args:
+        built: What was made.
+        path: The file to write.
+        c_array: Where to write C source, or None.
+
+    Raises:
+        OSError: If a file cannot be written.
+    """
+    with atomic_files.replacing(path) as temporary:
+        temporary.write_bytes(built.content)
+        if c_array is not None:
+            c_source.write(c_array, built.content, built.report)
+
+
+def inputs_of(model: Any, samples: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Return what to run a file on: corner inputs, then the first calibration inputs.
+
+    Args:
+        model: A ``ModelT`` of fixed shapes.
+        samples: Calibration inputs ``[n, ...]``, in the order of the file.
+
+    Returns:
+        One array ``[runs, batch, ...]`` an input, in the file's types.
+    """
+    graph, found = model.subgraphs[0], []
+    for index, array, ends in zip(graph.inputs, samples, corners(model), strict=True):
+        tensor = graph.tensors[int(index)]
+        scale = (0.0, 0)
+        if tensor.quantization is not None and tensor.quantization.scale is not None:
+            scale = (float(tensor.quantization.scale[0]), int(tensor.quantization.zeroPoint[0]))
+        shape = tuple(int(n) for n in tensor.shape)
+        count = min(len(array) // max(shape[0], 1), _MOST)
+        part = quantized(array[: count * shape[0]], fb.dtypes()[tensor.type], scale)
+        found.append(np.concatenate([ends, part.reshape((count, *shape))]))
+    return found

@@ -1,0 +1,180 @@
+"""The options of an export: which fit together, and what they are if they are left out."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from keras_ntt.core import checks
+from keras_ntt.litert.convert import QUANTIZATIONS
+from keras_ntt.litert.format.storage import CPUS
+from keras_ntt.litert.micro import c_array as c_source
+from keras_ntt.litert.reencode import TARGETS
+
+# Relative to the largest output. Rounded weights move the outputs of deep networks by per cents.
+TOLERANCES = {
+    None: 1e-4,
+    "float16": 1e-2,
+    "int8_weights": 0.1,
+    "int8": 0.2,
+    "int16": 0.1,
+}
+# What a file may take and return, by its quantization; the first is what microcontrollers want.
+_PORTS = {"int8": ("int8", "uint8", "float32"), "int16": ("int16", "float32")}
+NPUS = ("ethos-u",)
+
+
+@dataclass(frozen=True)
+class Micro:
+    """Options of ``target="micro"``.
+
+    Attributes:
+        huffman: Whether weights may be stored by a Huffman code.
+        arena_limit: Bytes of memory, ``"dense"``, or None.
+        c_array: Where to write C source, or None.
+        npu: The kind of NPU that the file is compiled for, or None.
+    """
+
+    huffman: bool = False
+    arena_limit: int | str | None = None
+    c_array: str | os.PathLike | None = None
+    npu: str | None = None
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of an export that fit together.
+
+    Attributes:
+        target: What the file is for.
+        quantization: How values are rounded, or None.
+        cpu: What latency is for.
+        tolerance: Largest difference allowed, relative to the largest number of an output.
+        input_type: What the file takes: ``"float32"``, ``"int8"``, ``"uint8"`` or ``"int16"``.
+        output_type: What it returns.
+        micro: Options of ``target="micro"``.
+    """
+
+    target: str
+    quantization: str | None
+    cpu: str
+    tolerance: float
+    input_type: str
+    output_type: str
+    micro: Micro
+
+
+def options_of(
+    *,
+    target: str,
+    quantization: Any,
+    cpu: str,
+    tolerance: Any,
+    data: Any,
+    input_type: Any,
+    output_type: Any,
+    micro: Micro,
+) -> Options:
+    """Return options that fit together.
+
+    Args:
+        target: As in `export_tflite`.
+        quantization: Likewise.
+        cpu: Likewise.
+        tolerance: Likewise.
+        data: ``representative_data``.
+        input_type: ``inference_input_type``.
+        output_type: ``inference_output_type``.
+        micro: What is for ``target="micro"`` alone.
+
+    Returns:
+        The options.
+
+    Raises:
+        ValueError: If they do not fit together.
+    """
+    checks.check_choice("target", target, (*TARGETS, "micro"))
+    checks.check_choice("cpu", cpu, CPUS)
+    if quantization is not None:
+        checks.check_choice("quantization", quantization, (*QUANTIZATIONS, "float32"))
+    if target == "int8":
+        if quantization not in (None, "int8"):
+            raise ValueError(
+                'target="int8" is a file that computes in int8 throughout, which leaves no '
+                "choice of quantization. Leave it out, or take another target. "
+                f"Received: target='int8', quantization={quantization!r}"
+            )
+        quantization = "int8"
+    if target == "micro":
+        quantization = quantization or "int8"
+        checks.check_choice("quantization", quantization, ("int8", "int16", "float32"))
+    quantization = None if quantization == "float32" else quantization
+    if quantization in _PORTS and data is None:
+        raise ValueError(
+            f"A file that computes in {quantization} needs inputs to measure the ranges of "
+            "activations on. Pass representative_data, some hundred samples as the model will see "
+            "them. Received: representative_data=None"
+        )
+    if isinstance(tolerance, str) and tolerance == "auto":
+        tolerance = TOLERANCES[quantization]
+    takes = _port("inference_input_type", input_type, quantization, target)
+    returns = _port("inference_output_type", output_type, quantization, target)
+    checked = check_micro(micro, target)
+    number = checks.check_number("tolerance", tolerance)
+    return Options(target, quantization, cpu, number, takes, returns, checked)
+
+
+def _port(name: str, given: Any, quantization: str | None, target: str) -> str:
+    """Return the type of inputs or outputs."""
+    choices = _PORTS.get(quantization or "", ("float32",))
+    if given is None:
+        return choices[0] if target == "micro" else "float32"
+    wanted = str(getattr(given, "name", None) or getattr(given, "__name__", given))
+    if wanted not in choices:
+        raise ValueError(
+            f"{name} must be one of {', '.join(choices)} with quantization={quantization!r}: only "
+            "files that compute in integers take and return them. "
+            f"Received: {name}={given!r}"
+        )
+    return wanted
+
+
+def check_micro(micro: Micro, target: str) -> Micro:
+    """Return the options of microcontrollers, checked.
+
+    Args:
+        micro: What was given.
+        target: What the file is for.
+
+    Returns:
+        The options.
+
+    Raises:
+        FileNotFoundError: If the folder of the C source does not exist.
+        ValueError: If they do not fit the target or each other.
+    """
+    if target != "micro":
+        given = {k: v for k, v in vars(micro).items() if v is not None and v is not False}
+        for name, value in given.items():
+            raise ValueError(
+                f'{name} is an option of target="micro" alone. Leave it out, or take that target. '
+                f"Received: {name}={value!r}, target={target!r}"
+            )
+        return micro
+    limit = micro.arena_limit
+    if limit is not None and limit != "dense":
+        limit = checks.check_count("arena_limit", limit)
+    if micro.c_array is not None:
+        c_source.paths_of(micro.c_array)
+    if micro.npu is not None:
+        checks.check_choice("npu", micro.npu, NPUS)
+        taken = {"huffman": micro.huffman, "arena_limit": limit, "c_array": micro.c_array}
+        for name, value in taken.items():
+            if value:
+                raise ValueError(
+                    "A file for an NPU is compiled by Vela, which needs dense weights and makes "
+                    f"the file that is flashed. Leave {name} out. "
+                    f"Received: npu={micro.npu!r}, {name}={value!r}"
+                )
+    return Micro(micro.huffman, limit, micro.c_array, micro.npu)

@@ -1,0 +1,69 @@
+"""Compile a file for an Ethos-U NPU with Vela, where it is installed, and read what it says."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+ACCELERATOR = "ethos-u55-128"
+_KIB = 1024
+
+
+def is_installed() -> bool:
+    """Return whether the compiler Vela can be imported."""
+    try:
+        return importlib.util.find_spec("ethosu.vela") is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def compiled(content: bytes) -> dict[str, Any] | None:
+    """Return what Vela makes of a file.
+
+    Args:
+        content: The file.
+
+    Returns:
+        By name the bytes of encoded weights, flash and SRAM, and the number of operators that are
+        left to the CPU; None if Vela is not installed or does not take the file.
+    """
+    if not is_installed():
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        file = pathlib.Path(folder) / "model.tflite"
+        file.write_bytes(content)
+        words = [sys.executable, "-m", "ethosu.vela.vela", str(file)]
+        words += ["--accelerator-config", ACCELERATOR, "--output-dir", folder, "--verbose-weights"]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        tables = sorted(pathlib.Path(folder).glob("*summary*.csv"))
+        if done.returncode or not tables:
+            return None
+        with tables[0].open(newline="") as table:
+            row = next(csv.DictReader(table))
+    return read(row, done.stdout)
+
+
+def read(row: dict[str, str], printed: str) -> dict[str, Any]:
+    """Return the figures of Vela's summary.
+
+    Args:
+        row: The row of its table.
+        printed: What it has printed.
+
+    Returns:
+        The figures, by name.
+    """
+    cpu = re.search(r"CPU operators = (\d+)", printed)
+    return {
+        "accelerator": ACCELERATOR,
+        "weights": int(float(row["total_npu_encoded_weights"])),
+        "flash": round(float(row["off_chip_flash_memory_used"]) * _KIB),
+        "sram": round(float(row["sram_memory_used"]) * _KIB),
+        "cpu_operators": None if cpu is None else int(cpu[1]),
+    }

@@ -1,0 +1,116 @@
+"""Which runtime takes a LiteRT file, read off its operators and tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from keras_ntt.litert.format import flatbuffer as fb
+from keras_ntt.litert.format.weights import WEIGHT_AXIS
+from keras_ntt.litert.micro.graph import CODE
+
+LITERT, MICRO, VELA = "LiteRT", "TensorFlow Lite Micro", "Vela (Ethos-U)"
+
+
+def runtimes_of(model: Any) -> dict[str, str]:
+    """Return which runtimes take a model.
+
+    Args:
+        model: A ``ModelT``.
+
+    Returns:
+        By the name of the runtime ``"yes"``, or why not. Of TensorFlow Lite Micro ``"yes"`` says
+        that nothing of the file's form is in the way; it may still lack an operator.
+    """
+    names = {fb.operator_name(model, op) for graph in model.subgraphs for op in graph.operators}
+    decoded = CODE.decode() in names
+    answers = {LITERT: "yes", MICRO: "yes", VELA: "yes"}
+    if decoded:
+        answers[LITERT] = answers[VELA] = "no: DECODE is an operator of TensorFlow Lite Micro alone"
+    elif _has_short_bias(model):
+        answers[LITERT] = answers[VELA] = "no: a bias has one scale for all channels"
+    micro = next(iter(_against_micro(model, names)), None)
+    if micro is not None:
+        answers[MICRO] = f"no: {micro}"
+    if answers[VELA] == "yes" and not _is_int8(model):
+        answers[VELA] = "no: it puts on the NPU what computes in int8 or int16"
+    return answers
+
+
+def dangers(model: Any) -> Iterator[str]:
+    """Yield what a file would do on a microcontroller without an error.
+
+    Args:
+        model: A ``ModelT``.
+    """
+    answer = runtimes_of(model)[MICRO]
+    if "it would" in answer:
+        yield (
+            "not for microcontrollers, where target='micro' is for: TensorFlow Lite Micro loads "
+            f"this file, but {answer.removeprefix('no: ')}"
+        )
+
+
+def _against_micro(model: Any, names: set[str]) -> Iterator[str]:
+    """Yield what is in the way of TensorFlow Lite Micro, the worst first."""
+    channels = False
+    for graph in model.subgraphs:
+        if any(tensor.sparsity is not None for tensor in graph.tensors) and "DENSIFY" not in names:
+            yield "it would crash on sparse weights, which it takes for dense ones"
+        for operator in graph.operators:
+            name = fb.operator_name(model, operator)
+            if name == "DEQUANTIZE":
+                quantization = graph.tensors[int(operator.inputs[0])].quantization
+                scales = getattr(quantization, "scale", None)
+                channels |= scales is not None and len(scales) > 1
+    if "DENSIFY" in names:
+        yield "it has no operator DENSIFY"
+    if channels:
+        yield (
+            "it would compute something else without an error: its DEQUANTIZE takes the first "
+            "scale of a weight for all channels"
+        )
+    types = {fb.dtypes().get(t.type) for graph in model.subgraphs for t in graph.tensors}
+    if np.dtype(np.float16) in types:
+        yield "it does not compute from float16"
+    if any(_is_hybrid(model, graph, op) for graph in model.subgraphs for op in graph.operators):
+        yield "it does not run operators of float activations and int8 weights"
+    unknown = sorted(n for n in names if n.startswith(("Flex", "operator ")))
+    if unknown:
+        yield f"it has no operator {unknown[0]}"
+
+
+def _is_hybrid(model: Any, graph: Any, operator: Any) -> bool:
+    if fb.operator_name(model, operator) not in WEIGHT_AXIS or len(operator.inputs) < 2:
+        return False
+    source = 2 if fb.operator_name(model, operator) == "TRANSPOSE_CONV" else 0
+    if len(operator.inputs) <= source:
+        return False
+    kinds = [fb.dtypes().get(graph.tensors[int(operator.inputs[i])].type) for i in (source, 1)]
+    return kinds == [np.dtype(np.float32), np.dtype(np.int8)]
+
+
+def _has_short_bias(model: Any) -> bool:
+    for graph in model.subgraphs:
+        for operator in graph.operators:
+            name = fb.operator_name(model, operator)
+            place = 3 if name == "TRANSPOSE_CONV" else 2
+            if name in WEIGHT_AXIS and len(operator.inputs) > place and operator.inputs[place] >= 0:
+                pair = [graph.tensors[int(operator.inputs[i])].quantization for i in (1, place)]
+                scales = [getattr(quantization, "scale", None) for quantization in pair]
+                counts = [0 if found is None else len(found) for found in scales]
+                if 0 < counts[1] < counts[0]:
+                    return True
+    return False
+
+
+def _is_int8(model: Any) -> bool:
+    outputs = [
+        graph.tensors[int(op.outputs[0])]
+        for graph in model.subgraphs
+        for op in graph.operators
+        if fb.operator_name(model, op) in WEIGHT_AXIS
+    ]
+    return all(fb.dtypes().get(t.type) in (np.dtype(np.int8), np.dtype(np.int16)) for t in outputs)

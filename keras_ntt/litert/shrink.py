@@ -1,0 +1,187 @@
+"""Make a LiteRT file that exists already smaller, without the model that it came from."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import tempfile
+from typing import Any
+
+import numpy as np
+
+from keras_ntt.core import atomic_files, checks
+from keras_ntt.litert.format import flatbuffer as fb
+from keras_ntt.litert.format import sizes
+from keras_ntt.litert.format.weights import WEIGHT_AXIS, source_of
+from keras_ntt.litert.inspect import stored_weights
+from keras_ntt.litert.micro import export as micro
+from keras_ntt.litert.micro.build import build
+from keras_ntt.litert.micro.graph import decodes, resolve
+from keras_ntt.litert.micro.report import micro_warnings
+from keras_ntt.litert.micro.slim import slim
+from keras_ntt.litert.options import Micro, check_micro
+from keras_ntt.litert.reencode import reencode
+from keras_ntt.litert.report import ExportReport, file_warnings
+from keras_ntt.litert.runtime import run as runs
+from keras_ntt.litert.runtimes import dangers, runtimes_of
+from keras_ntt.litert.written import Written
+from keras_ntt.litert.xnnpack import predict
+
+_TOLERANCE = 1e-5  # relative; sparse kernels add in another order
+_SAMPLES = 8
+
+
+def shrink_tflite(
+    source: str | os.PathLike,
+    path: str | os.PathLike,
+    *,
+    target: str = "size",
+    huffman: bool = False,
+    arena_limit: int | str | None = None,
+    c_array: str | os.PathLike | None = None,
+    npu: str | None = None,
+) -> ExportReport:
+    """Write a smaller file that computes what a LiteRT file computes, from whatever source.
+
+    Weights are stored by their zeros, equal vectors once, names and metadata of the conversion not
+    at all. No value is rounded.
+
+    Args:
+        source: A LiteRT (TFLite) file. It is left as it is, also if it is `path`.
+        path: The file to write. An older file is replaced only on success.
+        target: ``"size"``: a file that LiteRT runs, compared with the source on random inputs.
+            ``"micro"``: one for TensorFlow Lite Micro, compared with the source to the bit.
+        huffman: As in `export_tflite`; this and the following are for ``"micro"`` alone.
+        arena_limit: As in `export_tflite`.
+        c_array: As in `export_tflite`.
+        npu: As in `export_tflite`.
+
+    Returns:
+        An `ExportReport`, with the source in the place of Keras and of the dense file.
+
+    Raises:
+        ArenaLimitError: If no form of it keeps within the limit of the arena.
+        ExportError: If the file does not run, or computes something else than the source.
+        FileNotFoundError: If there is no such source, or no directory of `path`.
+        ImportError: If `ai_edge_litert` is not installed, for ``"size"``.
+        TypeError: If `source` or `path` is no path.
+        ValueError: If the source is no LiteRT model, or an option does not fit.
+    """
+    checks.check_choice("target", target, ("size", "micro"))
+    options = check_micro(Micro(huffman, arena_limit, c_array, npu), target)
+    content = atomic_files.as_path(source, "source").read_bytes()
+    target_path = atomic_files.writable(path)
+    model = fb.read(content)
+    try:
+        verdict = predict.predict(model)
+        original = resolve(model) if any(True for _ in decodes(model)) else model
+        arrays = _weights_of(original)
+    except fb.FileFormatError:
+        raise
+    except Exception as error:  # tables of the wrong kind make the lookups raise anything
+        raise fb.damaged(content, error) from error
+    if target == "micro":
+        written = _for_micro(original, len(content), target_path, options)
+    else:
+        written = _for_litert(original, content, target_path)
+    measured = sizes.of(written.content)
+    return ExportReport(
+        path=target_path,
+        size=measured.raw,
+        max_difference=written.difference,
+        tolerance=written.allowed,
+        samples=_SAMPLES,
+        nonzeros=sum(int(np.count_nonzero(array)) for array in arrays),
+        weights=sum(array.size for array in arrays),
+        target=target,
+        quantization=None,
+        sizes=measured,
+        dense=sizes.of(content),
+        limit=sizes.limit_of_model(written.dense),
+        tensors=written.tensors,
+        verdict=verdict,
+        runs=written.runs,
+        warnings=written.warnings,
+        runtimes=runtimes_of(fb.read(written.content)),
+        micro=written.micro,
+        reference="source",
+    )
+
+
+def _weights_of(model: Any) -> list[np.ndarray]:
+    found: dict[tuple[int, int], np.ndarray] = {}
+    for number, subgraph in enumerate(model.subgraphs):
+        producers = fb.producers(subgraph)
+        for operator in subgraph.operators:
+            if fb.operator_name(model, operator) in WEIGHT_AXIS and len(operator.inputs) > 1:
+                source = source_of(model, subgraph, producers, int(operator.inputs[1]))
+                if source.array is not None:
+                    found[number, source.tensor] = source.array
+    return list(found.values())
+
+
+def _for_micro(model: Any, size: int, path: pathlib.Path, options: Micro) -> Written:
+    built = build(
+        model,
+        size,
+        micro.inputs_of(model, _drawn(model)),
+        huffman=options.huffman,
+        arena_limit=options.arena_limit,
+        npu=options.npu,
+    )
+    micro.put(built, path, options.c_array)
+    warnings = tuple(micro_warnings(built.report))
+    return Written(built.content, model, built.tensors, (), 0.0, 0.0, warnings, built.report)
+
+
+def _for_litert(model: Any, content: bytes, path: pathlib.Path) -> Written:
+    result = reencode(model, target="size")
+    smaller = fb.write(slim(result.model, micro=False))
+    if len(smaller) > len(content):
+        smaller = content
+    samples = _drawn(model)
+    batch = _batch_of(model)
+    with atomic_files.replacing(path) as temporary, tempfile.TemporaryDirectory() as folder:
+        twin = os.path.join(folder, "source.tflite")
+        pathlib.Path(twin).write_bytes(content)
+        temporary.write_bytes(smaller)
+        expected = runs.run(twin, samples, dequantize=True)
+        found = runs.compare(os.fspath(temporary), samples, expected, batch=batch, twin=twin)
+        difference, allowed = runs.judge("its source", found, expected, _TOLERANCE)
+    reasons = {weight.name: choice.reason for weight, choice in result.choices.values()}
+    tensors = stored_weights(result.model, reasons)
+    warnings = (*result.notes, *file_warnings(tensors, result.verdict), *dangers(result.model))
+    return Written(smaller, result.model, tensors, found, difference, allowed, warnings)
+
+
+def _batch_of(model: Any) -> int | None:
+    """Return the number of samples at a time, if the file fixes it."""
+    graph = model.subgraphs[0]
+    tensor = graph.tensors[int(graph.inputs[0])]
+    signature = tensor.shapeSignature
+    is_open = signature is not None and len(signature) and int(signature[0]) < 0
+    return None if is_open else int(tensor.shape[0])
+
+
+def _drawn(model: Any) -> list[np.ndarray]:
+    """Return random inputs: normal floats, quantized integers of all sizes, else 0 and 1."""
+    graph, rng, found = model.subgraphs[0], np.random.default_rng(0), []
+    for index in map(int, graph.inputs):
+        tensor = graph.tensors[index]
+        dtype = fb.dtypes().get(tensor.type)
+        if dtype is None:
+            raise ValueError(
+                "The file takes something else than numbers, which cannot be drawn to compare the "
+                f"smaller file on. Received: an input of type number {tensor.type}"
+            )
+        shape = tuple(int(n) for n in tensor.shape)
+        size = (_SAMPLES * max(shape[0], 1), *shape[1:]) if shape else ()
+        quantized = tensor.quantization is not None and tensor.quantization.scale is not None
+        if dtype.kind == "f":
+            found.append(rng.standard_normal(size).astype(dtype))
+        elif quantized and dtype.kind in "iu":
+            limits = np.iinfo(dtype)
+            found.append(rng.integers(limits.min, limits.max, size, dtype, endpoint=True))
+        else:
+            found.append(rng.integers(0, 2, size).astype(dtype))
+    return found
