@@ -1,10 +1,10 @@
-"""Random graphs of the operators that microcontrollers run: int8, int16 with int8 weights, float32."""
+"""Random graphs of operators that microcontrollers run: int8, int16 activations, float32."""
 
 from __future__ import annotations
 
 import numpy as np
-from helpers.litert_graphs import Graph, empty_model
 
+from helpers.litert_graphs import Graph, empty_model
 from keras_ntt.litert.format import flatbuffer as fb
 
 KINDS = ("int8", "int16", "float32")
@@ -83,7 +83,9 @@ def dense(graph, rng, index, inputs, outputs, zeros, *, weight=None, per_channel
 
 def conv(graph, rng, index, size, inputs, outputs, zeros, k=3, *, weight=None, per_channel=True):
     if weight is None:
-        weight = graph.weight(values(rng, (outputs, k, k, inputs), graph.kind, zeros), 0, per_channel)
+        weight = graph.weight(
+            values(rng, (outputs, k, k, inputs), graph.kind, zeros), 0, per_channel
+        )
     shift = graph.bias(weight, rng.integers(-500, 500, outputs))
     options = {"padding": 0, "strideH": 1, "strideW": 1}
     shape = (1, size, size, outputs)
@@ -117,7 +119,14 @@ def random_model(seed):
         width = int(rng.choice([7, 8, 9, 31, 32, 33, 40]))
         graph = MicroGraph(model, (1, width), kind)
         index, weight = dense(
-            graph, rng, 0, width, width, zeros, per_channel=rng.random() < 0.5, bias=rng.random() < 0.8
+            graph,
+            rng,
+            0,
+            width,
+            width,
+            zeros,
+            per_channel=rng.random() < 0.5,
+            bias=rng.random() < 0.8,
         )
         first = index
         for _ in range(int(rng.integers(0, 3))):
@@ -136,7 +145,9 @@ def random_model(seed):
             if step == 0:
                 index = depthwise(graph, rng, index, size, channels, zeros)
             elif step == 1:
-                index, weight = conv(graph, rng, index, size, channels, channels, zeros, weight=weight)
+                index, weight = conv(
+                    graph, rng, index, size, channels, channels, zeros, weight=weight
+                )
             elif step == 2:
                 wider = int(rng.integers(1, 12))
                 index, _ = conv(graph, rng, index, size, channels, wider, zeros, k=1)
