@@ -197,6 +197,7 @@ def navigation(paths: dict[str, str]) -> list[dict[str, Any]]:
                 "tensorboard.md",
                 "layers.md",
                 "channels.md",
+                "microcontrollers.md",
                 "distribution.md",
                 "keras_behaviour.md",
                 "maths.md",

@@ -1,0 +1,174 @@
+"""Files for microcontrollers: the networks of MLPerf Tiny at 0 to 95 % zeros.
+
+    python -m benchmarks.export.micro --data-dir FOLDER [--output FILE]
+
+FOLDER has the folder mlperf_tiny/ with the reference models of the benchmark. The smallest weights
+of each layer but depthwise ones are set to zero, without training. Prints bytes and arena, and the
+time of a run beside the dense file; with the package tflite_micro outputs are compared to the bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+
+from benchmarks.common.paths import RESULTS
+from keras_ntt.core.tables import table
+from keras_ntt.litert.convert import convert
+from keras_ntt.litert.format import flatbuffer as fb
+from keras_ntt.litert.micro.build import build
+from keras_ntt.litert.micro.export import inputs_of
+from keras_ntt.litert.ports import ports_of
+from keras_ntt.litert.runtime import micro as runtime
+
+SPARSITIES = (0.0, 0.5, 0.8, 0.9, 0.95)
+KERAS = {
+    "ResNet-8": ("ic_resnet8.h5", (0, 255)),
+    "MobileNetV1 0.25": ("vww_mobilenet_v1_025.h5", (0, 1)),
+    "autoencoder": ("ad_autoencoder.h5", (-3, 3)),
+}
+FILES = {"DS-CNN": "kws_int8.tflite", "MobileNetV1 0.25, official": "vww_int8.tflite"}
+LIMITS = {"autoencoder": 44_000}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--output", type=Path, default=RESULTS / "micro.json")
+    options = parser.parse_args()
+    folder = None if options.data_dir is None else options.data_dir / "mlperf_tiny"
+    if folder is None or not folder.is_dir():
+        print("not run: --data-dir has no folder mlperf_tiny")
+        return 0
+    rows = []
+    for name in (*KERAS, *FILES):
+        rows += measure(name, folder)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(rows, indent=2) + "\n")
+    print(show(rows))
+    return 0
+
+
+def measure(name: str, folder: Path) -> list[dict[str, Any]]:
+    rows = []
+    for sparsity in SPARSITIES:
+        if name in KERAS:
+            content, samples = converted(folder / KERAS[name][0], KERAS[name][1], sparsity)
+            model = fb.read(content)
+        else:
+            content = (folder / FILES[name]).read_bytes()
+            model = fb.read(content)
+            prune_file(model, sparsity)
+            samples = [
+                np.zeros((0, *model.subgraphs[0].tensors[int(i)].shape[1:]), np.int8)
+                for i in model.subgraphs[0].inputs
+            ]
+        inputs = inputs_of(model, samples)
+        ways = [("PRUNING", False, None), ("HUFFMAN", True, None)]
+        if name in LIMITS:
+            ways.append((f"PRUNING, arena {LIMITS[name]:,}", False, LIMITS[name]))
+        for method, huffman, limit in ways:
+            built = build(model, len(content), inputs, huffman=huffman, arena_limit=limit)
+            report = built.report
+            rows.append(
+                {
+                    "network": name,
+                    "sparsity": sparsity,
+                    "method": method,
+                    "dense": report.dense_size,
+                    "slim": report.slim_size,
+                    "bytes": report.size,
+                    "dense_arena": report.dense_arena,
+                    "arena": report.arena,
+                    "runs": report.runs,
+                    "time_ratio": ratio(fb.write(model), built.content, inputs),
+                }
+            )
+    return rows
+
+
+def converted(
+    path: Path, limits: tuple[float, float], sparsity: float
+) -> tuple[bytes, list[np.ndarray]]:
+    model = keras.models.load_model(path, compile=False)
+    for layer in model.layers:
+        kernel = getattr(layer, "kernel", None)
+        if kernel is not None and "epthwise" not in type(layer).__name__:
+            values = np.array(kernel)
+            smallest = np.argsort(np.abs(values), axis=None)[: round(values.size * sparsity)]
+            values.reshape(-1)[smallest] = 0
+            kernel.assign(values)
+    shape = (32, *model.inputs[0].shape[1:])
+    samples = [np.random.default_rng(0).uniform(*limits, shape).astype("float32")]
+    ports = ports_of(model)
+    assert ports is not None
+    types = {"input_type": "int8", "output_type": "int8"}
+    (content,) = convert(model, ["int8"], samples, ports=ports.with_batch(), **types)
+    return content, samples
+
+
+def prune_file(model: Any, sparsity: float) -> None:
+    """Set the smallest integers of convolutions and dense layers to zero, of a file."""
+    graph = model.subgraphs[0]
+    for operator in graph.operators:
+        if fb.operator_name(model, operator) in ("CONV_2D", "FULLY_CONNECTED") and sparsity:
+            tensor = graph.tensors[int(operator.inputs[1])]
+            array = fb.constant(model, tensor)
+            assert array is not None
+            values = array.copy()
+            scales = np.asarray(tensor.quantization.scale).reshape(-1, *[1] * (values.ndim - 1))
+            order = np.argsort(np.abs(values * scales), axis=None)
+            values.reshape(-1)[order[: round(values.size * sparsity)]] = 0
+            tensor.buffer = fb.add_buffer(model, values)
+    fb.drop_unused(model)
+
+
+def ratio(dense: bytes, content: bytes, inputs: list[np.ndarray]) -> float | None:
+    """Return the time of a run by that of the dense file, in this process, or None."""
+    if not runtime.is_installed():
+        return None
+    from tflite_micro.python.tflite_micro import runtime as tflm
+
+    pair = [tflm.Interpreter.from_bytes(c, arena_size=2_000_000) for c in (dense, content)]
+    ratios = []
+    for _ in range(7):
+        seconds = []
+        for interpreter in pair:
+            for port, array in enumerate(inputs):
+                interpreter.set_input(array[0], port)
+            start = time.perf_counter()
+            interpreter.invoke()
+            seconds.append(time.perf_counter() - start)
+        ratios.append(seconds[1] / seconds[0])
+    return float(np.median(ratios))
+
+
+def show(rows: list[dict[str, Any]]) -> str:
+    head = ["network", "zeros", "stored by", "dense", "slim", "file", "arena dense", "arena"]
+    head += ["same on", "time"]
+    body = [
+        [
+            row["network"],
+            f"{row['sparsity']:.0%}",
+            row["method"],
+            *(f"{row[key]:,}" for key in ("dense", "slim", "bytes", "dense_arena", "arena")),
+            f"{row['runs']} inputs" if row["runs"] else "not run",
+            "-" if row["time_ratio"] is None else f"{row['time_ratio']:.2f}",
+        ]
+        for row in rows
+    ]
+    return table(head, body, right=range(3, len(head)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
