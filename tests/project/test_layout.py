@@ -50,7 +50,7 @@ ONLY_IN = {
     "h5py": ("keras_ntt.masks.saving",),
     "tf_keras": ("keras_ntt.tfmot.wrappers",),
     "tensorflow_model_optimization": ("keras_ntt.tfmot.wrappers",),
-    "flatbuffers": ("keras_ntt.litert.format.flatbuffer",),
+    "flatbuffers": ("keras_ntt.litert.format.builder",),
     "compression": ("keras_ntt.litert.format.sizes",),  # of Python 3.14
     "ai_edge_litert": ("keras_ntt.litert.format.flatbuffer", "keras_ntt.litert.runtime"),
     "zstandard": ("keras_ntt.litert.format.sizes",),
