@@ -94,7 +94,12 @@ def _read(content: bytes, entries: int) -> dict[str, np.ndarray]:
     """Return the arrays of a file that may hold masks of some number of entries."""
     if content[:2] == b"PK":
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            size = sum(info.file_size for info in archive.infolist())
+            members = archive.infolist()
+        size = sum(info.file_size for info in members)
+        # One wrong byte in the directory lets zipfile pass over members, so they are counted.
+        end = content[-22:]
+        if end[:4] == b"PK\x05\x06" and int.from_bytes(end[10:12], "little") != len(members):
+            raise ValueError(f"only {len(members)} of its members are listed")
         if size > 16 * entries + 2**24:  # a few bytes can be packed to unpack to any number
             raise ValueError(f"{size:,} bytes of masks for {entries:,} weights")
     file = np.load(io.BytesIO(content), allow_pickle=False)

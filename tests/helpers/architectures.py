@@ -252,9 +252,16 @@ def inputs_for(model, n, seed=0):
 
 def ntk_by_definition(model, x):
     """The kernel by TensorFlow's Jacobian of the model as Keras runs it, loops and all."""
+    return sum(tf.einsum("aop,bqp->aboq", j, j) for j in jacobians_by_definition(model, x))
+
+
+def jacobians_by_definition(model, x):
+    """Return, for each trainable variable, TensorFlow's Jacobian ``[n, outputs, entries]``."""
     with tf.GradientTape(persistent=True) as tape:
-        y = model(x)
+        outputs = keras.tree.flatten(model(x))
+        y = tf.concat([tf.reshape(o, [o.shape[0], -1]) for o in outputs], axis=1)
     variables = [v.value for v in model.trainable_variables]
-    jacobians = tape.jacobian(y, variables, experimental_use_pfor=False)
-    flat = [tf.reshape(tf.convert_to_tensor(j), (*y.shape, -1)) for j in jacobians]
-    return sum(tf.einsum("aop,bqp->aboq", j, j) for j in flat)
+    # The loop of one output after the other takes derivatives of one type only.
+    options = {"experimental_use_pfor": any(v.dtype != y.dtype for v in variables)}
+    found = tape.jacobian(y, variables, unconnected_gradients="zero", **options)
+    return [tf.reshape(tf.convert_to_tensor(j), (*y.shape, -1)) for j in found]

@@ -253,6 +253,15 @@ def test_a_file_with_a_wrong_byte_is_refused_or_read_as_it_was(whole, plain, dat
         assert_unchanged(plain, before)
 
 
+def test_a_directory_that_passes_over_masks_is_refused(whole, plain, tmp_path):
+    broken = bytearray(whole)
+    broken[whole.index(b"PK\x01\x02") + 32] = 129  # a comment that would hold the other entries
+    (tmp_path / "masks.npz").write_bytes(broken)
+    with zipfile.ZipFile(tmp_path / "masks.npz") as archive:
+        assert len(archive.namelist()) == 1  # of three, and nothing is said
+    assert_refused(plain, tmp_path / "masks.npz")
+
+
 @hypothesis.given(st.binary(max_size=200), st.sampled_from([b"", b"PK\x03\x04", b"\x93NUMPY"]))
 def test_any_bytes_are_refused(plain, content, prefix):
     with tempfile.TemporaryDirectory() as directory:

@@ -243,10 +243,18 @@ def run_masked(seed, callbacks, masks=None):
     return model
 
 
+def random_mask():
+    return np.random.default_rng(0).random((6, 16)) < 0.4
+
+
+def run_with_masks(seed, callbacks):
+    return run_masked(seed, callbacks, random_mask())
+
+
 @pytest.mark.parametrize("others", ["none", "other"])
 def test_masks_of_a_model_are_in_the_state(tmp_path, others):
-    masks = np.random.default_rng(0).random((6, 16)) < 0.4
-    whole = run_masked(0, [], masks)
+    masks = random_mask()
+    whole = whole_run(run_with_masks)
     with pytest.raises(StoppedError):
         run_masked(0, [keras_ntt.BackupAndRestore(tmp_path), Stop(1)], masks)
     other = None if others == "none" else ~masks
