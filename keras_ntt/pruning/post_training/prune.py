@@ -89,7 +89,8 @@ def prune_post_training(
         steps: Gradual steps inside each layer, each ranked by the entries fitted before. None
             takes 4 for ``"magnitude"`` and ``"wanda"`` with `refit`, else 1.
         samples: The most inputs that are used: of arrays a random part, of data sets the first.
-            None takes all.
+            None takes all. Of more than 131,072 rows of a kernel (positions of images, times
+            samples), a random part of about that number is used.
         batch_size: Samples a batch, for arrays; the result depends on it by rounding only.
         memory_limit: Bytes of activations that are kept in memory while layers are pruned; what
             is more goes to a temporary folder. None for no limit. A layer of n inputs and m
