@@ -91,7 +91,8 @@ def prune_post_training(
         samples: The most inputs that are used: of arrays a random part, of data sets the first.
             None takes all. Of more than 131,072 rows of a kernel (positions of images, times
             samples), a random part of about that number is used.
-        batch_size: Samples a batch, for arrays; the result depends on it by rounding only.
+        batch_size: Samples a batch, for arrays; the result depends on it by rounding, and by which
+            rows are drawn where not all are used.
         memory_limit: Bytes of activations that are kept in memory while layers are pruned; what
             is more goes to a temporary folder. None for no limit. A layer of n inputs and m
             outputs needs some ``8 * n * (2 * n + m)`` bytes beside.
