@@ -14,6 +14,7 @@ from keras_ntt.core.copies import copy_of
 from keras_ntt.masks.apply import apply_masks, check_no_masks
 from keras_ntt.masks.filters import Filters
 from keras_ntt.masks.policies import choose_weights
+from keras_ntt.pruning.post_training.activations import MEMORY_LIMIT
 from keras_ntt.pruning.post_training.allocate import BY_COST, check_allocation, counts_of
 from keras_ntt.pruning.post_training.batch_norm import batch_norms, reestimate
 from keras_ntt.pruning.post_training.calibration import BATCH_SIZE, calibration_batches
@@ -46,6 +47,7 @@ def prune_post_training(
     steps: int | None = None,
     samples: int | None = SAMPLES,
     batch_size: int = BATCH_SIZE,
+    memory_limit: int | None = MEMORY_LIMIT,
     epochs: int = 0,
     learning_rate: float = LEARNING_RATE,
     temperature: float = TEMPERATURE,
@@ -87,8 +89,13 @@ def prune_post_training(
         steps: Gradual steps inside each layer, each ranked by the entries fitted before. None
             takes 4 for ``"magnitude"`` and ``"wanda"`` with `refit`, else 1.
         samples: The most inputs that are used: of arrays a random part, of data sets the first.
-            None takes all. Memory grows with them.
-        batch_size: Samples a batch, for arrays; the result depends on it by rounding only.
+            None takes all. Of more than 131,072 rows of a kernel (positions of images, times
+            samples), a random part of about that number is used.
+        batch_size: Samples a batch, for arrays; the result depends on it by rounding, and by which
+            rows are drawn where not all are used.
+        memory_limit: Bytes of activations that are kept in memory while layers are pruned; what
+            is more goes to a temporary folder. None for no limit. A layer of n inputs and m
+            outputs needs some ``8 * n * (2 * n + m)`` bytes beside.
         epochs: Passes over all inputs in which the sparse model is trained towards the dense one's
             outputs, with its masks held; 0 leaves that out. Logits are compared, also behind a
             final softmax or sigmoid. BatchNormalization is in training mode, and its statistics
@@ -129,6 +136,8 @@ def prune_post_training(
     number = (4 if gradual else 1) if steps is None else checks.check_count("steps", steps)
     if checks.whole(epochs) is None or epochs < 0:
         raise ValueError(f"epochs must be a whole number of at least 0. Received: {epochs=}")
+    if memory_limit is not None:
+        memory_limit = checks.check_count("memory_limit", memory_limit)
     checks.check_number("learning_rate", learning_rate)
     choose_weights(model, filters=filters, pruning_policy=pruning_policy)
     batches = calibration_batches(
@@ -149,6 +158,7 @@ def prune_post_training(
         method,
         chosen_pattern,
         pruning_policy=pruning_policy,
+        memory_limit=memory_limit,
         progress=_progress(len(chosen) * (2 if measured else 1), verbose),
     )
     importance: dict[int, np.ndarray] = {}

@@ -39,6 +39,7 @@ class Task:
         method: One of `layerwise.METHODS`.
         pattern: The pattern of the entries of a kernel; None for single ones.
         pruning_policy: The policy that chose the kernels.
+        memory_limit: See `Walk`.
         progress: Called after each kernel of a walk.
     """
 
@@ -51,10 +52,12 @@ class Task:
         pattern: Pattern | None,
         *,
         pruning_policy: Any = None,
+        memory_limit: int | None = None,
         progress: Any = lambda: None,
     ):
         self._model, self._variables, self._batches = model, list(variables), list(batches)
         self._method, self._pattern, self._progress = method, pattern, progress
+        self._limit = memory_limit
         wanted = {id(v) for v in variables}
         self._problems: dict[int, list[Problem]] = {}
         self._layers: list[Any] = []
@@ -86,7 +89,7 @@ class Task:
             few = first_samples(self._batches, _FOR_SENSITIVITY)
             sensitivities = output_sensitivity(self._model, few, self._all, seed=seed)
         of = {id(p): s for p, s in zip(self._all, sensitivities, strict=True)}
-        walk = Walk(self._model, first_samples(self._batches, _FOR_COSTS))
+        walk = Walk(self._model, first_samples(self._batches, _FOR_COSTS), self._limit)
         found: list[tuple[Problem, np.ndarray, np.ndarray]] = []
         for problem, measured in self._measured(walk, prunes=False):
             if measured is not None:
@@ -124,7 +127,7 @@ class Task:
         """
         count_of = {id(v): count for v, count in zip(self._variables, counts, strict=True)}
         masks: dict[int, np.ndarray] = {}
-        walk = Walk(self._model, self._batches)
+        walk = Walk(self._model, self._batches, self._limit)
         for problem, measured in self._measured(walk, prunes=True, centred=refit):
             variable, layout = problem.variable, problem.layout
             structure = self._structure(problem, count_of[id(variable)])

