@@ -72,8 +72,11 @@ def _names_around(whole: keras.Layer) -> dict[int, tuple[str, ...]]:
 def without_root(expression: str, root: str) -> str:
     """Return a regular expression for paths without their root, the name of the model.
 
+    The root is taken away where an expression, a group or an alternative begins.
+
     >>> without_root("^net/dense", "net/"), without_root("net", "net/")
     ('^dense', 'net')
+    >>> without_root("^net/a|net/(b|net/c)", "net/"), without_root("a/net/b", "net/")
+    ('^a|(b|c)', 'a/net/b')
     """
-    found = expression.removeprefix("^").startswith(root)
-    return expression.replace(root, "", 1) if found else expression
+    return re.sub(rf"(^|[|(])(\^?){re.escape(root)}", r"\1\2", expression)
