@@ -13,14 +13,10 @@ import argparse
 import sys
 from typing import Any
 
-from benchmarks.common.paths import ROOT
 from keras_ntt.litert.format import flatbuffer as fb
 from keras_ntt.litert.micro import cut, fit, verify
 from keras_ntt.litert.runtime import micro as runtime
-
-sys.path.insert(0, str(ROOT / "tests"))  # whose helpers draw the models
-
-from helpers.micro_graphs import inputs_of, random_model
+from tests.helpers.micro_graphs import inputs_of, random_model
 
 
 def main() -> int:

@@ -559,8 +559,12 @@ def test_data_that_do_not_fit(given, message):
         saliency_scores(small(), "snip", data=given)
 
 
-def test_probabilities_are_not_logits():
-    model = keras.Sequential([keras.Input((6,)), layers.Dense(3, "softmax")])
+def test_probabilities_of_own_code_are_not_logits():
+    inputs = keras.Input((6,))
+    outputs = layers.Dense(3)(inputs)
+    # Not a softmax by name, so that it is not found.
+    shares = keras.ops.exp(outputs) / keras.ops.sum(keras.ops.exp(outputs), axis=1, keepdims=True)
+    model = keras.Model(inputs, shares)
     for name in ("snip", "grasp", "synflow"):
         with pytest.raises(ValueError, match=r"is taken on logits.*Leave out the softmax"):
             saliency_scores(model, name, data=data())

@@ -42,6 +42,7 @@ EITHER_WAY = [
 PAIRS = [(make, "kept") for make in SMOOTH] + [(make, "all") for make in EITHER_WAY]
 
 
+@pytest.mark.filterwarnings("ignore:The model .* ends in")
 @pytest.mark.parametrize(
     ("make", "wrt"), PAIRS, ids=lambda value: getattr(value, "__name__", value)
 )
