@@ -291,7 +291,7 @@ def warn_of_probabilities(found: Logits, x: Any, what: str, *, stacklevel: int =
         what: Who looks at the outputs, such as ``"the transfer"``.
         stacklevel: As in `warnings.warn`, counted from the caller.
     """
-    if found.certain:
+    if found.certain or not tf.executing_eagerly():
         return
     some = keras.tree.map_structure(lambda leaf: leaf[:32], x)
     if look_like_probabilities(found.model(some, training=False)):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from helpers.litert_graphs import Graph, empty_model
 from keras_ntt.litert.format import flatbuffer as fb
+
+from .litert_graphs import Graph, empty_model
 
 KINDS = ("int8", "int16", "float32")
 SCALE = {"int8": 0.05, "int16": 0.0002}

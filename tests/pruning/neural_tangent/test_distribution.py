@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pathlib
 import re
 import signal
 import socket
@@ -13,22 +12,21 @@ import sys
 
 import keras
 import pytest
-
-import keras_ntt
+from helpers.paths import ROOT
 
 pytestmark = pytest.mark.long
 
-HERE = pathlib.Path(__file__).parent
+HELPERS = ROOT / "tests" / "helpers"
 PARTS = pytest.mark.skipif(
     keras.__version__.startswith("3.3."), reason="its replicas differ without pruning, too"
 )
 
 
 def start(*what, **environment):
-    path = os.pathsep.join([str(pathlib.Path(keras_ntt.__file__).parent.parent), str(HERE)])
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     quiet = {"CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
     return subprocess.Popen(
-        [sys.executable, str(HERE / "distributed_child.py"), *what],
+        [sys.executable, str(HELPERS / "distributed_child.py"), *what],
         env={**os.environ, "PYTHONPATH": path, **quiet, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

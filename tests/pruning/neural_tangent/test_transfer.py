@@ -379,6 +379,7 @@ def test_prune_neural_tangent_copies_a_model_with_code_of_its_own():
 
 
 @pytest.mark.long
+@pytest.mark.filterwarnings("ignore:The model .* ends in")
 @pytest.mark.parametrize("make", architectures.ALL, ids=lambda make: make.__name__)
 def test_a_transfer_runs_on_every_architecture(make):
     model = architectures.randomize(make(), scale=0.3)
