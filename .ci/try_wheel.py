@@ -25,7 +25,7 @@ def core() -> None:
     for name in ("sklearn", "matplotlib", "ai_edge_litert"):
         assert importlib.util.find_spec(name) is None, f"{name} is installed"
     package = pathlib.Path(keras_ntt.__file__).resolve().parent
-    assert HERE.parent not in package.parents, f"{package} is not the wheel"
+    assert package != HERE.parent / "keras_ntt", f"{package} is not the wheel"
     assert (package / "py.typed").exists()
     assert importlib.metadata.version("keras-ntt") == keras_ntt.__version__
     model = keras.Sequential(
