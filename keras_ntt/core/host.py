@@ -20,6 +20,7 @@ from keras.src.backend.common.variables import AutocastScope
 from keras.src.layers.rnn.conv_lstm import ConvLSTMCell
 from keras.src.models.functional import Functional
 from tensorflow.python.distribute import distribute_lib
+from tensorflow.python.framework import convert_to_constants
 from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
 from tensorflow.python.util import _pywrap_util_port
 
@@ -325,6 +326,23 @@ def has_onednn() -> bool:
 def is_in_xla() -> bool:
     """Tell whether the function being traced will be compiled by XLA, which needs known shapes."""
     return bool(GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()))
+
+
+def with_constants(function: Any) -> Any:
+    """Return a concrete function with the values of its variables in place of these.
+
+    Args:
+        function: A ``tf.types.experimental.ConcreteFunction``.
+
+    Returns:
+        A concrete function of the same inputs, which returns the list of its outputs.
+
+    Raises:
+        Exception: If something it needs cannot be a constant.
+    """
+    return convert_to_constants.convert_variables_to_constants_v2(
+        function, lower_control_flow=False
+    )
 
 
 def layers_of(

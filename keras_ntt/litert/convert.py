@@ -7,7 +7,7 @@ import io
 import tempfile
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -24,6 +24,14 @@ _OTHERS = ("float16", "bfloat16", "float64")
 _NAMES = (*_OTHERS, "mixed_float16", "mixed_bfloat16")  # of types and of policies
 
 
+class _Integers(NamedTuple):
+    """What files that compute in integers need: inputs to measure, and the types at their ends."""
+
+    batches: list[Any]
+    input_type: str
+    output_type: str
+
+
 def convert(
     model: keras.Model,
     quantizations: Sequence[str | None],
@@ -33,11 +41,14 @@ def convert(
     input_type: str = "float32",
     output_type: str = "float32",
 ) -> list[bytes]:
-    """Convert a model by way of one SavedModel, without the prints about it.
+    """Convert a model to LiteRT files, without what TensorFlow prints.
 
-    The converter's own door for Keras models aborts the process with TensorFlow 2.16. Its
-    sparse mode is never used: it writes files that compute something else or do not load.
-    Recurrent layers are written step by step, because it cannot convert their loops.
+    The converter takes the model's function with its variables as constants. Where a model has
+    something that cannot be a constant, such as a look-up table, it takes a SavedModel, which is
+    several times slower to write and to read. The converter's own way for Keras models is never
+    used, because it ends the process with TensorFlow 2.16, nor its sparse mode: its files compute
+    something else or do not load. Recurrent layers are written step by step, because the converter
+    cannot take their loops.
 
     Args:
         model: The model.
@@ -58,18 +69,16 @@ def convert(
     """
     model = in_float32(model)
     ports = ports or ports_of(model)
+    batches = [] if samples is None or ports is None else _batches(ports, samples)
+    integers = _Integers(batches, input_type, output_type)
     try:
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            contextlib.redirect_stdout(io.StringIO()),
-        ):
-            _save(model, folder, ports)
-            batches = [] if samples is None or ports is None else _batches(ports, samples)
-            types = (input_type, output_type)
-            files = [_convert(folder, kind, batches, types) for kind in quantizations]
-            if ports is None or ports.is_single:
-                return files
-            return [ports.in_order(content) for content in files]
+        with contextlib.redirect_stdout(io.StringIO()):
+            files = None if ports is None else _by_function(model, quantizations, ports, integers)
+            if files is None:
+                files = _by_saved_model(model, quantizations, ports, integers)
+        if ports is None or ports.is_single:
+            return files
+        return [ports.in_order(content) for content in files]
     except Exception as error:  # the converter raises whatever its passes raise
         raise ExportError(
             f"TensorFlow could not convert the model {model.name!r} to LiteRT. {_hint(model)}"
@@ -134,6 +143,46 @@ def _renamed(value: Any) -> Any:
     return "float32" if isinstance(value, str) and value in _NAMES else value
 
 
+def _by_function(
+    model: keras.Model, quantizations: Sequence[str | None], ports: Ports, integers: _Integers
+) -> list[bytes] | None:
+    """Return files of the model's function; None if its variables cannot be constants."""
+    specs = list(ports.inputs)
+    try:
+        with unrolled(model, specs):
+            function = tf.function(ports.endpoint(model), autograph=False)
+            function = function.get_concrete_function(*specs)
+        names, constant = sorted(function.structured_outputs), host.with_constants(function)
+
+        def named(*tensors: tf.Tensor) -> dict[str, tf.Tensor]:  # constants have no names
+            return dict(zip(names, constant(*tensors), strict=True))
+
+        whole = tf.function(named, autograph=False).get_concrete_function(*specs)
+        return [
+            _convert(
+                tf.lite.TFLiteConverter.from_concrete_functions([whole], tf.Module()), q, integers
+            )
+            for q in quantizations
+        ]
+    except Exception:  # whatever TensorFlow raises; the SavedModel's error is the one to show
+        return None
+
+
+def _by_saved_model(
+    model: keras.Model,
+    quantizations: Sequence[str | None],
+    ports: Ports | None,
+    integers: _Integers,
+) -> list[bytes]:
+    """Return files of a model that is saved as a SavedModel first."""
+    with tempfile.TemporaryDirectory() as folder:
+        _save(model, folder, ports)
+        return [
+            _convert(tf.lite.TFLiteConverter.from_saved_model(folder), q, integers)
+            for q in quantizations
+        ]
+
+
 def _save(model: keras.Model, folder: str, ports: Ports | None) -> None:
     """Write a SavedModel of inference, which `Model.export` takes for the default of each layer."""
     if ports is None:  # the shapes that a call of its own takes are known to Keras alone
@@ -144,11 +193,7 @@ def _save(model: keras.Model, folder: str, ports: Ports | None) -> None:
     archive.track(model)
     specs = list(ports.inputs)
     with unrolled(model, specs):
-        if ports.is_single:
-            spec = keras.tree.pack_sequence_as(ports.structure, specs)
-            archive.add_endpoint("serve", lambda x: model(x, training=False), [spec])
-        else:
-            archive.add_endpoint("serve", ports.endpoint(model), specs)
+        archive.add_endpoint("serve", ports.endpoint(model), specs)
         archive.write_out(folder)
 
 
@@ -170,21 +215,19 @@ def _batches(ports: Ports, samples: Sequence[np.ndarray]) -> list[Any]:
     return [dict(zip(names, batch, strict=True)) for batch in cut]
 
 
-def _convert(
-    folder: str, quantization: str | None, batches: list[Any], types: tuple[str, str]
-) -> bytes:
-    converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+def _convert(converter: Any, quantization: str | None, integers: _Integers) -> bytes:
     if quantization is not None:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if quantization == "float16":
         converter.target_spec.supported_types = [tf.float16]
     if quantization in ("int8", "int16"):
-        converter.representative_dataset = lambda: iter(batches)
+        converter.representative_dataset = lambda: iter(integers.batches)
         kinds = tf.lite.OpsSet
         wide = kinds.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
         chosen = kinds.TFLITE_BUILTINS_INT8 if quantization == "int8" else wide
         converter.target_spec.supported_ops = [chosen]
-        converter.inference_input_type, converter.inference_output_type = map(tf.as_dtype, types)
+        converter.inference_input_type = tf.as_dtype(integers.input_type)
+        converter.inference_output_type = tf.as_dtype(integers.output_type)
     with warnings.catch_warnings():
         # Of the converter's own way to measure ranges, which nobody can change.
         warnings.filterwarnings("ignore", r"[\s\S]*tf.lite.Interpreter is deprecated")

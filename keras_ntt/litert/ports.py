@@ -59,11 +59,14 @@ class Ports:
         return keras.tree.flatten(model(x, training=False))
 
     def endpoint(self, model: keras.Model) -> Callable[..., dict[str, tf.Tensor]]:
-        """Return a function of the flat inputs to the outputs by name."""
+        """Return a function of the flat inputs to the outputs by name.
+
+        One input and one output keep the name of Keras's own export, ``"output_0"``.
+        """
 
         def serve(*tensors: tf.Tensor) -> dict[str, tf.Tensor]:
             found = self.call(model, tensors)
-            names = self.outputs or _numbered(len(found))
+            names = _numbered(1) if self.is_single else self.outputs or _numbered(len(found))
             return {name: tf.identity(t) for name, t in zip(names, found, strict=True)}
 
         return serve
