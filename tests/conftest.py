@@ -34,6 +34,21 @@ gc.collect()
 gc.freeze()
 
 
+@pytest.hookimpl(tryfirst=True)  # before marks choose what is run
+def pytest_collection_modifyitems(items):
+    """Leave some parameters of a test that is marked ``few(count)`` to the long tests."""
+    groups = {}
+    for item in items:
+        if item.get_closest_marker("few"):
+            groups.setdefault((item.path, item.originalname), []).append(item)
+    for group in groups.values():
+        (count,) = group[0].get_closest_marker("few").args
+        kept = {round(i) for i in np.linspace(0, len(group) - 1, count)}
+        for i, item in enumerate(group):
+            if i not in kept:
+                item.add_marker(pytest.mark.long)
+
+
 @pytest.fixture(autouse=True)
 def _clean_keras():
     floatx, policy = keras.config.floatx(), keras.config.dtype_policy()

@@ -305,6 +305,7 @@ def test_report_counts_what_is_in_the_file(folder, capsys):
     assert "50.00%" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_compare_trains_every_method(folder, capsys):
     command = "compare model.keras --data data.npz -s 0.6 --epochs 20 --transfer-epochs 1"
     methods = ("dense", "ntt", "snip")
@@ -348,6 +349,7 @@ def test_compare_names_methods_that_do_not_fit(folder, capsys):
     assert "random" in captured.out
 
 
+@pytest.mark.long
 def test_compare_with_weights_drawn_anew(folder):
     settings = {"methods": ("dense",), "sparsity": 0.5, "allocation": "layerwise", "seed": 0}
     settings |= {"transfer_epochs": 1, "epochs": 1, "batch_size": 96, "learning_rate": 1e-9}

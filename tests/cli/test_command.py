@@ -72,6 +72,7 @@ def test_help_and_version_come_without_tensorflow():
 
 
 @pytest.mark.parametrize("verbose", [False, True])
+@pytest.mark.long
 def test_a_command_shows_tensorflow_s_messages_only_if_it_is_asked_to(tmp_path, verbose):
     code = (
         "import os, sys; os.environ.pop('TF_CPP_MIN_LOG_LEVEL', None)\n"

@@ -24,6 +24,7 @@ def short_run(tmp_path_factory):
     return output, results, "\n".join(lines)
 
 
+@pytest.mark.long
 def test_demo_writes_its_files(short_run):
     output, _, _ = short_run
     assert {p.name for p in output.iterdir()} == {
@@ -102,6 +103,7 @@ def test_command_line_says_what_is_wrong(tmp_path, capsys):
     assert "keras-ntt: " in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_import_needs_and_changes_nothing_more():
     """Only numpy, keras, tensorflow and the loader are imported, nothing is printed or set."""
     code = (

@@ -211,6 +211,7 @@ WRAPPED = {
 
 @pytest.mark.parametrize("loaded", [False, True])
 @pytest.mark.parametrize(("filters", "wanted"), WRAPPED.values(), ids=WRAPPED)
+@pytest.mark.few(2)
 def test_layers_in_wrappers_are_chosen_by_the_wrapper(filters, wanted, loaded, tmp_path):
     model = wrapped()
     if loaded:  # where Keras leaves the wrappers' names out of the paths

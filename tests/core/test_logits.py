@@ -114,6 +114,7 @@ def inputs_of(model, n=4):
 
 
 @pytest.mark.parametrize("make", ACTIVATION)
+@pytest.mark.few(9)
 def test_logits_are_those_of_the_network_without_its_last_activation(make):
     model = make(True)
     x, before = inputs_of(model), model.get_config()

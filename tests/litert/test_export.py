@@ -230,6 +230,7 @@ def test_data_in_a_dict_by_the_name_of_the_input(tmp_path):
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5])
+@pytest.mark.few(2)
 def test_a_file_of_a_fixed_batch_takes_any_number_of_samples(tmp_path, n):
     layers = [keras.layers.Reshape((4,)), keras.layers.Dense(3)]
     model = randomize(keras.Sequential([keras.Input(batch_shape=(2, 2, 2)), *layers]))
@@ -425,6 +426,7 @@ FAILURES = {
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
 @pytest.mark.parametrize("older", [b"older file", None], ids=["older", "new"])
 @pytest.mark.parametrize("name", FAILURES)
+@pytest.mark.few(12)
 def test_a_failure_leaves_an_older_file_as_it_was(tmp_path, name, older):
     make, options, error, match = FAILURES[name]
     model = make()

@@ -69,6 +69,7 @@ def inputs_of(model, n=4):
 
 
 @pytest.mark.parametrize("inputs", [66, 98, 250])
+@pytest.mark.few(1)
 def test_float32_above_97_per_cent_with_inputs_that_four_does_not_divide(inputs, tmp_path):
     # There the converter writes blocks of four and drops the last columns.
     model = pruned(mlp(inputs), 0.98)
@@ -113,6 +114,7 @@ def test_a_pruned_transposed_convolution(quantization, tmp_path):
 
 
 @pytest.mark.parametrize("make", [mlp, lenet])
+@pytest.mark.few(1)
 def test_float16_above_97_per_cent(make, tmp_path):
     # There the converter's files give NaN or end the process.
     model = pruned(make(), 0.98)
@@ -124,6 +126,7 @@ def test_float16_above_97_per_cent(make, tmp_path):
 
 @pytest.mark.parametrize("sparsity", [0.9, 0.99])
 @pytest.mark.parametrize("quantization", ["int8_weights", "int8"])
+@pytest.mark.few(2)
 def test_int8_loads_and_is_right_with_xnnpack(quantization, sparsity, tmp_path):
     # The converter's files do not load, or drop columns where 16 does not divide them.
     model = pruned(lenet(), sparsity)
@@ -182,6 +185,7 @@ def policy(name):
 @pytest.mark.parametrize(
     ("name", "compact"), [*((name, False) for name in POLICIES), ("mixed_float16", True)]
 )
+@pytest.mark.few(2)
 def test_a_model_of_another_precision_is_written_in_float32(name, compact, tmp_path):
     with policy(name):
         # Built late, so that its input is of the type that the layers compute in.

@@ -177,6 +177,7 @@ def test_paths_that_repeat_are_numbered():
         pytest.param({"steps_per_execution": 4, "jit_compile": True}, 2, id="steps_and_jit"),
     ],
 )
+@pytest.mark.few(3)
 def test_zeros_hold_however_a_step_is_run(mlp, options, calls):
     model = mlp()
     masks = random_masks(model)
@@ -186,6 +187,7 @@ def test_zeros_hold_however_a_step_is_run(mlp, options, calls):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.few(4)
 def test_zeros_hold_with_every_optimizer(mlp, name):
     model = mlp()
     masks = random_masks(model)
@@ -195,6 +197,7 @@ def test_zeros_hold_with_every_optimizer(mlp, name):
 
 
 @pytest.mark.parametrize("options", [{"jit_compile": True}, {"run_eagerly": True}])
+@pytest.mark.few(1)
 def test_zeros_hold_with_averaged_weights_however_a_step_is_run(mlp, options):
     model = mlp()
     masks = random_masks(model)
@@ -220,6 +223,7 @@ def test_averaged_weights_are_those_of_masks_attached_after_a_first_fit(mlp):
         ("float64", {"jit_compile": True}),
     ],
 )
+@pytest.mark.few(3)
 def test_zeros_hold_under_every_dtype_policy(mlp, policy, options):
     keras.config.set_dtype_policy(policy)
     model = mlp()
@@ -303,6 +307,7 @@ MASKED = {nested: 3, subclassed: 3, recurrent: 5, attention: 5, separable: 4, sh
     ("make", "run_eagerly"),
     [*((make, False) for make in MASKED), (nested, True), (recurrent, True)],
 )
+@pytest.mark.few(4)
 def test_zeros_hold_in_every_architecture(make, run_eagerly):
     model = make()
     masks = random_masks(model)
@@ -495,6 +500,7 @@ def test_zeros_hold_on_every_replica_of_a_mirrored_strategy():
 
 
 @pytest.mark.parametrize("options", [{}, {"jit_compile": True}, {"run_eagerly": True}])
+@pytest.mark.few(1)
 def test_masks_attached_after_a_first_fit_hold_without_compiling_again(mlp, options):
     model = mlp()
     compile_(model, **options)
@@ -505,6 +511,7 @@ def test_masks_attached_after_a_first_fit_hold_without_compiling_again(mlp, opti
 
 
 @pytest.mark.parametrize("options", [{}, {"jit_compile": True}, {"steps_per_execution": 4}])
+@pytest.mark.few(1)
 def test_masks_changed_between_fits_hold_without_compiling_again(mlp, options):
     model = mlp()
     compile_(model, **options)
@@ -620,6 +627,7 @@ def trained(make, masks_seed=0):
 
 
 @pytest.mark.parametrize("make", [nested, attention])
+@pytest.mark.few(1)
 def test_keras_file_then_restore_masks(make, tmp_path):
     model, masks = trained(make)
     model.save(tmp_path / "model.keras")
@@ -633,6 +641,7 @@ def test_keras_file_then_restore_masks(make, tmp_path):
     fit(loaded, found)  # with the optimizer that was loaded
 
 
+@pytest.mark.long
 def test_keras_files_have_no_trace_of_the_package(mlp, tmp_path):
     model, _ = trained(lambda: mlp(kernel_constraint="max_norm"))
     model.save(tmp_path / "masked.keras")

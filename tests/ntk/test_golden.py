@@ -147,6 +147,7 @@ def run(golden, dtype):
     return transfer, losses
 
 
+@pytest.mark.few(2)
 def test_trajectory(golden):
     transfer, losses = run(golden, "float64")
     np.testing.assert_allclose(losses, golden["loss_before_step"], rtol=1e-7)
@@ -162,6 +163,7 @@ def test_trajectory(golden):
     assert changed >= 8
 
 
+@pytest.mark.few(1)
 def test_trajectory_in_float32(golden):
     transfer, losses = run(golden, "float32")
     np.testing.assert_allclose(losses, golden["loss_before_step"], rtol=1e-3)

@@ -21,6 +21,7 @@ def sgd(model, x, y, steps, rate, *others):
 
 
 @pytest.mark.parametrize("n", [3, 9], ids=["more weights", "more samples"])
+@pytest.mark.few(1)
 def test_network_linear_in_its_weights_trains_exactly_so(float64, rng, n):
     """With more samples than weights the kernel has no full rank."""
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])

@@ -11,6 +11,7 @@ import keras_ntt
 
 @pytest.mark.parametrize(("n1", "n2"), [(2, 1), (1, 2), (3, 1), (1, 1), (3, 2)])
 @pytest.mark.parametrize("outputs", ["full", "trace"])
+@pytest.mark.few(4)
 def test_kernel_of_kept_entries_with_one_sample(n1, n2, outputs, rng):
     """As large as those that overran memory: 10 outputs of 300 units."""
     dense = keras.Sequential(

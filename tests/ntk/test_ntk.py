@@ -19,6 +19,7 @@ def relative_error(found, expected):
 
 
 @pytest.mark.parametrize("make", architectures.ALL, ids=lambda make: make.__name__)
+@pytest.mark.few(6)
 def test_structured_kernel_is_the_jacobian_kernel(make):
     model = architectures.randomize(make())
     x1, x2 = architectures.inputs_for(model, 3), architectures.inputs_for(model, 2, seed=1)
@@ -30,6 +31,7 @@ def test_structured_kernel_is_the_jacobian_kernel(make):
 
 
 @pytest.mark.parametrize("make", architectures.ALL, ids=lambda make: make.__name__)
+@pytest.mark.few(6)
 def test_kept_kernel_is_the_jacobian_kernel_of_the_kept_entries(make):
     model = architectures.randomize(make())
     rng = np.random.default_rng(2)
@@ -115,6 +117,7 @@ def test_inference_mode():
     [(architectures.lenet, False), (architectures.dense_without_bias, True)],
     ids=["lenet", "converted by autograph"],
 )
+@pytest.mark.few(1)
 def test_compiled_kernel_with_an_open_batch_size(make, autograph):
     model = architectures.randomize(make())
 

@@ -414,6 +414,7 @@ def test_every_picture_is_listed():
 
 
 @pytest.mark.parametrize("name", EVERY)
+@pytest.mark.few(4)
 def test_pictures_change_no_settings_and_are_drawn(name):
     before = mpl.rcParams.copy()
     figure = draw(name, title="what I say")
@@ -531,6 +532,7 @@ def test_metric_that_a_history_lacks(history):
         plots.training_curves({"a": history}, metric="accuracy")
 
 
+@pytest.mark.long
 def test_matplotlib_is_imported_when_something_is_drawn():
     code = (
         "import sys\n"

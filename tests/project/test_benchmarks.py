@@ -80,6 +80,7 @@ def run(module, *words):
     return result.stdout
 
 
+@pytest.mark.long
 def test_the_start_of_the_command_line_is_timed(tmp_path):
     output = tmp_path / "start_up.json"
     shown = run("benchmarks.speed.start_up", "--rounds", "3", "--output", str(output))

@@ -32,6 +32,7 @@ def blocks(path):
     ],
     ids=lambda path: path.name,
 )
+@pytest.mark.few(4)
 def test_code_runs(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code = "\n".join(blocks(path))

@@ -269,6 +269,7 @@ BAD_SPARSITIES += [None, [0.5]]
 
 @pytest.mark.parametrize("sparsity", BAD_SPARSITIES, ids=repr)
 @pytest.mark.parametrize("name", ["schedule", "transfer", "prune"])
+@pytest.mark.few(13)
 def test_rejects_sparsities_outside_their_range(name, sparsity):
     model = small()
     with refused(ValueError, r"sparsity.*in \[0, 1\).*Received: (pruning_schedule|spars)", model):
@@ -352,6 +353,7 @@ class Answering(PruningSchedule):
 @pytest.mark.parametrize("answer", NONSENSE)
 @pytest.mark.parametrize("kind", ["function", "schedule"])
 @pytest.mark.parametrize("begin", [0, 1], ids=["at_once", "in_fit"])
+@pytest.mark.few(13)
 def test_rejects_answers_of_schedules_that_are_not_pairs(answer, kind, begin):
     schedule = Answering(NONSENSE[answer], begin)
     given = schedule if kind == "schedule" else lambda step: schedule(step)
@@ -371,6 +373,7 @@ def test_rejects_objects_that_are_not_schedules(schedule):
 @pytest.mark.parametrize("option", ["ntk_weight", "l2"])
 @pytest.mark.parametrize("value", [-1e-3, float("nan"), float("inf"), "1e-3", None, True], ids=repr)
 @pytest.mark.parametrize("name", ["loss", "transfer", "prune"])
+@pytest.mark.few(12)
 def test_rejects_weights_of_the_objective_that_are_not_finite_numbers(name, option, value):
     model, teacher = small(), small()
     match = f"{option} must be a finite number of at least 0.*Received: {option}="
@@ -526,6 +529,7 @@ ON_ARRAYS = {
 
 @pytest.mark.parametrize("kind", BAD_ARRAYS)
 @pytest.mark.parametrize("name", ON_ARRAYS)
+@pytest.mark.few(23)
 def test_arrays_that_do_not_fit(name, kind):
     x, match = BAD_ARRAYS[kind]
     model = small()
@@ -612,6 +616,7 @@ LATER = [
 
 
 @pytest.mark.parametrize(("kind", "make", "validation"), LATER)
+@pytest.mark.few(4)
 def test_rejects_a_later_batch_that_does_not_fit(kind, make, validation):
     model = small()
     assert model.input_shape == (None, 6)
@@ -627,6 +632,7 @@ def test_rejects_a_later_batch_that_does_not_fit(kind, make, validation):
 
 
 @pytest.mark.parametrize(("make", "workers"), [(Batches, 1), (Batches, 2), (iter, None)])
+@pytest.mark.few(1)
 def test_rejects_a_batch_that_does_not_fit_after_forty_steps(make, workers):
     """TensorFlow makes other errors of those in its threads."""
     fit = np.ones((4, 6), "float32")
@@ -718,6 +724,7 @@ def test_rejects_samples_that_are_not_arrays(name, x):
 
 @pytest.mark.parametrize("size", [0, -1, 1.5, True, "64", float("nan"), [4]], ids=repr)
 @pytest.mark.parametrize("name", ["fit", "prune"])
+@pytest.mark.few(5)
 def test_rejects_batch_sizes_that_are_not_positive_integers(name, size):
     model = small()
     with refused(ValueError, "batch_size must be a positive integer.*Received: batch_", model):

@@ -5,10 +5,8 @@
 
 from __future__ import annotations
 
-import re
 import sys
 
-import pytest
 from helpers import structure
 from helpers.paths import ROOT
 
@@ -143,14 +141,15 @@ PLANTED = {
 }
 
 
-@pytest.mark.parametrize("file", PLANTED)
-def test_a_planted_violation_is_found(tmp_path, file):
+def test_planted_violations_are_found(tmp_path):
     for path in PACKAGE.rglob("*.py"):
         copy = tmp_path / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
-    code, message = PLANTED[file]
-    planted = tmp_path / file
-    planted.write_text(f"{planted.read_text(encoding='utf-8')}\n{code}", encoding="utf-8")
-    (found,) = faults(tmp_path / "keras_ntt")
-    assert re.search(re.escape(message), found)
+    for file, (code, _) in PLANTED.items():
+        planted = tmp_path / file
+        planted.write_text(f"{planted.read_text(encoding='utf-8')}\n{code}", encoding="utf-8")
+    found = list(faults(tmp_path / "keras_ntt"))
+    assert len(found) == len(PLANTED)
+    for _, message in PLANTED.values():
+        assert any(message in fault for fault in found), message

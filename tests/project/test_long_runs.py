@@ -13,6 +13,7 @@ import keras_ntt
 from benchmarks.soak import long_run
 
 
+@pytest.mark.long
 def test_some_hundred_steps_are_traced_once_and_take_no_memory():
     found = long_run.measure(600)
     long_run.check(found)
@@ -88,6 +89,7 @@ def stripped():
 
 
 @pytest.mark.parametrize("make", [transferred, with_masks, scheduled, stripped])
+@pytest.mark.few(2)
 def test_what_is_not_used_any_more_is_collected(make):
     references = [weakref.ref(one) for one in make()]
     keras.backend.clear_session()  # Keras keeps names and the like of what was built

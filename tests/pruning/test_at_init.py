@@ -85,6 +85,7 @@ def test_a_model_that_is_pruned_already():
         (NTKSAP(rounds=2, batches=2), "erk"),
     ],
 )
+@pytest.mark.few(4)
 def test_a_transfer_begins_with_the_masks_of_pruning_at_init(saliency, allocation):
     model = mlp()
     wanted = prune_at_init(
@@ -109,6 +110,7 @@ def test_a_transfer_begins_with_the_masks_of_pruning_at_init(saliency, allocatio
 
 
 @pytest.mark.parametrize("allocation", [*ALLOCATIONS, {".*": 0.6}])
+@pytest.mark.few(2)
 def test_refreshed_masks_are_by_latent_magnitude(allocation):
     """After steps with refreshes the masks are the largest latent weights, in the same shares."""
     model = mlp((6, 12, 10, 3))
@@ -137,6 +139,7 @@ def test_refreshed_masks_are_by_latent_magnitude(allocation):
 
 
 @pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.few(1)
 def test_the_whole_job_takes_its_inputs_for_the_score(labelled):
     x, y = data(n=32)
     inputs = tf.data.Dataset.from_tensor_slices((x, y)).batch(8) if labelled else x

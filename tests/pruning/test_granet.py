@@ -144,6 +144,7 @@ def granet_run(seed, *callbacks, first=True):
 
 
 @pytest.mark.parametrize(("epoch", "first"), [(0, True), (1, False), (3, True), (3, False)])
+@pytest.mark.few(1)
 def test_granet_in_a_run_that_is_resumed(tmp_path, epoch, first):
     whole = whole_run(granet_run)
     with pytest.raises(StoppedError):
@@ -162,6 +163,7 @@ def test_granet_goes_on_from_zeros_where_there_are_no_masks(tmp_path):
     assert total(masks_of(resumed)) == sum(np.count_nonzero(k) for k in kernels(resumed)) == 14
 
 
+@pytest.mark.long
 def test_granet_takes_labels_of_several_outputs():
     inputs = keras.Input((6,))
     hidden = layers.Dense(8)(inputs)

@@ -26,6 +26,7 @@ from keras_ntt.saliency import NetworkSaliency
 
 
 @pytest.mark.parametrize("options", [{}, {"run_eagerly": True}, {"jit_compile": True}], ids=str)
+@pytest.mark.few(1)
 def test_sniper_lets_entries_come_back_with_their_initial_values(options):
     model, watch = mlp(**options), Watch()
     initial = kernels(model)
@@ -100,6 +101,7 @@ def sniper_run(seed, *callbacks, first=True, epochs=4):
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 2])
+@pytest.mark.few(1)
 def test_sniper_in_a_run_that_is_resumed(tmp_path, epoch):
     whole = whole_run(sniper_run)
     with pytest.raises(StoppedError):
@@ -115,6 +117,7 @@ def test_sniper_in_a_run_that_is_resumed(tmp_path, epoch):
     ("seed", "first", "message"),
     [(0, False, "List it before BackupAndRestore"), (1, True, "other initial weights.*seed")],
 )
+@pytest.mark.few(1)
 def test_sniper_refuses_a_run_that_it_cannot_go_on_with(tmp_path, seed, first, message):
     with pytest.raises(StoppedError):
         sniper_run(0, keras_ntt.BackupAndRestore(tmp_path), Stop(1))

@@ -36,6 +36,7 @@ def fit(model, *callbacks, **options):
         (lambda step: (step == 30, 0.5), 2, "Nothing will be pruned"),
     ],
 )
+@pytest.mark.few(3)
 def test_a_schedule_that_does_not_fit_the_run_is_warned_of(mlp, schedule, epochs, match):
     model = keras_ntt.prune_low_magnitude(mlp(), schedule)
     found = fit(model, UpdatePruningStep(), epochs=epochs)

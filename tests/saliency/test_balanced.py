@@ -271,6 +271,7 @@ def transferred(inputs, **options):
 
 @pytest.mark.filterwarnings("ignore:Your input ran out of data:UserWarning")
 @pytest.mark.parametrize("name", READABLE)
+@pytest.mark.few(2)
 def test_a_transfer_shows_its_inputs_to_the_score(name):
     inputs, options = READABLE[name](half_constant())
     mask = transferred(inputs, **options)
@@ -342,6 +343,7 @@ def test_models_with_code_of_their_own_keep_all_units():
 
 
 @pytest.mark.parametrize("frequency", [None, 1])
+@pytest.mark.few(1)
 def test_a_transfer_that_holds_them(frequency):
     x = np.random.default_rng(0).normal(size=(64, 40)).astype("float32")
     model = mlp()

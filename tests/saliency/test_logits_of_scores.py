@@ -29,6 +29,7 @@ def scores_of(model, score):
 
 
 @pytest.mark.parametrize("score", SCORES)
+@pytest.mark.few(2)
 def test_a_score_of_logits_is_that_of_the_model_without_its_softmax(score):
     wanted = scores_of(network(), score)
     for end in ("softmax", layers.Softmax(), layers.Activation("sigmoid")):

@@ -207,6 +207,7 @@ def test_grasp_is_half_the_finite_difference_of_the_gradients_square():
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("wrt", ["all", "kept"])
+@pytest.mark.few(1)
 def test_ntk_trace_is_the_finite_difference_of_the_kernel(wrt):
     """Moving m by a factor moves w: for the kept kernel the mask's own square is added."""
     model, (x, _) = small(), data(n=5)
@@ -229,6 +230,7 @@ def jacobian_of(model, x, variable):
     return tape.jacobian(outputs, variable.value)
 
 
+@pytest.mark.long
 def test_ntk_sap_estimates_the_trace():
     """On the same Gaussian inputs, with small dw: eps^2 * c times the trace's sensitivity."""
     model = linear_chain((3, 2, 2), [np.arange(1, 7), [1, -1, 0.5, 2]])
@@ -461,6 +463,7 @@ MODELS = {
 
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("name", sorted({*SALIENCIES} - {"iterative_snip", "magnitude"}))
+@pytest.mark.few(12)
 def test_every_score_on_every_kind_of_model(kind, name):
     model, shape = MODELS[kind]()
     rng = np.random.default_rng(0)

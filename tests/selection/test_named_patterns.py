@@ -57,6 +57,7 @@ PATTERNS = [("1:4", 0.75), ((4, 1), 0.5), ((1, 4), 0.75), ((2, 2), 0.5), ("filte
 
 @pytest.mark.parametrize(("pattern", "sparsity"), PATTERNS)
 @pytest.mark.parametrize("saliency", ["magnitude", "synflow"])
+@pytest.mark.few(5)
 def test_at_initialization(network, pattern, sparsity, saliency):
     pruned = keras_ntt.prune_at_init(
         network,
@@ -84,6 +85,7 @@ def test_at_initialization(network, pattern, sparsity, saliency):
         ("filters", 0.5, "global"),
     ],
 )
+@pytest.mark.few(2)
 def test_transfer(rng, network, pattern, sparsity, allocation):
     """Each refresh chooses by the pattern from the latent weights of that step."""
     chosen = []
@@ -190,6 +192,7 @@ def kept_by_hand(pattern, scores):
 
 @pytest.mark.parametrize(("pattern", "sparsity"), [("1:4", 0.75), ((4, 1), 0.5), ("filters", 0.5)])
 @pytest.mark.parametrize("make", [attention, transposed, transposed_in_time])
+@pytest.mark.few(4)
 def test_inputs_and_outputs_are_those_of_the_layer(make, pattern, sparsity):
     model, options = make(), {"allocation": "layerwise", "pattern": pattern}
     kernels = [np.abs(v.numpy()) for v in model.trainable_variables if v.name == "kernel"]

@@ -178,6 +178,7 @@ def test_it_is_left_to_the_libraries_of_a_gpu(taken, monkeypatch):
     assert taken == []
 
 
+@pytest.mark.long
 def test_without_onednn_xla_alone_takes_it(taken, monkeypatch):
     monkeypatch.setattr(host, "has_onednn", lambda: False)
     model, x = after(layers.Conv2D(20, 5)), tf.ones((2, 12, 12, 3))
@@ -194,6 +195,7 @@ def test_without_onednn_xla_alone_takes_it(taken, monkeypatch):
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the setting is for x86")
+@pytest.mark.long
 def test_onednn_is_seen():
     """Its setting is read once a process: here it is one, there the other."""
     here = host.has_onednn()
@@ -308,6 +310,7 @@ def batch(model, n, rng):
 
 
 @pytest.mark.parametrize("wrt", ["all", "kept"])
+@pytest.mark.few(8)
 def test_kernels_are_those_of_the_jacobian(model, wrt, rng, always, taken):
     kernels = [v for v in model.trainable_variables if v.shape.rank == 4]
     keras_ntt.apply_masks(model, {v.path: rng.random(v.shape) < 0.5 for v in kernels})
@@ -360,6 +363,7 @@ class Gathered(layers.Layer):
 @pytest.mark.parametrize("own", [Forgetful, Gathered])
 @pytest.mark.parametrize("last", [layers.ReLU, layers.MaxPooling2D])
 @pytest.mark.parametrize("gain", [0, 1000])
+@pytest.mark.few(3)
 def test_open_batch_and_gradients_of_unknown_shape(
     own, last, gain, monkeypatch, rng, taken, float64
 ):

@@ -36,6 +36,7 @@ def prune_by_half(model):
     return keras_ntt.apply_masks(model, masks)
 
 
+@pytest.mark.few(11)
 def test_structured_kernel_is_the_jacobian_kernel(name, model):
     tolerance = 1e-6 if name == "lora" else 1e-11  # Keras keeps LoRA's weights in float32
     masks = keras_ntt.get_masks(prune_by_half(model))
@@ -181,6 +182,7 @@ MASKED = {
 
 @pytest.mark.parametrize("implementation", ["auto", "jacobian"])
 @pytest.mark.parametrize("case", MASKED)
+@pytest.mark.few(3)
 def test_masked_sequences(case, implementation):
     """The kernel by derivatives of the model as Keras runs it, loops and all."""
     tokens = keras.Input((4,), dtype="int32")
@@ -245,6 +247,7 @@ def branches_of_several(a, b, c):
     [dense_of_several, convolutions_of_several, branches_of_several],
     ids=lambda make: make.__name__,
 )
+@pytest.mark.few(2)
 def test_layers_of_several_float_types(make, types):
     model = architectures.randomize(make(*types.split()))
     x = np.random.default_rng(1).normal(size=(3, *model.input_shape[1:])).astype("float32")
@@ -254,6 +257,7 @@ def test_layers_of_several_float_types(make, types):
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.few(1)
 def test_a_head_in_float32_as_keras_advises_for_mixed_precision(policy):
     hidden = layers.Dense(16, "relu", dtype=policy)
     model = architectures.sequential((6,), hidden, layers.Dense(3, dtype="float32"))
@@ -273,6 +277,7 @@ TIES = {
 
 
 @pytest.mark.parametrize("case", TIES)
+@pytest.mark.few(1)
 def test_winners_of_windows_in_which_entries_are_equal(case):
     shape, conv, pooling, window = TIES[case]
     if case == "3D":  # which TensorFlow has in short floats only

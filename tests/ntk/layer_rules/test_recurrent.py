@@ -177,6 +177,7 @@ def chosen():
 
 
 @pytest.mark.parametrize(("case", "cell"), list(chosen()))
+@pytest.mark.few(7)
 def test_kernel(case, cell, monkeypatch):
     model, x = CASES[case](cell)
     model = architectures.randomize(model)
@@ -272,6 +273,7 @@ class Scaled(layers.LSTMCell):
         return super().call(2 * inputs, states, training=training)
 
 
+@pytest.mark.long
 def test_cells_of_another_form_are_run_step_by_step(monkeypatch):
     monkeypatch.setattr(recurrent, "Recurrent", None)
     x = keras.Input((4, 2))
@@ -296,6 +298,7 @@ class Stacked(keras.Model):
         return self.last(keras.ops.concatenate([y, h, c, h2, c2, *self.ways(x)], -1))
 
 
+@pytest.mark.long
 def test_what_recurrent_layers_return_in_a_model_of_ones_own():
     model = Stacked()
     model(X)

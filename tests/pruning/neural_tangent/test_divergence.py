@@ -73,6 +73,7 @@ def after_five_good_batches():
     [{}, {"steps_per_execution": 4}, {"run_eagerly": True}, {"jit_compile": True}],
     ids=lambda options: next(iter(options), "graph"),
 )
+@pytest.mark.few(1)
 def test_everything_stays_as_the_last_finite_step_left_it(options):
     found = transfer_of(student_of(), **options)
     with pytest.raises(FloatingPointError, match=r"after step 5.*as that step left them.*lower it"):
@@ -123,6 +124,7 @@ def test_a_loss_that_is_finite_with_a_gradient_that_is_not():
 
 
 @pytest.mark.parametrize("rate", [1e30, 1e37])
+@pytest.mark.few(1)
 def test_a_learning_rate_that_is_too_high_leaves_finite_weights_and_says_so(rate):
     transfer = transfer_of(student_of(), keras.optimizers.Adam(rate))
     with pytest.raises(FloatingPointError, match="learning rate is too high") as error:

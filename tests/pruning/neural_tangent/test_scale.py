@@ -74,6 +74,7 @@ def test_expected_distance_of_projections_is_the_distance(float64):
     assert error < 0.2 * float(exact.ntk_distance)
 
 
+@pytest.mark.long
 def test_validation_draws_the_same_projections_each_time():
     model, teacher = pair()
     x = architectures.inputs_for(model, 4)
@@ -161,6 +162,7 @@ def test_blocks_give_the_same_loss_and_gradient(float64, n, options):
         np.testing.assert_allclose(blocks, whole, rtol=1e-8, atol=1e-12)
 
 
+@pytest.mark.long
 def test_memory_limit_takes_steps_in_blocks():
     student, _ = pair(architectures.dense)
     x = architectures.inputs_for(student, 32).astype("float32")
@@ -232,6 +234,7 @@ def test_memory_of_lists_that_loops_fill():
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.few(1)
 def test_mixed_precision(policy):
     exact = architectures.randomize(architectures.lenet(), scale=0.3)
     use_float("float32")
@@ -275,6 +278,7 @@ def test_compiled_with_xla(name):
 
 @pytest.mark.parametrize("trace", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.few(1)
 def test_rows_of_a_table_that_both_sides_read_compiled_with_xla(float64, trace, masked):
     """Rows read twice, by one side alone, and by none; also more readings than rows."""
     rng = np.random.default_rng(0)

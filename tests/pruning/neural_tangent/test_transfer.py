@@ -133,6 +133,7 @@ def on_a_dataset():
 
 @pytest.mark.filterwarnings("ignore:Your input ran out of data")
 @pytest.mark.parametrize("kind", [kind for kind in kinds_of_data() if kind != "dataset"])
+@pytest.mark.few(3)
 def test_every_kind_of_data_gives_the_same_run(kind):
     schedule = keras_ntt.NTTSchedule(SPARSITY, frequency=2, end_step=4)
     found = transfer_of(small(), pruning_schedule=schedule)
@@ -155,6 +156,7 @@ def step_by_step():
     [{"steps_per_execution": 4}, {"run_eagerly": True}, {"jit_compile": True}],
     ids=lambda options: next(iter(options)),
 )
+@pytest.mark.few(1)
 def test_ways_of_running_agree(compiled):
     found = transfer_of(small(), compiled=compiled)
     found.fit(samples(), batch_size=8, epochs=2, verbose=0)
@@ -163,6 +165,7 @@ def test_ways_of_running_agree(compiled):
 
 
 @pytest.mark.parametrize("n", [17, 19, 1])
+@pytest.mark.few(1)
 def test_odd_last_batches(n):
     transfer = transfer_of(small())
     history = transfer.fit(samples(n), batch_size=16, verbose=0)
@@ -288,6 +291,7 @@ def five_epochs():
 
 
 @pytest.mark.parametrize("step", [6, 13])
+@pytest.mark.few(1)
 def test_a_run_that_was_killed_ends_where_another_ends(tmp_path, step):
     backup = tmp_path / "backup"
     killed = transfer_of(small())
@@ -409,6 +413,7 @@ class KeepBest(keras.callbacks.Callback):
 
 
 @pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.few(1)
 def test_an_earlier_state_that_is_loaded_is_that_of_the_student(tmp_path, fresh):
     schedule = keras_ntt.NTTSchedule(SPARSITY, frequency=1)
     best = KeepBest(tmp_path / "best.weights.h5", 0)

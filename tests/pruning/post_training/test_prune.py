@@ -94,6 +94,7 @@ def outputs(model, x):
 
 
 @pytest.mark.parametrize("make", MODELS, ids=lambda make: make.__name__)
+@pytest.mark.few(3)
 def test_nothing_to_prune_leaves_what_the_model_computes(make, rng):
     model, x = make(), inputs_for(make, rng, 20)
     if make in (convolutional, own):
@@ -106,6 +107,7 @@ def test_nothing_to_prune_leaves_what_the_model_computes(make, rng):
 
 
 @pytest.mark.parametrize("make", MODELS, ids=lambda make: make.__name__)
+@pytest.mark.few(4)
 def test_counts_zeros_and_masks(make, rng):
     model, x = make(), inputs_for(make, rng, 20)
     for method in ("obc", "sparsegpt") if make in (nested, own) else ("obc",):
@@ -122,6 +124,7 @@ def test_counts_zeros_and_masks(make, rng):
 
 @pytest.mark.parametrize("make", [convolutional, attention, own], ids=lambda make: make.__name__)
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.few(5)
 def test_refitting_comes_nearer_to_the_dense_model_than_the_mask_alone(make, method, rng):
     model, x = make(), inputs_for(make, rng, 200)
     found = prune_post_training(

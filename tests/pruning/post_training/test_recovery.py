@@ -78,6 +78,7 @@ def test_losses_are_those_of_their_formulas(rng):
 
 
 @pytest.mark.parametrize("form", ["arrays", "dataset", "augmented"])
+@pytest.mark.few(1)
 def test_recovery_comes_nearer_to_the_dense_model(form, rng):
     model, x = classifier(), rng.normal(size=(256, 6)).astype("float32")
     dense = [np.asarray(v) for v in model.variables]
