@@ -36,6 +36,7 @@ def distil(
     augment: Callable[[Any], Any] | None = None,
     seed: int = 0,
     verbose: Any = "auto",
+    masks: Callable[[int], keras.callbacks.Callback] | None = None,
 ) -> list[float]:
     """Train a model towards another one's outputs, in place; masks are held.
 
@@ -53,6 +54,7 @@ def distil(
         augment: A function of a batch of inputs, in TensorFlow; both models see what it returns.
         seed: Seed of the order of arrays.
         verbose: As of ``fit``.
+        masks: A function of the number of all steps to a callback that changes the masks.
 
     Returns:
         The loss of each epoch. If it stops being finite, the weights go back to where they were,
@@ -77,7 +79,10 @@ def distil(
         steps = epochs * _length(data, x, batch_size)
         schedule = keras.optimizers.schedules.CosineDecay(learning_rate, max(steps, 1))
         trainer.compile(optimizer=keras.optimizers.Adam(schedule), jit_compile=False)
-        history = trainer.fit(data, epochs=epochs, verbose=verbose, shuffle=False)
+        callbacks = [] if masks is None else [masks(steps)]
+        history = trainer.fit(
+            data, epochs=epochs, verbose=verbose, shuffle=False, callbacks=callbacks
+        )
     losses = [float(value) for value in history.history["loss"]]
     values = [host.array_of(v) for v in student.variables]
     floats = [v for v in values if np.issubdtype(v.dtype, np.floating)]

@@ -10,6 +10,7 @@ from helpers.expect import warned
 from keras import layers
 
 from keras_ntt import get_masks, prune_post_training
+from keras_ntt.pruning.post_training.gradual import GradualMasks, lamp
 from keras_ntt.pruning.post_training.logits import Head, as_logits, heads_of, logits_of
 from keras_ntt.pruning.post_training.recovery import Loss
 
@@ -125,3 +126,55 @@ def test_the_same_seed_gives_the_same_weights(rng):
     )
     for one, other in zip(a.weights, b.weights, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_lamp_scores_are_those_of_the_definition(rng):
+    values = rng.normal(size=(5, 4)).astype("float32")
+    values[0, :2] = 0
+    squares = values.astype("float64") ** 2
+    expected = [s / squares[squares >= s].sum() if s else 0.0 for s in squares.ravel()]
+    np.testing.assert_allclose(lamp(values).ravel(), expected, rtol=1e-12)
+    np.testing.assert_array_equal(lamp(np.zeros((2, 2))), np.zeros((2, 2)))
+
+
+def test_gradual_masks_shrink_along_the_cubic_curve_to_the_sparsity(rng):
+    model, x = classifier(), rng.normal(size=(640, 6)).astype("float32")
+    sparse = prune_post_training(model, x, sparsity=0.5, verbose=0)
+    (first, last) = (v for v in sparse.trainable_variables if v.path in get_masks(sparse))
+    masks = GradualMasks(sparse, [first, last], 0.9, steps=80)
+    before = get_masks(sparse)
+    sparsities = []
+    for _ in range(80):
+        masks.on_train_batch_end(0)
+        now = get_masks(sparse)
+        assert all((now[path] <= before[path]).all() for path in now)
+        before = now
+        kept = sum(int(mask.sum()) for mask in now.values())
+        sparsities.append(1 - kept / 160)
+    for step in (20, 40, 60):
+        curve = 0.9 - 0.4 * (1 - step / 60) ** 3
+        assert sparsities[step - 1] == pytest.approx(curve, abs=0.5 / 160 + 1e-9)
+    assert sparsities[18] == 0.5
+    assert sparsities[59:] == [0.9] * 21
+
+
+def test_gradual_recovery_ends_at_the_sparsity_with_its_zeros(rng):
+    model, x = classifier(), rng.normal(size=(320, 6)).astype("float32")
+    options = {"sparsity": 0.8, "epochs": 8, "verbose": 0}
+    gradual = prune_post_training(model, x, recovery="gradual", **options)
+    masks = get_masks(gradual)
+    assert sum(int(mask.sum()) for mask in masks.values()) == 32
+    for variable in gradual.variables:
+        if variable.path in masks:
+            assert not np.asarray(variable)[~masks[variable.path]].any()
+    held = prune_post_training(model, x, **options)
+    assert any((masks[path] != mask).any() for path, mask in get_masks(held).items())
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"epochs": 1, "pattern": "2:4"}, {"epochs": 1, "allocation": "layerwise"}]
+)
+def test_gradual_recovery_needs_steps_and_one_threshold(options, rng):
+    x = rng.normal(size=(32, 6)).astype("float32")
+    with pytest.raises(ValueError, match="gradual"):
+        prune_post_training(classifier(), x, sparsity=0.5, recovery="gradual", verbose=0, **options)
