@@ -58,6 +58,8 @@ def _is_identity(value: np.ndarray) -> bool:
         return False
     matrix = value.reshape(-1, value.shape[-1])
     rows, columns = matrix.shape
+    if np.count_nonzero(value) > max(rows, columns):
+        return False
     gates = columns // rows if columns % rows == 0 else 1
     return all(_is_one_number_a_row(part) for part in np.split(matrix, gates, axis=1))
 

@@ -88,6 +88,8 @@ class ScheduledMask(MaskConstraint):
 
     def advance(self) -> None:
         """Count an update that no optimizer has counted, see `advance_pruning`."""
+        if self.count_updates and self.optimizer is not None:
+            return  # it has counted what counts
         counted = tf.convert_to_tensor(self._done) > tf.convert_to_tensor(self._seen)
         tf.cond(counted, lambda: False, self._count)
         self._seen.assign(tf.convert_to_tensor(self._done))

@@ -68,7 +68,9 @@ def rank_of(scores: tf.Tensor) -> tf.Tensor:
     """
     shape = scores.shape.as_list()
     size = math.prod(shape)
-    place = place_of(tf.range(size, dtype=tf.int64), shape)
+    longest = max(shape[-1], size // max(shape[-1], 1)) if shape else 1
+    dtype = tf.int32 if longest**2 < 2**31 else tf.int64  # the largest product on the way
+    place = place_of(tf.range(size, dtype=dtype), shape)
     entry = tf.math.invert_permutation(place)
     by_place = tf.gather(tf.reshape(scores, [-1]), entry)
     order = tf.argsort(by_place, direction="DESCENDING", stable=True)
