@@ -583,8 +583,10 @@ def ends_accumulation(optimizer: Any) -> Any:
     return tf.equal((tf.convert_to_tensor(optimizer._iterations) + 1) % number, 0)
 
 
-_OPERATIONS = ("conv", "conv_transpose", "depthwise_conv", "separable_conv", "matmul", "dot")
-_OPERATIONS += ("tensordot", "einsum", "take")
+_OPERATIONS = (
+    *("conv", "conv_transpose", "depthwise_conv", "separable_conv"),
+    *("matmul", "dot", "tensordot", "einsum", "take"),
+)
 
 
 def kernel_used(layer: Any, variable: keras.Variable) -> np.ndarray | None:
@@ -600,8 +602,9 @@ def kernel_used(layer: Any, variable: keras.Variable) -> np.ndarray | None:
         is called on zeros. None if there is none, or the layer is in no graph.
     """
     for name in ("kernel", "embeddings"):
-        kernel = getattr(type(layer), name, None) and getattr(layer, name, None)
-        if tf.is_tensor(kernel) and kernel.shape == variable.shape:
+        kernel: Any = getattr(layer, name, None) if hasattr(type(layer), name) else None
+        computed = tf.is_tensor(kernel) and not isinstance(kernel, keras.Variable)
+        if computed and kernel.shape == variable.shape:
             return np.asarray(kernel)
     seen: list[np.ndarray] = []
     places = (keras.src.ops, keras.ops)

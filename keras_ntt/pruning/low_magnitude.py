@@ -165,8 +165,9 @@ class _Settings:
         """
         if self.owners(layer):
             return True
-        plain = host.is_of_keras(layer) and not isinstance(layer, keras.Model)
-        return alone and not plain and bool(layer.trainable_variables)
+        if isinstance(layer, keras.Model):
+            return alone
+        return alone and not host.is_of_keras(layer) and bool(layer.trainable_variables)
 
     def masks_for(self, part: keras.layers.Layer) -> Chosen:
         """Return a mask, not attached yet, for each weight that is selected and has none."""

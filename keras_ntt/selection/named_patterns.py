@@ -57,7 +57,8 @@ def as_pattern(value: Any) -> Pattern | None:
         if 0 < n < m:
             return OfConsecutive(n, m)
     elif isinstance(value, (tuple, list)) and len(value) == 2:
-        return Blocks(*(checks.check_count("pattern", size) for size in value))
+        height, width = (checks.check_count("pattern", size) for size in value)
+        return Blocks(height, width)
     raise ValueError(
         "pattern must be None, 'n:m' with n < m such as '2:4', a block (inputs, outputs) such as "
         "(4, 1), 'filters', or a function of a weight's scores and its sparsity that returns a "

@@ -115,11 +115,11 @@ def m_of_n(scores: tf.Tensor, m: int, n: int) -> tf.Tensor:
     # Not with zeros: scores may be below zero.
     padded = tf.pad(by_output, paddings, constant_values=-np.inf)
     groups = tf.reshape(padded, [-1, n])
-    # Of equal scores the first are kept, beginning one entry further from output to output, so that
-    # no input is left out by all of them. What is filled up begins last everywhere.
+    # Of equal scores the first are kept, beginning where those of the output before have ended, so
+    # that all inputs are kept equally often. What is filled up begins last everywhere.
     count, each = groups.shape[0], padded.shape[-1] // n
     group = tf.range(count)[:, None]
-    shift = (group // each + group % each) % n
+    shift = ((n - m) * (group // each) + group % each) % n
     last = tf.reshape(_filled(padded, channels), [-1, n])
     turn = (tf.range(n)[None] - shift) % n + n * tf.cast(last, tf.int32)
     first = tf.argsort(turn, axis=-1)

@@ -96,7 +96,9 @@ def test_what_is_left_out_is_named_and_can_be_chosen(rng):
     model, layer = table(rng)
     dense = model.layers[-1]
     keras_ntt.strip_pruning(prune_low_magnitude(model, 0.5, filters=dense.name))
-    with warned(f"from the beginning get no mask.*filters=.*Received: '{layer.name}/embeddings'"):
+    with warned(
+        f"from the beginning get no mask.*filters=.*Received: '(.*/)?{layer.name}/embeddings'"
+    ):
         keras_ntt.restore_masks(model)
     assert list(keras_ntt.get_masks(model)) == [dense.kernel.path]
     keras_ntt.strip_pruning(model)
