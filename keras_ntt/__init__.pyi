@@ -14,7 +14,8 @@ from .litert.xnnpack.policy import PruneForLatencyOnXNNPack
 from .masks.apply import apply_masks, get_masks, strip_pruning
 from .masks.compaction import remove_dead_units
 from .masks.files import load_masks, save_masks
-from .masks.policies import KernelPolicy, PruningPolicy
+from .masks.kept_updates import kept_gradients
+from .masks.policies import KernelPolicy, PrunableLayer, PruningPolicy
 from .masks.report import SparsityReport, sparsity_report
 from .masks.restore import restore_masks
 from .masks.saving import BackupAndRestore, save_model
@@ -38,11 +39,13 @@ from .pruning.neural_tangent.prune import prune_neural_tangent
 from .pruning.neural_tangent.transfer import NeuralTangentTransfer
 from .pruning.post_training.batch_norm import reestimate_batch_norm
 from .pruning.post_training.prune import prune_post_training
+from .pruning.scheduled_mask import advance_pruning
 from .pruning.sniper import SNIPER
 from .pruning.summaries import PruningSummaries, UpdatePruningStep
 from .selection.allocations import erdos_renyi
 from .selection.counts import keep_count
 from .selection.named_patterns import as_pattern
+from .selection.patterns import is_pruned_m_by_n
 from .selection.schedules import (
     ConstantSparsity,
     NTTSchedule,
@@ -61,6 +64,7 @@ __all__ = [  # noqa: RUF022, grouped by job
     # Prune while training with labels
     "prune_low_magnitude",
     "prune_scope",
+    "advance_pruning",
     "GraNet",
     "SNIPER",
     "UpdatePruningStep",
@@ -77,10 +81,12 @@ __all__ = [  # noqa: RUF022, grouped by job
     "NTTLoss",
     # Which weights, how many, in what pattern, when
     "PruningPolicy",
+    "PrunableLayer",
     "KernelPolicy",
     "PruneForLatencyOnXNNPack",
     "as_pattern",
     "erdos_renyi",
+    "is_pruned_m_by_n",
     "keep_count",
     "PruningSchedule",
     "ConstantSparsity",
@@ -91,6 +97,7 @@ __all__ = [  # noqa: RUF022, grouped by job
     "apply_masks",
     "strip_pruning",
     "restore_masks",
+    "kept_gradients",
     "save_masks",
     "load_masks",
     "save_model",

@@ -8,6 +8,8 @@ here, so that private names of Keras, and some of TensorFlow, are touched in one
 from __future__ import annotations
 
 import contextlib
+import functools
+import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -19,6 +21,7 @@ from keras.src.applications.convnext import LayerScale, StochasticDepth
 from keras.src.backend.common.variables import AutocastScope
 from keras.src.layers.rnn.conv_lstm import ConvLSTMCell
 from keras.src.models.functional import Functional
+from keras.src.optimizers.base_optimizer import BaseOptimizer
 from tensorflow.python.distribute import distribute_lib
 from tensorflow.python.framework import convert_to_constants
 from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
@@ -494,3 +497,138 @@ class CompleteModel(keras.Model):
 
     def _maybe_symbolic_build(self, *args: Any, **kwargs: Any) -> None:
         """Build nothing: Keras would take a symbolic batch, of parts of equal size, for it."""
+
+
+_before_steps: list[Callable[[Any, list[Any]], None]] = []
+
+
+def before_each_step(act: Callable[[Any, list[Any]], None]) -> None:
+    """Call a function whenever a Keras optimizer is about to take a step, also while it is traced.
+
+    Args:
+        act: Called with the optimizer and the variables that it has gradients for, in the order of
+            the gradients that it clips. Given a second time it is not called twice.
+    """
+    if act in _before_steps:
+        return
+    if not _before_steps:
+        apply = BaseOptimizer.apply
+
+        @functools.wraps(apply)
+        def watched_apply(self: Any, grads: Any, trainable_variables: Any = None) -> Any:
+            grads = list(grads)
+            if trainable_variables is not None:
+                trainable_variables = list(trainable_variables)
+            variables = trainable_variables or getattr(self, "_trainable_variables", ())
+            given = [
+                v
+                for gradient, v in zip(grads, variables, strict=False)
+                if gradient is not None and not getattr(v, "overwrite_with_gradient", False)
+            ]
+            for before in _before_steps:
+                before(self, given)
+            return apply(self, grads, trainable_variables)
+
+        BaseOptimizer.apply = watched_apply
+    _before_steps.append(act)
+
+
+def set_clipping(optimizer: Any, clip: Callable[[Any, list[Any]], list[Any]] | None) -> None:
+    """Clip the gradients of one optimizer by a function of it and them; None takes Keras's own."""
+    _set_method(optimizer, "_clip_gradients", clip)
+
+
+def set_update_step(optimizer: Any, step: Callable[..., None] | None) -> None:
+    """Replace what one optimizer does to a variable; None takes that of its class.
+
+    Args:
+        optimizer: The optimizer.
+        step: Called with the optimizer, a gradient, a ``tf.Variable`` and the learning rate.
+    """
+    _set_method(optimizer, "update_step", step)
+
+
+def set_root_mean_square(optimizer: Any, rms: Callable[[Any, Any], Any] | None) -> None:
+    """Replace how an Adafactor takes the root mean square of a tensor; None takes its own."""
+    if hasattr(type(optimizer), "_rms"):
+        _set_method(optimizer, "_rms", rms)
+
+
+def _set_method(thing: Any, name: str, function: Callable[..., Any] | None) -> None:
+    # Past Keras's own __setattr__, which would take it for a part of the state.
+    if function is not None:
+        object.__setattr__(thing, name, types.MethodType(function, thing))
+    elif name in vars(thing):
+        object.__delattr__(thing, name)
+
+
+def slots_of(optimizer: Any, held: tf.Variable) -> list[tf.Variable]:
+    """Return the variables of an optimizer that have the shape of a weight and belong to it."""
+    place = optimizer._get_variable_index(held)
+    lists = [x for x in vars(optimizer).values() if isinstance(x, list) and len(x) > place]
+    found = [x[place] for x in lists if x is not optimizer._trainable_variables]
+    slots = [raw(slot) for slot in found if isinstance(slot, keras.Variable)]
+    return [slot for slot in slots if slot.shape == held.shape and slot is not held]
+
+
+def ends_accumulation(optimizer: Any) -> Any:
+    """Return whether the step that an optimizer is taking moves the weights.
+
+    With ``gradient_accumulation_steps`` most of them only add the gradients up. True, or a boolean
+    tensor.
+    """
+    number = getattr(optimizer, "gradient_accumulation_steps", None)
+    if not number:
+        return True
+    return tf.equal((tf.convert_to_tensor(optimizer._iterations) + 1) % number, 0)
+
+
+_OPERATIONS = (
+    *("conv", "conv_transpose", "depthwise_conv", "separable_conv"),
+    *("matmul", "dot", "tensordot", "einsum", "take"),
+)
+
+
+def kernel_used(layer: Any, variable: keras.Variable) -> np.ndarray | None:
+    """Return the kernel that a layer computes with in place of one of its weights, if it is seen.
+
+    Args:
+        layer: A built layer.
+        variable: Its weight.
+
+    Returns:
+        What its property ``kernel`` or ``embeddings`` says, if that is no variable; else the last
+        operand of the weight's shape that its code gives to an operation of ``keras.ops`` when it
+        is called on zeros. None if there is none, or the layer is in no graph.
+    """
+    for name in ("kernel", "embeddings"):
+        kernel: Any = getattr(layer, name, None) if hasattr(type(layer), name) else None
+        computed = tf.is_tensor(kernel) and not isinstance(kernel, keras.Variable)
+        if computed and kernel.shape == variable.shape:
+            return np.asarray(kernel)
+    seen: list[np.ndarray] = []
+    places = (keras.src.ops, keras.ops)
+    true = {(place, name): getattr(place, name) for place in places for name in _OPERATIONS}
+
+    def watched(operation: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            for given in (*args, *kwargs.values()):
+                if getattr(given, "shape", None) == tuple(variable.shape):
+                    seen.append(np.asarray(keras.ops.convert_to_numpy(given)))
+            return operation(*args, **kwargs)
+
+        return run
+
+    try:
+        shapes = [[size or 8 for size in x.shape] for x in keras.tree.flatten(layer.input)]
+        dtypes = [x.dtype for x in keras.tree.flatten(layer.input)]
+        zeros = [tf.zeros([1, *s[1:]], d) for s, d in zip(shapes, dtypes, strict=True)]
+        for (place, name), operation in true.items():
+            setattr(place, name, watched(operation))
+        layer.call(*zeros)
+    except Exception:  # code of any origin, on inputs it may not be made for: then nothing is known
+        return None
+    finally:
+        for (place, name), operation in true.items():
+            setattr(place, name, operation)
+    return seen[-1] if seen else None

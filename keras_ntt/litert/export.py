@@ -17,6 +17,7 @@ from keras_ntt.litert.convert import convert, in_float32
 from keras_ntt.litert.format import flatbuffer as fb
 from keras_ntt.litert.format import sizes
 from keras_ntt.litert.inspect import FileReport, inspect_tflite, stored_weights
+from keras_ntt.litert.lost_zeros import model_notes, weights_computed_with
 from keras_ntt.litert.micro import export as micro
 from keras_ntt.litert.options import Micro, Options, options_of
 from keras_ntt.litert.ports import Ports
@@ -163,7 +164,7 @@ def export_tflite(
     timed = None
     if benchmark and options.target != "micro":
         timed = _benchmark(target_path, dense, [array[: ports.batch or 1] for array in samples])
-    values = [keras.ops.convert_to_numpy(w) for w in model.weights]
+    values = weights_computed_with(model)
     measured = sizes.of(written.content)
     return ExportReport(
         path=target_path,
@@ -181,7 +182,7 @@ def export_tflite(
         tensors=written.tensors,
         verdict=result.verdict,
         runs=written.runs,
-        warnings=(*result.notes, *written.warnings),
+        warnings=(*result.notes, *model_notes(model, written.tensors), *written.warnings),
         removed=removed,
         benchmark=timed,
         runtimes=runtimes_of(fb.read(written.content)),

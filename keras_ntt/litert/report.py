@@ -27,8 +27,8 @@ class ExportReport:
         max_difference: Largest difference of an output from Keras's, of those compared.
         tolerance: The largest that was allowed.
         samples: Number of samples compared.
-        nonzeros: Number of weights of the Keras model that are not zero.
-        weights: Number of weights of the Keras model.
+        nonzeros: Number of weights that are not zero, as the Keras model computes with them.
+        weights: Number of weights of the Keras model; LoRA's are in its kernels.
         target: What it was stored for.
         quantization: How values were rounded, or None.
         sizes: Bytes of the file, raw and compressed.

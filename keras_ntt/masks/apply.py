@@ -81,18 +81,45 @@ def strip_pruning(model: keras.Model) -> keras.Model:
     """
     checks.check_built(model)
     held = [variable for variable in model.weights if is_masked(variable)]
-    if held and all(variable.constraint.idle for variable in held):
-        warnings.warn(
-            "No weight was pruned: the model was trained, but the schedule never fired. Steps are "
-            "batches; train longer, or lower begin_step or frequency. "
-            f"Received: {model.name!r} without zeros in {len(held)} weights",
-            stacklevel=2,
-        )
+    warn_if_behind(model)
     for variable in held:
         variable.constraint.detach(variable)
     if held:
         retrace(model)
     return model
+
+
+def schedules_behind(model: keras.Model) -> list[str]:
+    """Return the weights that were trained though their schedules did not end, and where they are.
+
+    Args:
+        model: A built model.
+
+    Returns:
+        A text for each, such as ``"dense/kernel (step 3 of 8)"``.
+    """
+    named = weights_by_name(model).items()
+    held = [(key, v.constraint) for key, v in named if is_masked(v) and v.constraint.behind]
+    return [f"{key} ({constraint.progress})" for key, constraint in held]
+
+
+def warn_if_behind(model: keras.Model) -> None:
+    """Warn of weights that were trained and not pruned as their schedules say."""
+    behind = schedules_behind(model)
+    if not behind:
+        return
+    held = [variable for variable in model.weights if is_masked(variable)]
+    never = all(variable.constraint.mask.all() for variable in held)
+    what = "No weight was pruned: the schedule never fired" if never else "The schedule did not end"
+    warnings.warn(
+        f"{what} in {len(behind)} of {len(held)} weights with masks. A step is an update of the "
+        "weight by a Keras optimizer. Train longer, or lower begin_step, end_step or frequency. A "
+        "weight that the loss does not use is not updated, and a loop without a Keras optimizer "
+        "counts none: call keras_ntt.advance_pruning(model) after each of its updates, or use "
+        f"UpdatePruningStep. Received: {', '.join(behind[:10])}"
+        f"{' and more' if len(behind) > 10 else ''}",
+        stacklevel=3,
+    )
 
 
 def retrace(model: keras.Model) -> None:

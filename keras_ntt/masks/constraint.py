@@ -13,14 +13,19 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ntt.core import host
+from keras_ntt.masks import kept_updates
 
 
 class MaskConstraint(keras.constraints.Constraint):
-    """Set the masked entries of a variable to zero, after its own constraint if it has one.
+    """Set the masked entries of a variable to zero, and keep its own constraint if it has one.
 
     Args:
         mask: Boolean array of the variable's shape, true where an entry is kept.
-        inner: The constraint that the variable had before, applied first.
+        inner: The constraint that the variable had before. It holds beside the mask: it is applied
+            to the masked value.
+
+    Attributes:
+        optimizer: The optimizer that moved the variable last, if any.
     """
 
     fixed = True
@@ -28,15 +33,13 @@ class MaskConstraint(keras.constraints.Constraint):
 
     def __init__(self, mask: np.ndarray, inner: Any = None):
         self.inner = inner
+        self.optimizer: Any = None
         # A variable, not a constant: a compiled training step then sees later changes.
         self._mask = tf.Variable(mask, dtype=tf.bool, trainable=False, name="pruning_mask")
 
     def __call__(self, w: Any) -> tf.Tensor:
         """Return the value of `w` with zeros at the masked entries."""
-        value = tf.convert_to_tensor(w)
-        if self.inner is not None:
-            value = tf.convert_to_tensor(self.inner(value))
-        return tf.where(self._mask, value, tf.zeros_like(value))
+        return under_both(tf.convert_to_tensor(w), self.tensor, self.inner)
 
     def attach(self, variable: keras.Variable) -> None:
         """Keep the zeros of a variable from now on.
@@ -47,12 +50,14 @@ class MaskConstraint(keras.constraints.Constraint):
         """
         for held in host.copies(variable):
             held.assign = self._through_mask(held, held.assign)
+            kept_updates.note(held, self)
         variable.constraint = self
 
     def detach(self, variable: keras.Variable) -> None:
         """Let go of a variable, which then has the constraint that it had before."""
         for held in host.copies(variable):
             del held.assign
+            kept_updates.note(held, None)
         variable.constraint = self.inner
 
     def _through_mask(self, held: tf.Variable, assign: Callable[..., Any]) -> Callable[..., Any]:
@@ -64,9 +69,19 @@ class MaskConstraint(keras.constraints.Constraint):
         return masked_assign
 
     @property
-    def idle(self) -> bool:
-        """Whether training went by and nothing was pruned, which a fixed mask is never."""
+    def progress(self) -> str:
+        """Where the schedule of the mask stands, if it has one and is not at its end."""
+        return ""
+
+    @property
+    def behind(self) -> bool:
+        """Whether the weight was trained, or another value given, and the schedule not ended."""
         return False
+
+    @property
+    def tensor(self) -> tf.Tensor:
+        """The mask as a tensor, also inside a training step that is compiled."""
+        return tf.convert_to_tensor(self._mask)
 
     @property
     def mask(self) -> np.ndarray:
@@ -80,6 +95,43 @@ class MaskConstraint(keras.constraints.Constraint):
     def get_config(self) -> dict[str, Any]:
         """Return an empty configuration: masks belong to a variable, not to a layer."""
         return {}
+
+
+_ROUNDS = 200
+
+
+def under_both(value: tf.Tensor, mask: tf.Tensor, inner: Any) -> tf.Tensor:
+    """Return the value for which a mask and another constraint both hold.
+
+    The constraint is applied to the masked value. Most leave zeros as they are, and then that is
+    all. Where one fills masked entries, as a constraint on sums does, the two are applied in turn
+    until they agree (von Neumann, "Functional operators II", 1950, for two subspaces), at most 200
+    times; the mask has the last word.
+
+    Args:
+        value: The value of a weight.
+        mask: Booleans of its shape, true where an entry is kept.
+        inner: The other constraint, or None.
+
+    Returns:
+        A tensor of the same shape.
+    """
+    zeros = tf.zeros_like(value)
+    value = tf.where(mask, value, zeros)
+    if inner is None:
+        return value
+
+    def both(value: tf.Tensor, number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        found = tf.convert_to_tensor(inner(value))
+        masked = tf.where(mask, found, zeros)
+        limit = tf.cast(1e-6, value.dtype) * tf.reduce_max(tf.abs(found))
+        return masked, number + 1, tf.reduce_any(tf.abs(found - masked) > limit)
+
+    return tf.while_loop(
+        lambda value, number, apart: tf.logical_and(apart, number < _ROUNDS),
+        lambda value, number, apart: both(value, number),
+        (value, tf.constant(0), tf.constant(True)),
+    )[0]
 
 
 def is_masked(variable: keras.Variable) -> bool:

@@ -28,6 +28,18 @@ _DEPTHWISE_LAYERS = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
 _CELLS = (layers.SimpleRNNCell, layers.LSTMCell, layers.GRUCell, host.CONV_LSTM_CELL)
 
 
+class PrunableLayer(ABC):
+    """A base class for layers of the user's own that says which of their weights may be pruned.
+
+    It is tfmot's name for the protocol: a layer needs no more than the method. List it after the
+    layer's class: ``class Scaled(keras.layers.Layer, PrunableLayer)``.
+    """
+
+    @abstractmethod
+    def get_prunable_weights(self) -> list[keras.Variable]:
+        """Return the weights that may be pruned, of the built layer itself."""
+
+
 class PruningPolicy(ABC):
     """Decides layer by layer what may be pruned."""
 

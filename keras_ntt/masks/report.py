@@ -8,16 +8,21 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_ntt.core import checks
+from keras_ntt.core import checks, host
 from keras_ntt.core.tables import table
+from keras_ntt.masks.computed import computed_kernels
 from keras_ntt.masks.constraint import is_masked
 from keras_ntt.masks.names import names_by_id
+from keras_ntt.masks.natural_zeros import was_pruned
 from keras_ntt.masks.policies import (
     KernelPolicy,
     choose_weights,
     prunable_weights,
     weights_by_magnitude,
 )
+
+_NEGLIGIBLE = 1e-6  # of the largest entry: beyond what a sum in float32 notices
+_NOTICEABLE = 0.01  # of the entries
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,10 @@ class WeightRow:
         nonzeros: Number of entries that are not zero.
         masked: Whether a mask keeps its zeros.
         note: Why it is not pruned, or an empty string.
+        progress: Where the schedule that prunes it stands, such as ``"step 3 of 8"``; an empty
+            string if it has none or is at its end.
+        negligible: Number of entries that are not zero and below 1e-6 of its largest one.
+        reason: Why what is computed with has other zeros than the weight, or an empty string.
     """
 
     path: str
@@ -39,6 +48,9 @@ class WeightRow:
     nonzeros: int
     masked: bool
     note: str
+    progress: str = ""
+    negligible: int = 0
+    reason: str = ""
 
     @property
     def sparsity(self) -> float:
@@ -87,7 +99,7 @@ class SparsityReport:
                 f"{row.size:,}",
                 f"{row.nonzeros:,}",
                 f"{row.sparsity:.2%}",
-                row.note or _state(row),
+                _remarks(row),
             )
             for row in self.rows
         ]
@@ -101,6 +113,19 @@ class SparsityReport:
             "",
         )
         return table(head, body, right=(2, 3, 4), total=total)
+
+
+def _remarks(row: WeightRow) -> str:
+    """Return what is to be said of a weight: why it is not pruned, or how its zeros are kept."""
+    remarks = [row.note or _state(row)]
+    if row.progress:
+        remarks.append(f"schedule at {row.progress}")
+    if row.reason:
+        remarks.append(row.reason)
+    if not row.note and row.negligible >= _NOTICEABLE * row.size:
+        share = row.negligible / row.size
+        remarks.append(f"{share:.0%} not zero but below {_NEGLIGIBLE:g} of the largest")
+    return ", ".join(remarks)
 
 
 def _state(row: WeightRow) -> str:
@@ -142,11 +167,13 @@ def sparsity_report(model: keras.Model) -> SparsityReport:
     choice = choose_weights(model, weights_of=_weights_of, frozen_too=True)
     notes = {id(variable): reason for variable, reason in choice.skipped}
     names = names_by_id(model.weights)
+    computed = computed_kernels(model)
     rows = []
     for variable in model.weights:
-        if not variable.trainable and id(variable) not in notes:
+        lora = id(variable) in computed and is_masked(variable)
+        if not variable.trainable and id(variable) not in notes and not lora:
             continue
-        value = keras.ops.convert_to_numpy(variable)
+        value, reason = computed.get(id(variable), (host.array_of(variable), ""))
         masked = is_masked(variable)
         rows.append(
             WeightRow(
@@ -156,9 +183,19 @@ def sparsity_report(model: keras.Model) -> SparsityReport:
                 int(np.count_nonzero(value)),
                 masked,
                 "" if masked else notes.get(id(variable), ""),
+                variable.constraint.progress if masked else "",
+                _negligible(value),
+                reason,
             )
         )
     return SparsityReport(tuple(rows))
+
+
+def _negligible(value: np.ndarray) -> int:
+    """Return how many entries are not zero and so small that a sum with the largest is the same."""
+    sizes = np.abs(value.astype("float64"))
+    largest = sizes.max(initial=0.0)
+    return int(np.count_nonzero((sizes > 0) & (sizes < _NEGLIGIBLE * largest)))
 
 
 def _weights_of(layer: keras.layers.Layer) -> list[keras.Variable]:
@@ -166,8 +203,7 @@ def _weights_of(layer: keras.layers.Layer) -> list[keras.Variable]:
     usual = prunable_weights(layer)
     others = weights_by_magnitude(layer, KernelPolicy(depthwise=True))
     known = {id(v) for v in usual}
-    return [*usual, *(v for v in others if id(v) not in known and (is_masked(v) or _has_zeros(v)))]
-
-
-def _has_zeros(variable: keras.Variable) -> bool:
-    return bool((keras.ops.convert_to_numpy(variable) == 0).any())
+    return [
+        *usual,
+        *(v for v in others if id(v) not in known and (is_masked(v) or was_pruned(layer, v))),
+    ]

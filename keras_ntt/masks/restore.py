@@ -3,34 +3,46 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import keras
 
 from keras_ntt.core import checks, host
-from keras_ntt.masks.apply import apply_masks
+from keras_ntt.masks.apply import hold_masks
 from keras_ntt.masks.constraint import is_masked
+from keras_ntt.masks.filters import Filters, as_predicate
 from keras_ntt.masks.names import names_by_id
-from keras_ntt.masks.policies import all_kernels, choose_weights
+from keras_ntt.masks.natural_zeros import kernels_with_layers, pruned_entries, was_pruned
+from keras_ntt.masks.policies import check_policy, choose_weights
 
 _SHARE = 0.1
 
 
-def restore_masks(model: keras.Model) -> keras.Model:
+def restore_masks(
+    model: keras.Model, *, filters: Filters = None, pruning_policy: Any = None
+) -> keras.Model:
     """Take up the masks again from the exact zeros of a loaded model.
 
     Constraints are not saved with a model, so one that was pruned, saved and loaded would lose
-    its zeros in training. All exact zeros of its kernels are masked, those of frozen layers too. If
-    they are less than a tenth of every kernel, a warning says that the model seems to have lost
-    them. A kernel of zeros only is left out with a warning: it may be one that begins so.
+    its zeros in training. The exact zeros of its kernels are masked, those of frozen layers too.
+
+    Left out, with a warning, are zeros that a weight may have without having been pruned: a kernel
+    of zeros only, an identity, and an Embedding whose zeros are whole rows. To mask them too,
+    choose them: what `filters` or `pruning_policy` selects is masked as it is. If the zeros are
+    less than a tenth of every kernel, a warning says that the model seems to have lost them.
+    `sparsity_report` tells what was found.
 
     Args:
         model: A built model. It is changed in place.
+        filters: Which layers: a regular expression, a list of them, or a callable, see
+            `keras_ntt.NeuralTangentTransfer`. Only their zeros are masked.
+        pruning_policy: An object with ``allow_pruning(layer)``, to the same end.
 
     Returns:
         The same model.
 
     Raises:
-        ValueError: If no kernel holds zeros beside other values.
+        ValueError: If no kernel that is selected holds zeros beside other values.
 
     Examples:
         >>> import keras, numpy as np
@@ -42,26 +54,38 @@ def restore_masks(model: keras.Model) -> keras.Model:
         [[1, 0], [0, 1]]
     """
     checks.check_model(model)
+    check_policy(pruning_policy)
+    chosen = filters is not None or pruning_policy is not None
+    accepts = as_predicate(filters, model)
+    allows = getattr(pruning_policy, "allow_pruning", lambda layer: True)
     named = names_by_id(model.weights)
-    masks, empty = {}, []
-    kernels = all_kernels(model) or choose_weights(model).weights  # which says why there are none
-    for variable in kernels:
-        mask = keras.ops.convert_to_numpy(variable) != 0
-        if mask.any() and not mask.all():
-            masks[named[id(variable)]] = mask
-        elif not mask.any():
-            empty.append(named[id(variable)])
+    kernels = list(kernels_with_layers(model))
+    if not kernels:
+        choose_weights(model)  # which says why there are none
+    masks, left = {}, []
+    for layer, variable in kernels:
+        if not accepts(layer) or not allows(layer):
+            continue
+        zeros = host.array_of(variable) == 0
+        if chosen or (zeros.any() and was_pruned(layer, variable)):
+            if zeros.any():
+                masks[named[id(variable)]] = ~zeros
+        elif zeros.any():
+            left.append(named[id(variable)])
     if not masks:
+        natural = f" or may begin with their zeros: {', '.join(left)}" if left else ""
         raise ValueError(
             "The model holds no zeros to restore masks from. Load the weights of the pruned "
-            f"model first, or prune it. Received: model={model.name!r}, all kernels "
-            f"{'dense or ' if empty else ''}{'zero' if empty else 'dense'}"
+            "model first, or prune it; zeros that a weight may begin with are masked if filters= "
+            f"chooses it. Received: model={model.name!r}, all kernels dense{natural}"
         )
-    if empty:
+    if left:
         warnings.warn(
-            "Kernels of zeros only get no mask, because they may begin so. If they were pruned to "
-            "nothing, load their masks from a file of save_masks: keras_ntt.load_masks(model, "
-            f"path). Received: {', '.join(map(repr, empty))}",
+            "Zeros that weights may have from the beginning get no mask: kernels of zeros only, "
+            "identities, and empty rows of an Embedding. If they were pruned, choose them, "
+            "keras_ntt.restore_masks(model, filters=...), or load their masks from a file of "
+            "save_masks: keras_ntt.load_masks(model, path). "
+            f"Received: {', '.join(map(repr, left))}",
             stacklevel=2,
         )
     if (most := max(1 - mask.mean() for mask in masks.values())) < _SHARE:
@@ -71,40 +95,45 @@ def restore_masks(model: keras.Model) -> keras.Model:
             "load the pruned file again and restore its masks before training.",
             stacklevel=2,
         )
-    return apply_masks(model, masks)
+    return hold_masks(model, masks)
 
 
 def unheld_zeros(model: keras.Model) -> dict[str, float]:
-    """Return the kernels that look pruned and hold no mask.
+    """Return the kernels that look pruned and whose zeros no mask holds.
 
-    A kernel looks pruned if at least a tenth of it, and not all, is exactly zero, which training
-    and random initialisation do not bring about.
+    A kernel looks pruned if at least a tenth of it is zeros that only pruning explains, see
+    `pruned_entries`.
 
     Args:
         model: A built model.
 
     Returns:
-        ``variable path -> fraction of zeros``.
+        ``variable path -> fraction of zeros that no mask holds``.
     """
     found = {}
-    for variable in all_kernels(model):
-        if variable.trainable and not is_masked(variable):
-            value = keras.ops.convert_to_numpy(variable)
-            share = float((value == 0).mean()) if value.size else 0.0
-            if _SHARE <= share < 1:
-                found[variable.path] = share
+    for layer, variable in kernels_with_layers(model):
+        held = variable.constraint if is_masked(variable) else None
+        if not variable.trainable or (held is not None and held.fixed):
+            continue
+        zeros = pruned_entries(layer, variable)
+        if held is not None:  # a schedule may begin with fewer zeros than there are
+            zeros = zeros & held.mask
+        share = float(zeros.mean()) if zeros.size else 0.0
+        if share >= _SHARE:
+            found[variable.path] = share
     return found
 
 
 def warn_if_unheld(model: keras.Model) -> None:
-    """Warn that training would fill the zeros of kernels that hold no mask."""
+    """Warn that training would fill zeros of kernels that no mask holds."""
     found = unheld_zeros(model)
     if found:
         path, share = next(iter(found.items()))
         warnings.warn(
             "The model looks pruned but nothing keeps its zeros, so training will fill them. If "
             "it was loaded, or is to be trained on after strip_pruning, call "
-            "keras_ntt.restore_masks(model), or load_masks(model, path), first. "
+            "keras_ntt.restore_masks(model), or load_masks(model, path), first; and let a schedule "
+            "begin with no fewer zeros than there are. "
             f"Received: {path!r} with {share:.0%} zeros and {len(found) - 1} more",
             stacklevel=3,
         )

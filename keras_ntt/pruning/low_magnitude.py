@@ -12,6 +12,7 @@ import keras
 import tensorflow as tf
 
 from keras_ntt.core import checks, host
+from keras_ntt.core.axes import axes_of
 from keras_ntt.masks.apply import retrace
 from keras_ntt.masks.constraint import is_masked
 from keras_ntt.masks.filters import Filters
@@ -21,6 +22,7 @@ from keras_ntt.pruning.scheduled_mask import ScheduledMask, hold
 from keras_ntt.selection import schedules
 from keras_ntt.selection.compiled_schedule import Timetable
 from keras_ntt.selection.named_patterns import check_structure, pattern_of
+from keras_ntt.selection.schedules import identity_of
 
 Chosen = list[tuple[keras.layers.Layer, ScheduledMask]]
 
@@ -34,8 +36,13 @@ def prune_low_magnitude(
     sparsity_m_by_n: Any = None,
     *,
     filters: Filters = None,
+    count_updates: bool = False,
 ) -> Any:
     """Prune the weights of least magnitude while a model trains, in each weight alike.
+
+    A step of the schedule is a batch for which an optimizer updates the weight. Each weight counts
+    its own: one that two models share and that both train counts twice as fast as the others, and
+    one that the loss does not use stands still (see `UpdatePruningStep` and `advance_pruning`).
 
     What is given is changed in place and returned: no layer is wrapped or renamed, a compiled
     model stays compiled, and no callback is needed. From the next batch on the masks are chosen
@@ -47,21 +54,26 @@ def prune_low_magnitude(
     step 1. Where the schedule fires at step 0 or 1 that is now, so load weights first.
 
     Args:
-        model: A built model of any kind, a layer, or a list of layers. A layer that is not
-            built yet is pruned as soon as it is; one of a model that was trained already takes
-            effect when the model is compiled again.
+        model: A built model of any kind, a Sequential model that is not built yet, a layer, or a
+            list of layers. What is not built is pruned as soon as it is; a layer of a model that
+            was trained already takes effect when the model is compiled again. A layer without
+            weights to prune is left as it is. So is what is pruned with the same settings
+            already; masks that do not change, as `restore_masks` and `apply_masks` hold them, are
+            those that the schedule goes on from.
         pruning_schedule: A `PruningSchedule`, a schedule of tfmot, or a function
             ``step -> (should_prune, sparsity)``. A number prunes at once to that sparsity and
             again every 100 steps. None is ``ConstantSparsity(0.5, 0)``, whose first time is
             step 100.
-        block_size: Rows and columns of the blocks that become zero as a whole, for weights of
-            two axes.
+        block_size: Rows and columns of the blocks that become zero as a whole. A kernel of more
+            axes counts as a matrix of its inputs, at each position of a filter, and its outputs.
         block_pooling_type: ``"AVG"`` or ``"MAX"``: how a block is scored.
         pruning_policy: An object with ``allow_pruning(layer)``; see `keras_ntt.PruningPolicy`.
             ``KernelPolicy(depthwise=True)`` adds depthwise kernels to what is pruned.
         sparsity_m_by_n: ``(m, n)``: m zeros in every n consecutive entries along the input
             channels, chosen at once; the schedule has no effect then, as in tfmot.
         filters: Which layers: a regular expression, a list of them, or a callable.
+        count_updates: Whether only batches after which the optimizer moves the weights count, where
+            it accumulates gradients (``gradient_accumulation_steps``). As in tfmot all do if not.
 
     Returns:
         What was given: the model, the layer or the list.
@@ -94,17 +106,25 @@ def prune_low_magnitude(
         group,
         pruning_policy,
         filters,
+        count_updates,
     )
     if isinstance(model, list | tuple):
         _prune_layers(list(model), settings)
     elif isinstance(model, keras.layers.Layer) and not isinstance(model, keras.Model):
         _prune_layers([model], settings)
     else:
+        if _is_unbuilt_sequential(model):
+            _when_built(model, functools.partial(_prune_made, settings, True))
+            return model
         checks.check_model(model)
-        warn_if_unheld(model)
         _hold(settings.masks_for(model))
         retrace(model)
+        warn_if_unheld(model)
     return model
+
+
+def _is_unbuilt_sequential(model: Any) -> bool:
+    return isinstance(model, keras.Sequential) and not model.built
 
 
 @dataclass(frozen=True)
@@ -117,6 +137,13 @@ class _Settings:
     group: tuple[int, int] | None
     policy: Any
     filters: Filters
+    count_updates: bool
+
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """What two calls must have in common to prune a weight alike."""
+        schedule = None if self.timetable is None else identity_of(self.timetable.schedule)
+        return (schedule, self.block_size, self.pooling, self.group, self.count_updates)
 
     def weights_of(self, layer: keras.layers.Layer) -> list[keras.Variable]:
         """Return the weights of one layer that may be pruned."""
@@ -130,6 +157,18 @@ class _Settings:
                 owners.setdefault(id(variable), layer)
         return owners
 
+    def has_part_in(self, layer: keras.layers.Layer, alone: bool) -> bool:
+        """Return whether a layer is pruned, or has weights of which it should say why not.
+
+        Layers of Keras without kernels, such as Dropout and normalizations, are passed over, and so
+        is what is given among others.
+        """
+        if self.owners(layer):
+            return True
+        if isinstance(layer, keras.Model):
+            return alone
+        return alone and not host.is_of_keras(layer) and bool(layer.trainable_variables)
+
     def masks_for(self, part: keras.layers.Layer) -> Chosen:
         """Return a mask, not attached yet, for each weight that is selected and has none."""
         owners, policy = self.owners(part), self.policy
@@ -139,13 +178,15 @@ class _Settings:
         weights = choose_weights(
             part, filters=self.filters, pruning_policy=policy, weights_of=self.weights_of
         ).weights
-        free = [v for v in weights if not is_masked(v)]
-        if not free:
+        free = [v for v in weights if not is_masked(v) or v.constraint.fixed]
+        ours = [v.constraint for v in weights if is_masked(v) and not v.constraint.fixed]
+        if not free and any(mask.settings != self.identity for mask in ours):
             raise ValueError(
-                "Everything that is selected is pruned already. Call "
+                "Everything that is selected is pruned already, with other settings. Call "
                 "keras_ntt.strip_pruning(model) first, or begin with a dense model. "
                 f"Received: {part.name!r} with masks on {[v.path for v in weights]}"
             )
+        layer_of = {id(v): x for x in host.layers_of(part) for v in host.own_variables(x)}
         patterns = [
             pattern_of(
                 tuple(v.shape),
@@ -153,13 +194,17 @@ class _Settings:
                 pooling=self.pooling,
                 sparsity_m_by_n=self.group,
                 name=v.path,
+                axes=axes_of(layer_of.get(id(v)), len(v.shape)),
             )
             for v in free
         ]
-        return [
-            (owners[id(v)], ScheduledMask(v, pattern, self.timetable))
+        masks = [
+            ScheduledMask(v, pattern, self.timetable, count_updates=self.count_updates)
             for v, pattern in zip(free, patterns, strict=True)
         ]
+        for mask in masks:
+            mask.settings = self.identity
+        return [(owners[id(mask.variable)], mask) for mask in masks]
 
 
 def _hold(chosen: Chosen) -> None:
@@ -168,14 +213,12 @@ def _hold(chosen: Chosen) -> None:
 
 
 def _prune_layers(layers: list[Any], settings: _Settings) -> None:
-    """Prune layers, those without kernels left as they are if there are others."""
+    """Prune layers, those without kernels left as they are."""
     for layer in layers:
         _check_layer(layer)
     layers = list({id(layer): layer for layer in layers}.values())  # one may be given twice
     alone = len(layers) == 1
-    built = [layer for layer in layers if layer.built and (alone or settings.owners(layer))]
-    if layers and not built and all(layer.built for layer in layers):
-        built = layers[:1]  # there is nothing to prune, and the message says why
+    built = [layer for layer in layers if layer.built and settings.has_part_in(layer, alone)]
     for chosen in [settings.masks_for(layer) for layer in built]:
         _hold(chosen)
     for layer in layers:
@@ -184,7 +227,7 @@ def _prune_layers(layers: list[Any], settings: _Settings) -> None:
 
 
 def _prune_made(settings: _Settings, alone: bool, layer: keras.layers.Layer) -> None:
-    if alone or settings.owners(layer):
+    if settings.has_part_in(layer, alone):
         for owner, mask in settings.masks_for(layer):
             host.when_initialized(mask.variable, functools.partial(hold, owner, mask))
 

@@ -7,16 +7,18 @@ constraint: no callback, no wrapper and no train step of one's own is needed.
 
 from __future__ import annotations
 
+import zlib
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_ntt.core import host
-from keras_ntt.masks.constraint import MaskConstraint
+from keras_ntt.core import checks, host
+from keras_ntt.masks.constraint import MaskConstraint, under_both
 from keras_ntt.selection.compiled_schedule import Timetable
 from keras_ntt.selection.patterns import Pattern
+from keras_ntt.selection.schedules import last_step
 
 _STATE = "_pruning_state"
 
@@ -32,40 +34,89 @@ class ScheduledMask(MaskConstraint):
         variable: The variable to be pruned.
         pattern: Magnitudes and a sparsity to a mask.
         timetable: When and how much; None keeps the first mask.
+        count_updates: Whether batches of which the gradients are only accumulated do not count.
 
     Attributes:
         layer: The layer that its state is saved with, see `hold`.
+        settings: What two calls that prune the variable alike have in common.
     """
 
     fixed = False
 
-    def __init__(self, variable: keras.Variable, pattern: Pattern, timetable: Timetable | None):
-        self.inner = variable.constraint
+    def __init__(
+        self,
+        variable: keras.Variable,
+        pattern: Pattern,
+        timetable: Timetable | None,
+        *,
+        count_updates: bool = False,
+    ):
+        held = variable.constraint
+        self.inner = held.inner if isinstance(held, MaskConstraint) else held
+        self.settings: Any = None
+        self.optimizer: Any = None
         self.pattern = pattern
         self.timetable = timetable
         self.variable = variable
+        self.count_updates = count_updates
         self.layer: Any = None
         self._dropped: np.ndarray | None = None
         shape = tuple(variable.shape)
         self._mask = _state_beside(variable, np.ones(shape, bool), tf.bool)
         self._done = _state_beside(variable, 0, tf.int64)
+        self._seen = _state_beside(variable, 0, tf.int64)
+        self._start: int | None = None
 
     def __call__(self, w: Any) -> tf.Tensor:
         """Count a batch and return the value of `w` with zeros where the new mask says."""
-        value = tf.convert_to_tensor(w)
-        if self.inner is not None:
-            value = tf.convert_to_tensor(self.inner(value))
-        self._done.assign_add(1)
-        mask = tf.convert_to_tensor(self._mask)
+        counts: Any = True
+        if self.count_updates and self.optimizer is not None:
+            counts = host.ends_accumulation(self.optimizer)
+        self._done.assign_add(tf.cast(counts, tf.int64))
+        return self._after_step(tf.convert_to_tensor(w), counts)
+
+    def _after_step(self, value: tf.Tensor, counts: Any) -> tf.Tensor:
+        """Choose the mask for the next step, if it is due, and return the value under it."""
+        mask = self.tensor
         if self.timetable is not None:
             due, sparsity = self.timetable.at(tf.convert_to_tensor(self._done) + 1)
             kept = mask
-            mask = tf.cond(due, lambda: self.pattern(tf.abs(value), sparsity), lambda: kept)
+            due = tf.logical_and(due, counts)
+            mask = tf.cond(due, lambda: self._chosen(value, sparsity), lambda: kept)
             self._mask.assign(mask)
-        return tf.where(mask, value, tf.zeros_like(value))
+        return under_both(value, mask, self.inner)
+
+    def advance(self) -> None:
+        """Count an update that no optimizer has counted, see `advance_pruning`."""
+        if self.count_updates and self.optimizer is not None:
+            return  # it has counted what counts
+        counted = tf.convert_to_tensor(self._done) > tf.convert_to_tensor(self._seen)
+        tf.cond(counted, lambda: False, self._count)
+        self._seen.assign(tf.convert_to_tensor(self._done))
+
+    def catch_up(self, step: int) -> None:
+        """Count updates that no optimizer has counted, up to a step."""
+        while self.step < step:
+            self._count()
+        self._seen.assign(tf.convert_to_tensor(self._done))
+
+    def _count(self) -> bool:
+        self._done.assign(tf.convert_to_tensor(self._done) + 1)
+        self.variable.assign(self._after_step(host.value_of(self.variable), True))
+        return True
+
+    def _chosen(self, value: tf.Tensor, sparsity: Any) -> tf.Tensor:
+        """Return the mask of the largest magnitudes under the variable's own constraint."""
+        if self.inner is not None:
+            value = tf.convert_to_tensor(self.inner(value))
+        return self.pattern(tf.abs(value), sparsity)
 
     def begin(self) -> None:
         """Choose the mask for the first batch, if it is to be sparse, and set the zeros."""
+        self._choose_first()
+        self._start = self._fingerprint()
+
+    def _choose_first(self) -> None:
         value = keras.ops.convert_to_numpy(self.variable)
         sparsity: Any = 0.0
         if self.timetable is not None:
@@ -103,10 +154,24 @@ class ScheduledMask(MaskConstraint):
             if not state.masks:
                 object.__delattr__(self.layer, _STATE)
 
+    def _fingerprint(self) -> int:
+        return zlib.crc32(np.ascontiguousarray(host.array_of(self.variable)).tobytes())
+
     @property
-    def idle(self) -> bool:
-        """Whether training went by and nothing was pruned."""
-        return self.step > 0 and bool(self.mask.all())
+    def progress(self) -> str:
+        """Where the schedule stands, if it is not at its end."""
+        if self.timetable is None:
+            return ""
+        last = last_step(self.timetable.schedule)
+        if last is not None and self.step + 1 < last:
+            return f"step {self.step} of {last}"
+        never = self.mask.all() and last is None and self.mask.size > 1
+        return f"step {self.step}, nothing pruned yet" if never else ""
+
+    @property
+    def behind(self) -> bool:
+        """Whether the weight was trained, or another value given, and the schedule not ended."""
+        return bool(self.progress) and (self.step > 0 or self._fingerprint() != self._start)
 
     @property
     def step(self) -> int:
@@ -127,6 +192,7 @@ class ScheduledMask(MaskConstraint):
         given = self._dropped
         self.mask = mask
         self._done.assign(step)
+        self._seen.assign(step)
         if given is not None:
             self.variable.assign(np.where(mask, given, np.zeros_like(given)))
 
@@ -185,6 +251,10 @@ def hold(layer: keras.layers.Layer, mask: ScheduledMask) -> None:
         mask: The mask of one of its variables.
     """
     mask.layer = layer
+    held = mask.variable.constraint
+    if isinstance(held, MaskConstraint):  # the schedule goes on from what is masked already
+        mask.mask = held.mask
+        held.detach(mask.variable)
     mask.attach(mask.variable)
     state = getattr(layer, _STATE, None) or PruningState(layer)
     state.masks = [*state.masks, mask]
@@ -193,7 +263,47 @@ def hold(layer: keras.layers.Layer, mask: ScheduledMask) -> None:
 
 def scheduled_masks(layer: keras.layers.Layer) -> list[ScheduledMask]:
     """Return the masks that schedules move in a layer or a model."""
-    return [v.constraint for v in layer.weights if isinstance(v.constraint, ScheduledMask)]
+    held = {id(v): v for v in layer.weights}.values()
+    return [v.constraint for v in held if isinstance(v.constraint, ScheduledMask)]
+
+
+def advance_pruning(model: keras.Model) -> None:
+    """Count one update of a training loop, for the weights that no Keras optimizer has moved in it.
+
+    `keras_ntt.prune_low_magnitude` counts a step when a Keras optimizer updates a weight. A loop
+    that updates weights otherwise, by ``assign`` or an optimizer of another library, calls this
+    after each update: the masks are then chosen as the schedule says. So it does for a weight that
+    has no gradient. A weight that an optimizer has moved since the call before counts no further.
+    It may be called inside a ``tf.function``.
+
+    Args:
+        model: A model that `keras_ntt.prune_low_magnitude` prunes.
+
+    Raises:
+        TypeError: If `model` is not a Keras 3 model.
+        ValueError: If it is not built, or no schedule prunes it.
+
+    Examples:
+        >>> import keras
+        >>> from keras_ntt import ConstantSparsity, advance_pruning, get_masks, prune_low_magnitude
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(5, use_bias=False)])
+        >>> model = prune_low_magnitude(model, ConstantSparsity(0.5, begin_step=3, frequency=1))
+        >>> for batch in range(2):
+        ...     kernel = model.trainable_variables[0]
+        ...     kernel.assign_sub(0.1 * kernel)  # an update of one's own
+        ...     advance_pruning(model)
+        >>> [int(mask.sum()) for mask in get_masks(model).values()]
+        [10]
+    """
+    checks.check_built(model)
+    masks = scheduled_masks(model)
+    if not masks:
+        raise ValueError(
+            "No schedule prunes this model, so there is nothing to count. Call "
+            f"keras_ntt.prune_low_magnitude(model, schedule) first. Received: model={model.name!r}"
+        )
+    for mask in masks:
+        mask.advance()
 
 
 def _state_beside(variable: keras.Variable, value: Any, dtype: tf.DType) -> tf.Variable:

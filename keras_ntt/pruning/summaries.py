@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from keras.optimizers import LossScaleOptimizer
 
 from keras_ntt.masks.apply import get_masks
 from keras_ntt.masks.names import weights_by_name
@@ -19,33 +20,83 @@ from keras_ntt.selection.compiled_schedule import warn_if_idle
 
 
 class UpdatePruningStep(keras.callbacks.Callback):
-    """Looks ahead when training begins, and warns if it will not prune as it is meant to.
+    """Looks ahead when training begins, and counts the batches that no optimizer has counted.
 
-    In tfmot the callback of this name does the counting. Here the model counts by itself, and
-    the callback is optional: it warns of a model that holds zeros and no masks, of LoRA beside
-    masks, and of a schedule that will not fire, or not to its end, in the epochs that are given.
+    In tfmot the callback of this name does the counting. Here a weight counts when an optimizer
+    updates it, and the callback is optional. With it, a weight that is not updated counts every
+    batch, too: one that the loss does not use, or one that a ``train_step`` of the user's own
+    updates without a Keras optimizer. It warns of a model that holds zeros and no masks, of LoRA
+    beside masks, and of a schedule that will not fire, or not to its end, in the epochs that are
+    given.
+
+    In a loop without ``fit`` call ``set_model(model)`` and ``on_train_begin()`` first, then
+    ``on_train_batch_begin(batch)`` before each batch and ``on_epoch_end()`` after each epoch. Or do
+    without it: see `keras_ntt.advance_pruning`.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._looks_ahead = False
+        self._first_batch: int | None = None
+        self._expected: dict[int, int] = {}
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Warn of the model, if there is reason to."""
         self._looks_ahead = not isinstance(self.model, NeuralTangentTransfer)  # which does itself
+        self._first_batch, self._expected = None, {}
         if not self._looks_ahead:
             return
         warn_of_lora(self.model)
-        if not scheduled_masks(self.model):
+        masks = scheduled_masks(self.model)
+        self._expected = {id(mask): mask.step for mask in masks}
+        if not masks:
             warn_if_unheld(self.model)
 
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+    def on_epoch_begin(self, epoch: int = 0, logs: Any = None) -> None:
         """Warn of the schedule, at the first epoch: only now it is known how many there are."""
         looks_ahead, self._looks_ahead = self._looks_ahead, False
-        steps = self.params.get("steps")
-        if not looks_ahead or steps is None:
+        params = self.params or {}
+        steps = params.get("steps")
+        if not looks_ahead or steps is None or "epochs" not in params:
             return
-        left = (self.params["epochs"] - epoch) * steps
+        left = (params["epochs"] - epoch) * steps
         masks = scheduled_masks(self.model)
         plans = {id(m.timetable): (m.timetable, m.step) for m in masks if m.timetable}
         for timetable, done in plans.values():
             warn_if_idle(timetable.schedule, done + 1 if done else 0, done + left + 1)
+
+    def on_train_batch_begin(self, batch: int = 0, logs: Any = None) -> None:
+        """Begin a batch; one that was begun before is over."""
+        self._end_batch()
+        self._first_batch = batch
+
+    def on_train_batch_end(self, batch: int = 0, logs: Any = None) -> None:
+        """Count the batches that one execution has trained, where no optimizer did."""
+        self._end_batch(batch)
+
+    def on_epoch_end(self, epoch: int | None = None, logs: Any = None, **kwargs: Any) -> None:
+        """Count the last batch; loops written for tfmot give a ``batch`` here."""
+        self._end_batch()
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Count the last batch."""
+        self._end_batch()
+
+    def _end_batch(self, last: int | None = None) -> None:
+        first, self._first_batch = self._first_batch, None
+        if first is None or not self._expected:
+            return
+        number = 1 if last is None else max(last - first, 0) + 1
+        masks = [m for m in scheduled_masks(self.model) if not m.count_updates]
+        steps = {id(m): m.step for m in masks}
+        if isinstance(getattr(self.model, "optimizer", None), LossScaleOptimizer):
+            # It skips steps whose gradients overflow: nothing has happened in those.
+            moved = [steps[i] - self._expected.get(i, steps[i]) for i in steps]
+            number = min(number, max(moved, default=0))
+        for mask in masks:
+            expected = self._expected.get(id(mask), steps[id(mask)]) + number
+            mask.catch_up(expected)
+            self._expected[id(mask)] = max(expected, steps[id(mask)])
 
 
 class PruningSummaries(keras.callbacks.TensorBoard):

@@ -47,7 +47,7 @@ class CompiledMasks:
     def choose(
         self, weights: Sequence[tf.Tensor], counts: Sequence[int] | tf.Tensor
     ) -> list[tf.Tensor]:
-        """Return the masks of the highest scores; of equal scores the first are taken.
+        """Return the masks of the highest scores; equal scores are taken evenly.
 
         With one threshold for all weights, each keeps its highest score at the least, unless the
         counts are those of the published code.

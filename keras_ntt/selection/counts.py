@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ntt.core import checks
+from keras_ntt.selection.ties import largest_of
 
 
 def _nearest(size: int, sparsity: float) -> int:
@@ -101,7 +102,7 @@ def counts_by_threshold(
         minimum: The least that each weight keeps; the others make room for them.
 
     Returns:
-        Numbers of sum `total`; of equal scores the first are taken.
+        Numbers of sum `total`; equal scores are taken evenly from all.
 
     >>> counts_by_threshold([np.array([9.0, 8.0, 7.0]), np.array([1.0, 2.0])], 3, [0, 0])
     [3, 0]
@@ -113,7 +114,7 @@ def counts_by_threshold(
         flat = np.array(score, np.float64).ravel()
         flat[np.argsort(-flat, kind="stable")[:least]] = np.inf
         keys.append(flat)
-    order = np.argsort(-np.concatenate(keys), kind="stable")[:total]
+    order = np.flatnonzero(largest_of(np.concatenate(keys), total))
     ends = np.cumsum([key.size for key in keys])
     owners = np.searchsorted(ends, order, side="right")
     return [int(n) for n in np.bincount(owners, minlength=len(keys))]

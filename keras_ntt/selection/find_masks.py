@@ -25,6 +25,7 @@ from keras_ntt.selection.allocations import Allocation, Shares
 from keras_ntt.selection.counts import counts_by_threshold
 from keras_ntt.selection.named_patterns import as_pattern, choose, warn_if_sparsity_missed
 from keras_ntt.selection.patterns import Pattern
+from keras_ntt.selection.ties import largest_of
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ def select(
     pattern: Pattern | None = None,
     axes: Sequence[Axes] | None = None,
 ) -> list[np.ndarray]:
-    """Return masks that keep the largest scores of each weight; of equal ones the first.
+    """Return masks that keep the largest scores of each weight; equal ones evenly.
 
     Args:
         scores: Scores of the weights.
@@ -194,9 +195,7 @@ def select(
     masks = []
     for i, (values, count) in enumerate(zip(scores, counts, strict=True)):
         if pattern is None or count == 0:
-            mask = np.zeros(values.size, bool)
-            mask[np.argsort(-values.ravel(), kind="stable")[:count]] = True
-            masks.append(mask.reshape(values.shape))
+            masks.append(largest_of(values, count))
         else:
             sparsity, own_axes = 1 - count / values.size, None if axes is None else axes[i]
             masks.append(choose(pattern, tf.constant(values), sparsity, own_axes).numpy())

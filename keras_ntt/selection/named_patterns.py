@@ -57,7 +57,8 @@ def as_pattern(value: Any) -> Pattern | None:
         if 0 < n < m:
             return OfConsecutive(n, m)
     elif isinstance(value, (tuple, list)) and len(value) == 2:
-        return Blocks(*(checks.check_count("pattern", size) for size in value))
+        height, width = (checks.check_count("pattern", size) for size in value)
+        return Blocks(height, width)
     raise ValueError(
         "pattern must be None, 'n:m' with n < m such as '2:4', a block (inputs, outputs) such as "
         "(4, 1), 'filters', or a function of a weight's scores and its sparsity that returns a "
@@ -200,10 +201,12 @@ class Blocks:
     Attributes:
         height: Inputs of a block.
         width: Outputs of a block.
+        pooling: ``"AVG"`` or ``"MAX"``: how a block is scored.
     """
 
     height: int
     width: int
+    pooling: str = "AVG"
 
     def __str__(self) -> str:
         return f"({self.height}, {self.width})"
@@ -212,7 +215,8 @@ class Blocks:
         """Return the mask of a kernel ``[..., inputs, outputs]``."""
         check_rank(scores, "A block")
         matrix = tf.reshape(scores, [-1, scores.shape[-1]])
-        mask = blocks(matrix, sparsity, block_size=(self.height, self.width))
+        size = (self.height, self.width)
+        mask = blocks(matrix, sparsity, block_size=size, pooling=self.pooling)
         return tf.reshape(mask, scores.shape)
 
 
@@ -226,6 +230,7 @@ def pattern_of(
     pooling: str = "AVG",
     sparsity_m_by_n: tuple[int, int] | None = None,
     name: str = "the weight",
+    axes: Axes | None = None,
 ) -> Pattern:
     """Return the function from scores and a sparsity to a mask, for a weight of one shape.
 
@@ -235,6 +240,7 @@ def pattern_of(
         pooling: ``"AVG"`` or ``"MAX"``.
         sparsity_m_by_n: Zeros and entries of a group; None for no such structure.
         name: What to call the weight in a message.
+        axes: What its axes stand for, see `choose`.
 
     Returns:
         The function. With `sparsity_m_by_n` the sparsity has no effect.
@@ -244,24 +250,22 @@ def pattern_of(
     """
     if sparsity_m_by_n is not None:
         m, n = sparsity_m_by_n
-        if len(shape) not in (2, 4):
-            raise ValueError(
-                "sparsity_m_by_n is for the kernels of Dense and Conv2D layers, of 2 or 4 axes. "
-                "Leave the others out by filters= or pruning_policy=. "
-                f"Received: {name} of shape {shape}"
-            )
-        return lambda scores, sparsity: m_of_n(_floats(scores), m, n)
+        _check_matrix("sparsity_m_by_n", sparsity_m_by_n, shape, name)
+        group = OfConsecutive(n - m, n)
+        return lambda scores, sparsity: choose(group, scores, sparsity, axes)
     if block_size != (1, 1):
-        if len(shape) != 2:
-            raise ValueError(
-                "block_size is for weights of 2 axes, such as the kernels of Dense layers. Leave "
-                "the others out by filters= or pruning_policy=, or prune them in a call of their "
-                f"own. Received: block_size={block_size}, {name} of shape {shape}"
-            )
-        return lambda scores, sparsity: blocks(
-            _floats(scores), sparsity, block_size=block_size, pooling=pooling
-        )
+        _check_matrix("block_size", block_size, shape, name)
+        whole = Blocks(*block_size, pooling)
+        return lambda scores, sparsity: choose(whole, scores, sparsity, axes)
     return lambda scores, sparsity: entries(_floats(scores), sparsity)
+
+
+def _check_matrix(setting: str, value: Any, shape: tuple[int, ...], name: str) -> None:
+    if len(shape) < 2:
+        raise ValueError(
+            f"{setting} is for kernels, of 2 axes at least. Leave the other weights out by "
+            f"filters= or pruning_policy=. Received: {setting}={value}, {name} of shape {shape}"
+        )
 
 
 def _floats(scores: tf.Tensor) -> tf.Tensor:

@@ -2,8 +2,8 @@
 
 Pure functions of tensors, the same in and out of compiled steps. On magnitudes the masks are
 those of tensorflow-model-optimization entry for entry, but for ties: that keeps every entry equal
-to the least one kept, and so more than it was asked for; here the count is exact and of equal
-scores the first are kept.
+to the least one kept, and so more than it was asked for; here the count is exact, and equal scores
+are broken evenly over rows and columns, see `keras_ntt.selection.ties`.
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from keras_ntt.core import checks
 from keras_ntt.selection.counts import keep_count_float32
+from keras_ntt.selection.ties import rank_of
 
 Pattern = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 """Scores and a float32 sparsity -> a boolean mask of the scores' shape."""
 
 
 def largest(scores: tf.Tensor, count: Any) -> tf.Tensor:
-    """Return the mask of the `count` largest scores; of equal ones the first are taken.
+    """Return the mask of the `count` largest scores; equal ones are taken evenly, see `rank_of`.
 
     Args:
         scores: Scores of any shape.
@@ -31,11 +33,10 @@ def largest(scores: tf.Tensor, count: Any) -> tf.Tensor:
         A boolean tensor of the shape of `scores`.
 
     >>> largest(tf.constant([[3.0, 1.0], [2.0, 2.0]]), 2).numpy().tolist()
-    [[True, False], [True, False]]
+    [[True, False], [False, True]]
     """
-    order = tf.argsort(tf.reshape(scores, [-1]), direction="DESCENDING", stable=True)
-    rank = tf.math.invert_permutation(order)
-    return tf.reshape(rank < tf.cast(count, rank.dtype), scores.shape)
+    rank = rank_of(scores)
+    return rank < tf.cast(count, rank.dtype)
 
 
 def entries(scores: tf.Tensor, sparsity: Any) -> tf.Tensor:
@@ -111,13 +112,66 @@ def m_of_n(scores: tf.Tensor, m: int, n: int) -> tf.Tensor:
     by_output = tf.linalg.matrix_transpose(scores)
     # Groups run along the channels only, so what is before them may be in any order.
     paddings = [[0, 0]] * (len(scores.shape) - 1) + [[0, -channels % n]]
-    # Not with zeros: scores may be below zero. Of equal ones the first are kept, so real entries.
+    # Not with zeros: scores may be below zero.
     padded = tf.pad(by_output, paddings, constant_values=-np.inf)
     groups = tf.reshape(padded, [-1, n])
-    order = tf.argsort(groups, axis=-1, direction="DESCENDING", stable=True)
-    rank = tf.argsort(order, axis=-1)
+    # Of equal scores the first are kept, beginning where those of the output before have ended, so
+    # that all inputs are kept equally often. What is filled up begins last everywhere.
+    count, each = groups.shape[0], padded.shape[-1] // n
+    group = tf.range(count)[:, None]
+    shift = ((n - m) * (group // each) + group % each) % n
+    last = tf.reshape(_filled(padded, channels), [-1, n])
+    turn = (tf.range(n)[None] - shift) % n + n * tf.cast(last, tf.int32)
+    first = tf.argsort(turn, axis=-1)
+    order = tf.argsort(
+        tf.gather(groups, first, batch_dims=1), axis=-1, direction="DESCENDING", stable=True
+    )
+    rank = tf.argsort(tf.gather(first, order, batch_dims=1), axis=-1)
     kept = tf.reshape(rank < n - m, padded.shape)[..., :channels]
     return tf.linalg.matrix_transpose(kept)
+
+
+def is_pruned_m_by_n(
+    mask: Any, m_by_n: tuple[int, int] = (2, 4), last_channel: str = "C_OUT"
+) -> bool:
+    """Tell whether a mask or a weight has `m` zeros in every `n` consecutive entries.
+
+    It is tfmot's check of that name. Where `n` does not divide the number of inputs, the last group
+    is filled up with zeros.
+
+    Args:
+        mask: A mask or a weight of two axes at least.
+        m_by_n: ``(m, n)``.
+        last_channel: What the last axis counts: ``"C_OUT"`` outputs, as in Keras, with the inputs
+            on the axis before, or ``"C_IN"`` inputs, as in a LiteRT file.
+
+    Returns:
+        Whether every group has at least `m` zeros.
+
+    Raises:
+        ValueError: If an argument does not fit.
+
+    Examples:
+        >>> is_pruned_m_by_n([[1, 0], [0, 2], [3, 0], [0, 4]])
+        True
+    """
+    checks.check_choice("last_channel", last_channel, ("C_OUT", "C_IN"))
+    m, n = (checks.check_count("m_by_n", size) for size in m_by_n)
+    array = np.asarray(mask)
+    if array.ndim < 2 or m >= n:
+        raise ValueError(
+            "mask must have 2 axes at least, and m must be less than n. "
+            f"Received: mask of shape {array.shape}, m_by_n={m_by_n!r}"
+        )
+    by_output = array if last_channel == "C_IN" else np.swapaxes(array, -1, -2)
+    paddings = [(0, 0)] * (array.ndim - 1) + [(0, -by_output.shape[-1] % n)]
+    groups = np.pad(by_output != 0, paddings).reshape(-1, n)
+    return bool((groups.sum(-1) <= n - m).all())
+
+
+def _filled(padded: tf.Tensor, channels: int) -> tf.Tensor:
+    """Return which entries along the last axis are beyond the channels."""
+    return tf.broadcast_to(tf.range(padded.shape[-1]) >= channels, padded.shape)
 
 
 def whole_filters(scores: tf.Tensor, sparsity: Any) -> tf.Tensor:

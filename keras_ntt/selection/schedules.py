@@ -390,3 +390,26 @@ def _native(schedule: Any) -> PruningSchedule | None:
 def is_of_tfmot(schedule: Any) -> bool:
     """Tell whether a schedule's class, or one of its bases, is tfmot's."""
     return any(cls.__module__.split(".")[0] == _TFMOT for cls in type(schedule).__mro__)
+
+
+def last_step(schedule: Any) -> int | None:
+    """Return the step at which a schedule comes to its final sparsity, None if it has no such step.
+
+    >>> last_step(PolynomialDecay(0.0, 0.8, 0, 8, frequency=1)), last_step(ConstantSparsity(0.8, 5))
+    (8, None)
+    """
+    end = getattr(schedule, "end_step", None)
+    if isinstance(schedule, ConstantSparsity) or end is None or end < 0:
+        return None
+    return int(end)
+
+
+def identity_of(schedule: PruningSchedule) -> tuple[Any, ...]:
+    """Return what schedules that say the same have in common.
+
+    >>> identity_of(ConstantSparsity(0.5, 1)) == identity_of(ConstantSparsity(0.5, 1))
+    True
+    """
+    if isinstance(schedule, _Called):  # a function that a cell defines again is another object
+        return (getattr(schedule.function, "__code__", schedule.function),)
+    return (type(schedule), *sorted(schedule.get_config().items()))

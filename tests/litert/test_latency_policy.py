@@ -48,6 +48,9 @@ SUPPORTED = {
     ),
     "activation of a convolution": lambda: network([layers.Conv2D(4, 1, activation="hard_silu")]),
     "function": lambda: network([keras.ops.relu]),
+    "nothing at inference": lambda: network(
+        [layers.Identity(), layers.GaussianNoise(0.1), layers.SpatialDropout2D(0.1)]
+    ),
     "upsampling": lambda: network([layers.UpSampling2D(interpolation="bilinear")]),
     "squeeze": lambda: network(
         [lambda y: layers.Multiply()([y, layers.GlobalAveragePooling2D(keepdims=True)(y)])]

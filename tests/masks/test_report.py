@@ -72,6 +72,9 @@ def test_the_report_as_plain_data():
         "nonzeros": 4,
         "masked": True,
         "note": "",
+        "progress": "",
+        "negligible": 0,
+        "reason": "",
         "sparsity": pytest.approx(0.6),
     }
 

@@ -224,6 +224,13 @@ class Scaled(layers.Layer):
         return [self.matrix]
 
 
+class Unnamed(layers.Layer):
+    """A layer that does not say which of its weights may be pruned."""
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=(shape[-1],))
+
+
 class MyDense(layers.Dense):
     """A subclass of a layer of Keras."""
 
@@ -463,7 +470,6 @@ def test_settings_that_do_not_fit_change_nothing(cnn):
     model = cnn()
     before = model.get_weights()
     for settings, match in [
-        ({"block_size": (2, 2)}, "block_size is for weights of 2 axes"),
         ({"block_size": 2}, "block_size must be two positive"),
         ({"block_pooling_type": "SUM"}, "block_pooling_type must be one of 'AVG', 'MAX'"),
         ({"sparsity_m_by_n": (4, 2)}, "m must be less"),
@@ -485,12 +491,25 @@ def test_rejects_things_that_are_not_models_or_layers(thing):
         prune_low_magnitude(thing, 0.5)
 
 
-def test_a_single_layer_without_kernels():
-    layer = layers.BatchNormalization()
+@pytest.mark.parametrize(
+    "make", [lambda: layers.BatchNormalization(), lambda: layers.Dropout(0.1), layers.Flatten]
+)
+@pytest.mark.parametrize("built", [False, True])
+def test_a_layer_without_kernels_is_passed_over(make, built):
+    layer = make()
+    if built:
+        layer.build((None, 3))
+    assert prune_low_magnitude(layer, 0.5) is layer
+    assert prune_low_magnitude([layer], 0.5) == [layer]
+    model = keras.Sequential([keras.Input((3,)), layer, layers.Dense(2)])
+    assert get_masks(model) == {}
+
+
+def test_a_layer_of_ones_own_that_does_not_name_its_weights():
+    layer = Unnamed()
     layer.build((None, 3))
-    for part in (layer, [layer]):
-        with pytest.raises(ValueError, match="There is nothing to prune"):
-            prune_low_magnitude(part, 0.5)
+    with pytest.raises(ValueError, match="There is nothing to prune"):
+        prune_low_magnitude(layer, 0.5)
 
 
 def test_a_policy_is_asked_about_layers(mlp):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from keras_ntt.selection.counts import keep_count_float32
 from keras_ntt.selection.named_patterns import pattern_of
 from keras_ntt.selection.patterns import blocks, entries, largest, m_of_n
+from keras_ntt.selection.ties import place_of
 
 
 def as_lists(mask):
@@ -155,7 +156,8 @@ def test_entries_against_a_sort(seed, rank, sparsity):
     shape = tuple(int(k) for k in rng.integers(1, 6, size=rank))
     scores = rng.integers(0, 4, size=shape).astype("float32")  # with many ties
     count = int(keep_count_float32(scores.size, sparsity))
-    order = sorted(range(scores.size), key=lambda i: (-scores.flat[i], i))
+    places = place_of(np.arange(scores.size), shape)
+    order = sorted(range(scores.size), key=lambda i: (-scores.flat[i], places[i]))
     wanted = np.zeros(scores.size, bool)
     wanted[order[:count]] = True
     np.testing.assert_array_equal(

@@ -19,7 +19,14 @@ _LAYERS = (
     layers.ReLU,
     layers.LeakyReLU,
     layers.ELU,
+    # What passes its inputs on at inference.
+    layers.Identity,
     layers.Dropout,
+    layers.SpatialDropout2D,
+    layers.AlphaDropout,
+    layers.GaussianDropout,
+    layers.GaussianNoise,
+    layers.ActivityRegularization,
 )
 _ACTIVATIONS = ("relu", "relu6", "leaky_relu", "elu", "sigmoid", "silu", "hard_silu", "gelu")
 # The classes behind keras.ops.add, `a + b` and so on.

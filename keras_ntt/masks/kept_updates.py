@@ -1,0 +1,186 @@
+"""Steps of optimizers that take a pruned weight for the entries that are kept, and no more.
+
+A pruned entry has a gradient, too, for it is a zero that the network computes with. Where an
+optimizer treats each entry by itself, as SGD and Adam do, that does no harm, because the mask takes
+away what it does there. But a norm, or a product of the gradient with itself, is another one with
+those entries than without them: steps that are clipped by norm come out too short. Here
+
+- clipping by norm measures the entries that are kept,
+- an optimizer that lets entries of a weight influence each other sees zeros elsewhere, in gradients
+  and in its own state, and Adafactor's means are over the entries that are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import optimizers
+
+from keras_ntt.core import host
+
+_NAME = "pruning_mask"
+# Each entry of a weight is moved by its own gradients alone.
+_ENTRYWISE = (
+    "SGD",
+    "RMSprop",
+    "Adam",
+    "AdamW",
+    "Adadelta",
+    "Adagrad",
+    "Adamax",
+    "Nadam",
+    "Ftrl",
+    "Lion",
+    "ScheduleFreeAdamW",
+)
+
+
+def note(held: tf.Variable, constraint: Any) -> None:
+    """Note on a ``tf.Variable`` which constraint holds its mask; None takes the note away."""
+    if constraint is None:
+        delattr(held, _NAME)
+    else:
+        setattr(held, _NAME, constraint)
+        host.before_each_step(_see_kept_entries)
+
+
+def kept_gradients(gradients: Iterable[Any], variables: Iterable[Any]) -> list[Any]:
+    """Return gradients with zeros where masks keep a weight zero.
+
+    Keras's optimizers do this by themselves where it matters. It is for training loops that clip
+    gradients, or look at their norms, before they give them to an optimizer, or that have none.
+
+    Args:
+        gradients: A tensor, ``tf.IndexedSlices`` or None for each variable.
+        variables: The variables, in the same order.
+
+    Returns:
+        The gradients, those of weights without a mask as they were given.
+
+    Raises:
+        ValueError: If there is not one gradient a variable.
+
+    Examples:
+        >>> import keras, numpy as np, tensorflow as tf
+        >>> from keras_ntt import apply_masks, kept_gradients
+        >>> layer = keras.layers.Dense(2, use_bias=False)
+        >>> model = keras.Sequential([keras.Input((2,)), layer])
+        >>> model = apply_masks(model, {layer.kernel.path: np.eye(2)})
+        >>> (gradient,) = kept_gradients([tf.ones((2, 2))], model.trainable_variables)
+        >>> gradient.numpy().tolist()
+        [[1.0, 0.0], [0.0, 1.0]]
+    """
+    given, theirs = list(gradients), list(variables)
+    if len(given) != len(theirs):
+        raise ValueError(
+            "There must be one gradient a variable, None where there is none. "
+            f"Received: {len(given)} gradients for {len(theirs)} variables"
+        )
+    return [_masked(g, _constraint_of(v)) for g, v in zip(given, theirs, strict=True)]
+
+
+def _constraint_of(variable: Any) -> Any:
+    held = host.raw(variable) if isinstance(variable, keras.Variable) else variable
+    return getattr(held, _NAME, None)
+
+
+def _masked(gradient: Any, constraint: Any) -> Any:
+    if gradient is None or constraint is None:
+        return gradient
+    mask = constraint.tensor
+    if isinstance(gradient, tf.IndexedSlices):
+        rows = tf.gather(mask, gradient.indices)
+        values = tf.where(rows, gradient.values, tf.zeros_like(gradient.values))
+        return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
+    gradient = tf.convert_to_tensor(gradient)
+    return tf.where(mask, gradient, tf.zeros_like(gradient))
+
+
+def _see_kept_entries(optimizer: Any, variables: list[Any]) -> None:
+    """Let an optimizer take its next step, of some variables, on what is kept of them."""
+    constraints = [_constraint_of(v) for v in variables]
+    held = [c for c in constraints if c is not None]
+    for constraint in held:
+        constraint.optimizer = optimizer
+    clips = optimizer.clipnorm or optimizer.global_clipnorm
+    host.set_clipping(optimizer, _clipping(constraints) if held and clips else None)
+    coupled = bool(held) and not _is_entrywise(optimizer)
+    host.set_update_step(optimizer, _update_step if coupled else None)
+    if not coupled:
+        host.set_root_mean_square(optimizer, None)
+
+
+def _is_entrywise(optimizer: Any) -> bool:
+    classes = [getattr(optimizers, name, None) for name in _ENTRYWISE]
+    step = type(optimizer).update_step
+    return any(step is cls.update_step for cls in classes if cls is not None)
+
+
+def _clipping(constraints: list[Any]) -> Any:
+    """Return how gradients are clipped by the norm of what is kept.
+
+    The rest is scaled alike: a schedule may bring back an entry that a step lifts above others.
+    """
+
+    def clip(optimizer: Any, gradients: list[Any]) -> list[Any]:
+        kept = [_masked(g, c) for g, c in zip(gradients, constraints, strict=True)]
+        squares = [tf.reduce_sum(tf.square(_values(g))) for g in kept]
+        if optimizer.clipnorm:
+            limit = optimizer.clipnorm
+            scales = [_scale(tf.sqrt(square), limit) for square in squares]
+        else:
+            limit = optimizer.global_clipnorm
+            # Layers may compute in different precisions, and squares overflow in float16.
+            total = tf.add_n([tf.cast(square, tf.float32) for square in squares])
+            scales = [_scale(tf.sqrt(total), limit)] * len(gradients)
+        return [_scaled(g, scale) for g, scale in zip(gradients, scales, strict=True)]
+
+    return clip
+
+
+def _values(gradient: Any) -> tf.Tensor:
+    return gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
+
+
+def _scale(norm: tf.Tensor, limit: float) -> tf.Tensor:
+    """Return what brings a norm down to a limit; NaN where it is not finite, as in Keras."""
+    limits = tf.cast(limit, norm.dtype)
+    return limits / tf.maximum(norm, limits) + (norm - norm)
+
+
+def _scaled(gradient: Any, scale: tf.Tensor) -> Any:
+    values = _values(gradient)
+    values = values * tf.cast(scale, values.dtype)
+    if isinstance(gradient, tf.IndexedSlices):
+        return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
+    return values
+
+
+def _update_step(optimizer: Any, gradient: Any, held: Any, learning_rate: Any) -> None:
+    """Take the step of an optimizer for one weight, with zeros where it is pruned."""
+    step = type(optimizer).update_step
+    constraint = _constraint_of(held)
+    if constraint is None:
+        host.set_root_mean_square(optimizer, None)
+        step(optimizer, gradient, held, learning_rate)
+        return
+    mask = constraint.tensor
+    variable = host.raw(held) if isinstance(held, keras.Variable) else held
+    # What the state has of entries that were pruned since would be part of the next norm.
+    for slot in host.slots_of(optimizer, variable):
+        slot.assign(tf.where(mask, slot, tf.zeros_like(slot)))
+    host.set_root_mean_square(optimizer, lambda _, x: _root_mean_square(x, mask))
+    step(optimizer, _masked(gradient, constraint), held, learning_rate)
+    # What was divided by the zeros is no number; the constraint must not choose among those.
+    variable.assign(tf.where(mask, variable, tf.zeros_like(variable)))
+
+
+def _root_mean_square(x: Any, mask: tf.Tensor) -> tf.Tensor:
+    """Return the root of the mean square of the entries that are kept."""
+    value = tf.convert_to_tensor(x)
+    square = tf.where(mask, tf.square(value), tf.zeros_like(value))
+    count = tf.maximum(tf.math.count_nonzero(mask, dtype=tf.int32), 1)
+    return tf.sqrt(tf.reduce_sum(square) / tf.cast(count, value.dtype))

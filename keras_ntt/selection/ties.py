@@ -1,0 +1,105 @@
+"""Entries of equal scores: which of them are kept.
+
+Kernels that begin with equal values, such as zero-initialized last layers and identities, have
+ties, and so have scores that are zero for many entries. Were the first entries kept, whole rows
+would stay and whole rows go. Here each entry has a place in a fixed order, the same in every run,
+that takes one entry of each row, or of each column where those are more, and then the next: a Latin
+square. Any number of entries from its beginning is spread over rows and columns as evenly as it can
+be, but for one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+
+def place_of(index: Any, shape: Sequence[int]) -> Any:
+    """Return the place of entries in the order in which ties are broken.
+
+    Args:
+        index: Their places in the flat array, as integers of 64 bits: an array or a tensor.
+        shape: The shape; all axes but the last count as rows.
+
+    Returns:
+        Integers of the same kind, from 0 to the number of entries.
+
+    >>> place_of(np.arange(6), (3, 2)).reshape(3, 2)
+    array([[0, 3],
+           [4, 1],
+           [2, 5]])
+    """
+    columns = int(shape[-1]) if shape else 1
+    rows = max(math.prod(shape) // max(columns, 1), 1)
+    row = (index // columns) * _stride(rows) % rows
+    column = (index % columns) * _stride(columns) % columns
+    if rows >= columns:
+        return ((column - row) % columns) * _stride(columns) % columns * rows + row
+    return ((row - column) % rows) * _stride(rows) % rows * columns + column
+
+
+def _stride(size: int) -> int:
+    """Return a step that visits all of `size` places, neighbours far from each other.
+
+    >>> [_stride(n) for n in (1, 2, 8, 100)]
+    [1, 1, 3, 61]
+    """
+    stride = max(int(size * 0.618), 1)
+    while math.gcd(stride, size) != 1:
+        stride -= 1
+    return stride
+
+
+def rank_of(scores: tf.Tensor) -> tf.Tensor:
+    """Return the rank of each score, 0 for the largest, equal ones in the order of `place_of`.
+
+    Args:
+        scores: Scores of a known shape.
+
+    Returns:
+        int32 of the shape of `scores`.
+
+    >>> rank_of(tf.constant([[3.0, 1.0], [2.0, 2.0]])).numpy().tolist()
+    [[0, 3], [2, 1]]
+    """
+    shape = scores.shape.as_list()
+    size = math.prod(shape)
+    longest = max(shape[-1], size // max(shape[-1], 1)) if shape else 1
+    dtype = tf.int32 if longest**2 < 2**31 else tf.int64  # the largest product on the way
+    place = place_of(tf.range(size, dtype=dtype), shape)
+    entry = tf.math.invert_permutation(place)
+    by_place = tf.gather(tf.reshape(scores, [-1]), entry)
+    order = tf.argsort(by_place, direction="DESCENDING", stable=True)
+    rank = tf.gather(tf.math.invert_permutation(order), place)
+    return tf.reshape(rank, scores.shape)
+
+
+def largest_of(scores: np.ndarray, count: int) -> np.ndarray:
+    """Return the mask of the `count` largest scores, equal ones in the order of `place_of`.
+
+    Args:
+        scores: Scores.
+        count: How many.
+
+    Returns:
+        A boolean array of the shape of `scores`.
+
+    >>> largest_of(np.array([[3.0, 1.0], [2.0, 2.0]]), 2).tolist()
+    [[True, False], [False, True]]
+    """
+    if count >= scores.size or count <= 0:
+        return np.full(scores.shape, count > 0)
+    flat = scores.ravel()
+    least = np.partition(flat, flat.size - count)[flat.size - count]
+    mask = flat > least
+    tied = np.flatnonzero(flat == least)
+    missing = count - np.count_nonzero(mask)
+    if missing < tied.size:
+        places = place_of(tied.astype(np.int64), scores.shape)
+        tied = tied[np.argpartition(places, missing - 1)[:missing]]
+    mask[tied] = True
+    return mask.reshape(scores.shape)
