@@ -7,6 +7,10 @@ The network is a ResNet-8 (MLPerf Tiny), the images CIFAR-10's, as ``ic_resnet8_
 training images and no labels; test labels are used to report accuracies and for nothing else.
 ``--part validation`` measures on 5,000 training images that pruning does not see: choose settings
 on that. Rows that the output has already are not run again.
+
+The method ``labels`` is the opponent: `keras_ntt.prune_low_magnitude` and cross entropy, with *all*
+labels of the pool, the same number of steps and the same schedule, and BatchNorm statistics taken
+again at the end, as ours are.
 """
 
 from __future__ import annotations
@@ -31,7 +35,8 @@ from keras_ntt.core.tables import table
 
 IMAGES, NETWORK = "cifar10_jpeg.npz", "ic_resnet8_jpeg.keras"
 VALIDATION = 5_000
-COLUMNS = ("method", "allocation", "sparsity", "seed", "images", "epochs")
+COLUMNS = ("method", "recovery", "sparsity", "seed", "images", "steps", "rate")
+BATCH = 32
 
 
 def options() -> argparse.Namespace:
@@ -41,9 +46,12 @@ def options() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("trained.json"))
     parser.add_argument("--sparsities", type=float, nargs="+", default=[0.8, 0.9, 0.95])
     parser.add_argument("--methods", nargs="+", default=["obc"])
-    parser.add_argument("--allocations", nargs="+", default=["sensitivity"])
+    parser.add_argument("--recoveries", nargs="+", default=["held"], choices=["held", "gradual"])
+    parser.add_argument("--rates", type=float, nargs="+", default=[3e-3], help="first step sizes")
     parser.add_argument("--images", type=int, default=2_048, help="unlabelled images")
-    parser.add_argument("--epochs", type=int, nargs="+", default=[0])
+    parser.add_argument(
+        "--steps", type=int, nargs="+", default=[0], help="of recovery, of 32 images"
+    )
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--part", choices=["test", "validation"], default="test")
     return parser.parse_args()
@@ -59,6 +67,31 @@ def decoded(file: Any, part: str, indices: np.ndarray) -> np.ndarray:
 def accuracy(model: keras.Model, x: np.ndarray, y: np.ndarray) -> float:
     """Return the fraction of images whose class is found."""
     return float((model.predict(x, batch_size=500, verbose=0).argmax(axis=-1) == y).mean())
+
+
+def with_labels(
+    dense: keras.Model,
+    images: np.ndarray,
+    labels: np.ndarray,
+    sparsity: float,
+    steps: int,
+    rate: float,
+    seed: int,
+) -> keras.Model:
+    """Prune by magnitude while training on labels, and return the sparse model."""
+    keras.utils.set_random_seed(seed)
+    model = keras.models.clone_model(dense)
+    model.set_weights(dense.get_weights())
+    end = max(int(0.75 * steps), 1)
+    schedule = keras_ntt.PolynomialDecay(0.5, sparsity, 0, end, frequency=20)
+    model = keras_ntt.prune_low_magnitude(model, pruning_schedule=schedule)
+    falling = keras.optimizers.schedules.CosineDecay(rate, steps)
+    model.compile(keras.optimizers.Adam(falling), "sparse_categorical_crossentropy")
+    data = tf.data.Dataset.from_tensor_slices((images, labels)).shuffle(len(images), seed=seed)
+    model.fit(data.repeat().batch(BATCH).prefetch(2), steps_per_epoch=steps, epochs=1, verbose=0)
+    sparse = keras_ntt.strip_pruning(model)
+    keras_ntt.reestimate_batch_norm(sparse, images[:2_048])
+    return sparse
 
 
 def main() -> None:
@@ -84,27 +117,34 @@ def main() -> None:
     x, y = decoded(file, part, which), file[f"{part}_labels"].ravel()[which]
     found[f"dense_{asked.part}"] = accuracy(dense, x, y)
     for seed in range(asked.seeds):
-        some = np.random.default_rng(seed + 1).permutation(pool)[: asked.images]
-        images = decoded(file, "train", some)
-        for epochs, sparsity, method, allocation in itertools.product(
-            asked.epochs, asked.sparsities, asked.methods, asked.allocations
+        some = np.random.default_rng(seed + 1).permutation(pool)
+        images = decoded(file, "train", some if "labels" in asked.methods else some[: asked.images])
+        labels = file["train_labels"].ravel()[some[: len(images)]]
+        for steps, sparsity, method, recovery, rate in itertools.product(
+            asked.steps, asked.sparsities, asked.methods, asked.recoveries, asked.rates
         ):
-            values = (method, allocation, sparsity, seed, len(images), epochs)
+            used = len(images) if method == "labels" else min(asked.images, len(images))
+            recovery = "labels" if method == "labels" else recovery if steps else ""
+            values = (method, recovery, sparsity, seed, used, steps, rate if steps else 0)
             row = {**dict(zip(COLUMNS, values, strict=True)), "part": asked.part}
             if any(row.items() <= other.items() for other in found["rows"]):
                 continue
             wall, cpu = time.perf_counter(), time.process_time()
-            sparse = keras_ntt.prune_post_training(
-                dense,
-                images,
-                sparsity=sparsity,
-                method=method,
-                allocation=allocation,
-                samples=min(2_048, len(images)),
-                epochs=epochs,
-                seed=seed,
-                verbose=0,
-            )
+            if method == "labels":
+                sparse = with_labels(dense, images, labels, sparsity, steps, rate, seed)
+            else:
+                sparse = keras_ntt.prune_post_training(
+                    dense,
+                    images[:used],
+                    sparsity=sparsity,
+                    method=method,
+                    samples=min(2_048, used),
+                    epochs=-(-steps * BATCH // used),
+                    recovery=recovery or "held",
+                    learning_rate=rate,
+                    seed=seed,
+                    verbose=0,
+                )
             row["wall_seconds"] = time.perf_counter() - wall
             row["cpu_seconds"] = time.process_time() - cpu
             row["accuracy"] = accuracy(sparse, x, y)
