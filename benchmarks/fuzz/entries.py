@@ -39,6 +39,46 @@ entry(keras_ntt.get_masks, weight=2)(model=model("held", *GOOD))
 entry(keras_ntt.strip_pruning, weight=2, changes=True)(model=model("mlp", "functional"))
 entry(keras_ntt.restore_masks, weight=2, changes=True)(model=model("zeros"))
 entry(keras_ntt.sparsity_report, weight=3)(model=model())
+entry(keras_ntt.advance_pruning, weight=2, changes=True)(model=model("scheduled"))
+
+
+def _kept_gradients(model: Any, gradients: Any) -> None:
+    keras_ntt.kept_gradients(gradients, model.trainable_variables)
+
+
+entry(_kept_gradients, "kept_gradients", weight=2)(
+    model=model("mlp", "held", "clipped", spoil=0.0),
+    gradients=of([None] * 4, [np.ones((6, 4)), None, np.ones((4, 3)), None]),
+)
+entry(keras_ntt.is_pruned_m_by_n, weight=2)(
+    mask=of(np.eye(4), np.ones((2, 2, 8, 3)), [[1, 0], [0, 2]]),
+    m_by_n=of((2, 4), (1, 2)),
+    last_channel=of("C_OUT", "C_IN"),
+)
+entry(keras_ntt.reestimate_batch_norm, weight=1, changes=True)(
+    model=model("functional", "mlp"), inputs=INPUTS
+)
+entry(keras_ntt.prune_post_training, weight=2)(
+    model=model(),
+    inputs=INPUTS,
+    sparsity=fraction(),
+    method=of("obc", "sparsegpt", "alps", "wanda", "magnitude"),
+    allocation=of("sensitivity", "error", "global", "layerwise", bad=values.bad_allocation),
+    pattern=of(None, "2:4", bad=values.bad_pattern),
+    filters=FILTERS,
+    pruning_policy=POLICY,
+    refit=of(True, False),
+    steps=of_work(2),
+    samples=of(None, 4),
+    batch_size=of(4, 128),
+    memory_limit=of(None, 10**6),
+    epochs=of_work(0),
+    recovery=of("held"),
+    learning_rate=of(1e-3),
+    temperature=of(3.0),
+    seed=SEED,
+    verbose=of(0, spoil=0.0),
+)
 entry(keras_ntt.remove_dead_units, weight=2)(
     model=model("mlp", "functional"), tolerance=of(0.0, 1e-6)
 )

@@ -159,7 +159,50 @@ def _quantized() -> keras.Model:
 
 
 def _softmax() -> keras.Model:
-    return keras.Sequential([keras.Input((6,)), layers.Dense(3, "softmax")], name="softmax")
+    parts = [layers.Dense(4, "tanh", name="first"), layers.Dense(3, "softmax", name="second")]
+    return keras.Sequential([keras.Input((6,)), *parts], name="softmax")
+
+
+def cubed(x: Any) -> Any:
+    """Return the third power: an activation that Keras has no name for."""
+    return x * x * x
+
+
+class Halves(keras.initializers.Initializer):
+    """Starts all entries at one half; not registered with Keras."""
+
+    def __call__(self, shape: Any, dtype: Any = None) -> Any:
+        """Return the values."""
+        return keras.ops.full(shape, 0.5, dtype=dtype)
+
+
+class Short(keras.constraints.Constraint):
+    """Keeps columns of unit length at most; not registered with Keras."""
+
+    def __call__(self, w: Any) -> Any:
+        """Return the value."""
+        squares = keras.ops.sum(keras.ops.square(w), axis=0, keepdims=True)
+        return w / keras.ops.maximum(keras.ops.sqrt(squares), 1.0)
+
+
+def _unregistered() -> keras.Model:
+    x = keras.Input((6,))
+    y = layers.Dense(4, cubed, bias_initializer=Halves(), name="first")(x)
+    y = layers.Lambda(cubed)(y) + 3
+    return keras.Model(x, layers.Dense(3, name="second")(y), name="unregistered")
+
+
+def _constrained() -> keras.Model:
+    parts = [layers.Dense(4, "tanh", kernel_constraint=Short(), name="first")]
+    parts.append(layers.Dense(3, kernel_constraint="unit_norm", name="second"))
+    return keras.Sequential([keras.Input((6,)), *parts], name="constrained")
+
+
+def _clipped() -> keras.Model:
+    model = _held()
+    model.compile(keras.optimizers.Adam(global_clipnorm=0.1), "mse", run_eagerly=True)
+    model.fit(samples(), np.zeros((8, 3), "float32"), verbose=0)
+    return model
 
 
 def _with_lora() -> keras.Model:
@@ -180,6 +223,9 @@ GOOD: dict[str, Callable[[], Any]] = {
     "functional": functional,
     "subclassed": subclassed,
     "compiled": _compiled,
+    "softmax": _softmax,
+    "unregistered": _unregistered,
+    "constrained": _constrained,
 }
 OTHER: dict[str, Callable[[], Any]] = {
     "several": several,
@@ -192,7 +238,7 @@ OTHER: dict[str, Callable[[], Any]] = {
     "all zero": _changed(0.0),
     "frozen": _frozen,
     "scales": _without_kernels,
-    "softmax": _softmax,
+    "clipped": _clipped,
     "lora": _with_lora,
     "odd none": odd(None),
     "odd number": odd(3),

@@ -12,7 +12,7 @@ those entries than without them: steps that are clipped by norm come out too sho
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -47,7 +47,7 @@ def note(held: tf.Variable, constraint: Any) -> None:
         host.before_each_step(_see_kept_entries)
 
 
-def kept_gradients(gradients: Iterable[Any], variables: Iterable[Any]) -> list[Any]:
+def kept_gradients(gradients: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
     """Return gradients with zeros where masks keep a weight zero.
 
     Keras's optimizers do this by themselves where it matters. It is for training loops that clip
@@ -61,7 +61,8 @@ def kept_gradients(gradients: Iterable[Any], variables: Iterable[Any]) -> list[A
         The gradients, those of weights without a mask as they were given.
 
     Raises:
-        ValueError: If there is not one gradient a variable.
+        TypeError: If `gradients` or `variables` is not a list or tuple.
+        ValueError: If there is not one gradient a variable, of its shape.
 
     Examples:
         >>> import keras, numpy as np, tensorflow as tf
@@ -73,12 +74,22 @@ def kept_gradients(gradients: Iterable[Any], variables: Iterable[Any]) -> list[A
         >>> gradient.numpy().tolist()
         [[1.0, 0.0], [0.0, 1.0]]
     """
+    for name, things in (("gradients", gradients), ("variables", variables)):
+        if not isinstance(things, list | tuple):
+            raise TypeError(f"{name} must be a list or a tuple. Received: {name}={things!r}")
     given, theirs = list(gradients), list(variables)
     if len(given) != len(theirs):
         raise ValueError(
             "There must be one gradient a variable, None where there is none. "
             f"Received: {len(given)} gradients for {len(theirs)} variables"
         )
+    for gradient, variable in zip(given, theirs, strict=True):
+        shape = None if gradient is None else tuple(getattr(gradient, "shape", ("?",)))
+        if shape is not None and shape != tuple(getattr(variable, "shape", ())):
+            raise ValueError(
+                "A gradient must be a tensor of the shape of its variable, or None. "
+                f"Received: a gradient of shape {shape} for {variable!r}"
+            )
     return [_masked(g, _constraint_of(v)) for g, v in zip(given, theirs, strict=True)]
 
 

@@ -156,6 +156,8 @@ def is_pruned_m_by_n(
         True
     """
     checks.check_choice("last_channel", last_channel, ("C_OUT", "C_IN"))
+    if not isinstance(m_by_n, list | tuple) or len(m_by_n) != 2:
+        raise ValueError(f"m_by_n must be two whole numbers, (m, n). Received: m_by_n={m_by_n!r}")
     m, n = (checks.check_count("m_by_n", size) for size in m_by_n)
     array = np.asarray(mask)
     if array.ndim < 2 or m >= n:

@@ -24,13 +24,11 @@ RESULTS = {
     "SparsityReport",
     "ExportError",
 }
-ABSTRACT = {"PruningPolicy", "PruningSchedule"}
+ABSTRACT = {"PrunableLayer", "PruningPolicy", "PruningSchedule"}
 # Whole jobs of seconds a call, whose bad arguments have tests of their own.
 JOBS = {
     "CompressionReport",
     "compress",
-    "prune_post_training",
-    "reestimate_batch_norm",
     "shrink_tflite",
 }
 

@@ -137,6 +137,8 @@ def prune_post_training(
     check_no_masks(model)
     sparsity = check_sparsity(sparsity)
     checks.check_choice("method", method, tuple(METHODS))
+    if not isinstance(refit, bool | np.bool_):
+        raise TypeError(f"refit must be True or False. Received: refit={refit!r}")
     check_allocation(allocation)
     chosen_pattern = as_pattern(pattern)
     check_fixed_sparsity(chosen_pattern, sparsity, allocation)
