@@ -84,8 +84,10 @@ def kept_gradients(gradients: Sequence[Any], variables: Sequence[Any]) -> list[A
             f"Received: {len(given)} gradients for {len(theirs)} variables"
         )
     for gradient, variable in zip(given, theirs, strict=True):
-        shape = None if gradient is None else tuple(getattr(gradient, "shape", ("?",)))
-        if shape is not None and shape != tuple(getattr(variable, "shape", ())):
+        if gradient is None or isinstance(gradient, tf.IndexedSlices):
+            continue
+        shape = tuple(getattr(gradient, "shape", ("?",)))
+        if shape != tuple(getattr(variable, "shape", ())):
             raise ValueError(
                 "A gradient must be a tensor of the shape of its variable, or None. "
                 f"Received: a gradient of shape {shape} for {variable!r}"
