@@ -3,6 +3,7 @@ from .compression.compress import compress
 from .compression.report import CompressionReport
 from .core.channels.groups import ChannelGroup, ChannelGroups, channel_groups
 from .core.channels.rules.table import register_channel_rule
+from .keras2.load import load_model
 from .litert.export import export_tflite
 from .litert.inspect import FileReport, inspect_tflite
 from .litert.report import ExportReport
@@ -101,6 +102,7 @@ __all__ = [  # noqa: RUF022, grouped by job
     "save_masks",
     "load_masks",
     "save_model",
+    "load_model",
     "BackupAndRestore",
     "sparsity_report",
     "SparsityReport",

@@ -1,4 +1,8 @@
-"""A command that keeps TensorFlow's start-up messages to itself, unless ``--verbose`` is given."""
+"""What all commands do: quiet start-up messages, and errors and warnings in words of options.
+
+TensorFlow's own messages are kept back unless ``--verbose`` is given. The package's messages name
+arguments of Python, which are named by the options of the command here.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,22 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import click
+
+# What a user can cause. Anything else is a defect of this package and shows its traceback.
+REPORTED = (
+    ImportError,
+    OSError,
+    ValueError,
+    TypeError,
+    RuntimeError,
+    FloatingPointError,
+    MemoryError,
+)
 
 # What TensorFlow, absl, CUDA and LiteRT write when they start, whatever the level of their logs.
 NOTICES = re.compile(
@@ -20,11 +36,28 @@ NOTICES = re.compile(
 )
 
 
-class Command(click.Command):
-    """A command with the option ``--verbose``."""
+class Reported(click.ClickException):
+    """An error that a user can cause, in words of the command."""
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    def show(self, file: Any = None) -> None:
+        """Print it."""
+        click.echo(f"keras-ntt: {self.message}", file=file, err=file is None)
+
+
+class Command(click.Command):
+    """A command with the option ``--verbose``, whose errors name its options.
+
+    Args:
+        *args: As for `click.Command`.
+        python_names: What arguments of Python are called here that are not named as an option is.
+        **kwargs: As for `click.Command`.
+    """
+
+    def __init__(
+        self, *args: Any, python_names: Mapping[str, str] | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
+        self._python_names = dict(python_names or {})
         text = "Show TensorFlow's own messages."
         option = click.Option(["--verbose"], is_flag=True, expose_value=False, help=text)
         option.callback = _remember
@@ -32,8 +65,78 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command, quietly unless it was asked not to be."""
-        with contextlib.nullcontext() if ctx.meta.get(__name__) else without_notices():
-            return super().invoke(ctx)
+        verbose = ctx.meta.get(__name__)
+        with contextlib.nullcontext() if verbose else without_notices(), self._warnings():
+            try:
+                return super().invoke(ctx)
+            except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+                raise  # they have their own codes
+            except Exception as error:
+                if not is_reported(error):
+                    raise
+                raise Reported(self.in_options(message_of(error))) from error
+
+    def in_options(self, message: str) -> str:
+        """Return a message of the package with its arguments named as this command's options are.
+
+        Args:
+            message: The message.
+
+        Returns:
+            The same, where ``memory_limit=`` is ``--memory-limit=`` and so on.
+        """
+        names = {
+            param.name: max(param.opts, key=len)
+            for param in self.params
+            if isinstance(param, click.Option) and param.name is not None
+        }
+        parts = re.split(r"(\w\([^()]*\))", message)  # calls, which stay as they are
+        for i in range(0, len(parts), 2):
+            for name, option in {**names, **self._python_names}.items():
+                parts[i] = _renamed(parts[i], name, option)
+        return "".join(parts)
+
+    @contextlib.contextmanager
+    def _warnings(self) -> Iterator[None]:
+        """Print warnings to users as a line, in words of the command."""
+        before = warnings.showwarning
+
+        def show(message: Any, category: type[Warning], *args: Any, **kwargs: Any) -> None:
+            if issubclass(category, UserWarning):
+                words = self.in_options(str(message))
+                click.echo(f"keras-ntt: warning: {words}", err=True)
+            else:
+                before(message, category, *args, **kwargs)
+
+        warnings.showwarning = show
+        try:
+            yield
+        finally:
+            warnings.showwarning = before
+
+
+def _renamed(text: str, name: str, option: str) -> str:
+    """Return a text with an argument named as an option, not where it is a part of a name."""
+    first = option.partition(" ")[0]
+    text = re.sub(rf"(?<![\w.(*-]){name}=True\b", first, text)
+    text = re.sub(rf"(?<![\w.(*-]){name}=(?=\S)", f"{first}=", text)
+    if "_" in name:
+        text = re.sub(rf"(?<![\w.(=*-]){name}\b(?![(=.])", option, text)
+    return text
+
+
+def is_reported(error: Exception) -> bool:
+    """Tell whether a user can cause an error, also in TensorFlow while it runs."""
+    if isinstance(error, REPORTED):
+        return True
+    import tensorflow as tf
+
+    return isinstance(error, tf.errors.OpError)
+
+
+def message_of(error: Exception) -> str:
+    """Return what an error says, its type if that is nothing."""
+    return str(error).strip() or type(error).__name__
 
 
 def _remember(ctx: click.Context, param: click.Parameter, value: bool) -> None:

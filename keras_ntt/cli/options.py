@@ -85,17 +85,26 @@ class Structure(click.ParamType):
         return pattern
 
 
-def check_apart(paths: Mapping[str, str | os.PathLike | None]) -> None:
-    """Raise if two paths that a command reads and writes are the same file.
+def check_apart(
+    read: Mapping[str, str | os.PathLike | None], written: Mapping[str, str | os.PathLike | None]
+) -> None:
+    """Raise if a path that a command writes is one that it reads, or writes for something else.
 
     Args:
-        paths: The paths by what the command calls them; None for those that were not given.
+        read: The paths that it reads by what the command calls them; None for those that were not
+            given.
+        written: Those that it writes, likewise.
 
     Raises:
         click.UsageError: If two are the same, links resolved.
     """
-    given = [(name, path) for name, path in paths.items() if path is not None]
-    for (first, path), (second, other) in itertools.combinations(given, 2):
+    pairs = [
+        *itertools.product(read.items(), written.items()),
+        *itertools.combinations(written.items(), 2),
+    ]
+    for (first, path), (second, other) in pairs:
+        if path is None or other is None:
+            continue
         same = os.path.realpath(path) == os.path.realpath(other)
         there = os.path.exists(path) and os.path.exists(other)
         if same or (there and os.path.samefile(path, other)):
@@ -103,6 +112,39 @@ def check_apart(paths: Mapping[str, str | os.PathLike | None]) -> None:
                 f"{first} and {second} are the same file, of which one would destroy the other. "
                 f"Give each a path of its own. Received: {second}={os.fspath(other)}"
             )
+
+
+SOURCE = "FOLDER|FILE|tfds:NAME"
+_FORMS = "a folder of images, a .npy file, an .npz file with x, or tfds:NAME"
+
+
+def inputs(*, required: bool = False) -> Any:
+    """Return the option of samples without labels."""
+    text = f"Unlabelled inputs to learn from: {_FORMS}."
+    return click.option("--inputs", metavar=SOURCE, required=required, help=text)
+
+
+def labelled(*, required: bool = False, use: str = "to measure on") -> Any:
+    """Return the option of samples with labels.
+
+    Args:
+        required: Whether the command needs it.
+        use: What the samples are for.
+    """
+    text = (
+        f"Labelled data {use}: a folder with a folder of images for each class, an .npz file with "
+        "x and y (and x_test, y_test), or tfds:NAME."
+    )
+    return click.option("--data", metavar=SOURCE, required=required, help=text)
+
+
+def calibration() -> Any:
+    """Return the option of samples that a file is rounded by and compared with its model on."""
+    text = (
+        "Unlabelled inputs that ranges of numbers are taken on, and outputs are compared on: "
+        f"{_FORMS}."
+    )
+    return click.option("--calibration", "--inputs", metavar=SOURCE, help=text)
 
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

@@ -8,26 +8,17 @@ from collections.abc import Sequence
 import click
 
 from keras_ntt import __version__
+from keras_ntt.cli.command import is_reported, message_of
 from keras_ntt.cli.commands import (
     compare,
     compress,
     demo,
+    evaluate,
     export,
     inspect,
     prune,
     report,
     shrink,
-)
-
-# What a user can cause. Anything else is a defect of this package and shows its traceback.
-REPORTED = (
-    ImportError,
-    OSError,
-    ValueError,
-    TypeError,
-    RuntimeError,
-    FloatingPointError,
-    MemoryError,
 )
 
 INTERRUPTED = 130
@@ -40,7 +31,11 @@ INTERRUPTED = 130
 )
 @click.version_option(__version__, prog_name="keras-ntt", message="%(prog)s %(version)s")
 def program() -> None:
-    """Prune Keras models before training, without labels, and export them.
+    """Make Keras models sparse, without labels, and export them.
+
+    MODEL is a .keras or .h5 file or a SavedModel folder. The options --inputs, --calibration and
+    --data each take a folder of images, an .npy or .npz file, or tfds:NAME: unlabelled inputs to
+    learn from, unlabelled inputs to round and check a file by, and labelled data.
 
     \b
     Examples:
@@ -48,13 +43,14 @@ def program() -> None:
       keras-ntt compress model.keras --inputs images/ --divide-by 255 -o small.tflite
       keras-ntt prune model.keras --inputs images.npy --sparsity 0.97 -o sparse.keras
       keras-ntt report sparse.keras
+      keras-ntt evaluate sparse.keras --data data.npz
       keras-ntt export sparse.keras sparse.tflite
 
     keras-ntt COMMAND --help has the options of a command, and examples.
     """
 
 
-for _command in (demo, compress, prune, report, compare, export, shrink, inspect):
+for _command in (*(demo, compress, prune, report, compare, evaluate, export, shrink, inspect),):
     program.add_command(_command.command)
 
 
@@ -82,15 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 1
     except Exception as error:
-        if not isinstance(error, REPORTED) and not _is_of_tensorflow(error):
+        if not is_reported(error):
             raise
-        click.echo(f"keras-ntt: {str(error).strip() or type(error).__name__}", err=True)
+        click.echo(f"keras-ntt: {message_of(error)}", err=True)
         return 1
     return code if isinstance(code, int) else 0
-
-
-def _is_of_tensorflow(error: Exception) -> bool:
-    """Tell whether TensorFlow raised an error while it ran, of memory for example."""
-    import tensorflow as tf
-
-    return isinstance(error, tf.errors.OpError)

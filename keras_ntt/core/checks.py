@@ -136,8 +136,8 @@ def check_built(model: Any, name: str = "model") -> None:
     if host.is_legacy_keras(model):
         raise TypeError(
             f"{name} is a tf_keras (Keras 2) model, and keras_ntt works on Keras 3 models. Build "
-            "it with `import keras`, or call the functions of keras_ntt.tfmot, which take models "
-            "of tf_keras (pip install 'keras-ntt[tfmot]'). "
+            "it with `import keras`, make it again by keras_ntt.tfmot.to_keras3(model) after pip "
+            "install 'keras-ntt[tfmot]', or save it as .h5 and call keras_ntt.load_model(path). "
             f"Received: {name} of type {type(model).__module__}.{type(model).__name__}"
         )
     if not isinstance(model, keras.Model):

@@ -93,8 +93,12 @@ def check_fits(x: Any, signature: Signature, name: str = "inputs") -> None:
     if signature.inputs is None:
         return
     if len(leaves) != len(signature.inputs):
+        several = (
+            "A tuple is taken for inputs and labels: write the inputs as a list, [a, b], and let a "
+            "data set yield them in a tuple of their own, ((a, b),). "
+        ) * (len(signature.inputs) > 1)
         raise ValueError(
-            f"The model {signature.model!r} takes {len(signature.inputs)} input(s). "
+            f"The model {signature.model!r} takes {len(signature.inputs)} input(s). {several}"
             f"Received: {name} with {len(leaves)} array(s)"
         )
     for leaf, wanted in zip(leaves, signature.inputs, strict=True):
@@ -132,7 +136,12 @@ def as_array(name: str, value: Any) -> np.ndarray:
 
 def check_arrays(x: Any, model: keras.Model, name: str = "inputs") -> None:
     """Raise a ValueError if arrays do not fit a model, are empty, or are not finite."""
-    check_structure(x, model, name)
+    check_arrays_fit(x, signature_of(model), name)
+
+
+def check_arrays_fit(x: Any, signature: Signature, name: str = "inputs") -> None:
+    """Raise a ValueError if arrays do not fit, are empty, or are not finite."""
+    check_fits(x, signature, name)
     lengths = set()
     for leaf in keras.tree.flatten(x):
         value = as_array(name, leaf)

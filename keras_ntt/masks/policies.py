@@ -241,7 +241,14 @@ def choose_weights(
         if id(variable) not in chosen:
             reason = reasons.get(id(variable)) or _reason(variable, owners.get(id(variable)))
             skipped.append((variable, reason))
+    quantized = [layer.name for layer in host.layers_of(model) if _is_quantized(layer)]
     ordered = [v for v in model.trainable_variables if id(v) in chosen]
+    if not ordered and quantized and not (frozen_too and frozen):
+        raise ValueError(
+            "There is nothing to prune: Keras has quantized the kernels, which are no weights to "
+            "train any more. Prune the model before quantize(). "
+            f"Received: model={model.name!r} with {', '.join(quantized)}"
+        )
     if not ordered and not (frozen_too and frozen):
         found = ", ".join(f"{v.path} ({reason})" for v, reason in skipped) or "no weights at all"
         raise ValueError(
@@ -251,6 +258,11 @@ def choose_weights(
             f"`layer.trainable`. Received: model={model.name!r} with {found}"
         )
     return Choice(tuple(ordered), tuple(skipped))
+
+
+def _is_quantized(layer: Any) -> bool:
+    holders = (layer, getattr(layer, "dtype_policy", None))  # older releases: in the policy only
+    return any(getattr(holder, "quantization_mode", None) is not None for holder in holders)
 
 
 def _reason(variable: keras.Variable, layer: keras.layers.Layer | None) -> str:
@@ -263,6 +275,13 @@ def _reason(variable: keras.Variable, layer: keras.layers.Layer | None) -> str:
         return "embeddings: KernelPolicy(embeddings=True) prunes it"
     if "normalization" in type(layer).__module__:
         return "scales and offsets of normalizations are never pruned"
+    if _is_quantized(layer):
+        return "Keras has quantized the layer: prune the model before quantize()"
+    if isinstance(layer, layers.TFSMLayer):
+        return (
+            "inside TFSMLayer, a closed graph: if Keras 2 wrote the SavedModel, "
+            "keras_ntt.load_model(folder) brings it in"
+        )
     if variable.name.startswith("lora_"):
         return "LoRA's weights are small already"
     kind = type(layer).__name__ if layer is not None else "layer"

@@ -116,6 +116,12 @@ def prune_low_magnitude(
         if _is_unbuilt_sequential(model):
             _when_built(model, functools.partial(_prune_made, settings, True))
             return model
+        if keras.backend.is_keras_tensor(model):
+            raise TypeError(
+                "prune_low_magnitude takes a layer, and this is what a layer returned. Prune the "
+                "layer, and call it then: prune_low_magnitude(layer)(x). "
+                f"Received: a symbolic tensor of shape {tuple(model.shape)}"
+            )
         checks.check_model(model)
         _hold(settings.masks_for(model))
         retrace(model)
@@ -237,7 +243,7 @@ def _check_layer(layer: Any) -> None:
     if host.is_legacy_keras(layer):
         raise TypeError(
             "This is a layer of tf_keras (Keras 2), and keras_ntt works on Keras 3. Build it with "
-            "`import keras`, or use keras_ntt.tfmot. "
+            "`import keras`, or make a whole model again by keras_ntt.tfmot.to_keras3(model). "
             f"Received: {type(layer).__module__}.{type(layer).__name__}"
         )
     if not isinstance(layer, keras.layers.Layer):

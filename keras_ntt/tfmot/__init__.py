@@ -5,8 +5,8 @@ into tf_keras for the whole process; nothing else in keras_ntt does. A tf_keras 
 the same core as any: by a Keras 3 twin with its weights, whose result is copied back.
 """
 
-from keras_ntt.tfmot.to_keras3 import to_keras3
-from keras_ntt.tfmot.twins import copy_weights, translate_masks
+from keras_ntt.keras2.to_keras3 import to_keras3
+from keras_ntt.keras2.twins import copy_weights, translate_masks
 from keras_ntt.tfmot.wrappers import (
     NTTSchedule,
     PruneSupportedLayers,

@@ -10,12 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ntt.core import checks
-from keras_ntt.masks import policies
-from keras_ntt.masks.apply import get_masks as _masks_of_keras3
-from keras_ntt.pruning.neural_tangent import prune
-from keras_ntt.selection import schedules
-from keras_ntt.tfmot.to_keras3 import to_keras3
-from keras_ntt.tfmot.twins import (
+from keras_ntt.keras2.to_keras3 import to_keras3
+from keras_ntt.keras2.twins import (
     check_unwrapped,
     copy_weights,
     leaves_of,
@@ -24,6 +20,10 @@ from keras_ntt.tfmot.twins import (
     translate_masks,
     value_of,
 )
+from keras_ntt.masks import policies
+from keras_ntt.masks.apply import get_masks as _masks_of_keras3
+from keras_ntt.pruning.neural_tangent import prune
+from keras_ntt.selection import schedules
 
 try:
     import tensorflow_model_optimization as tfmot

@@ -23,7 +23,8 @@ MAY_IMPORT = {
     "pruning": {"core", "masks", "ntk", "saliency", "selection"},
     "compression": {"core", "litert", "pruning"},
     "plots": {"core", "masks", "litert", "pruning"},
-    "tfmot": {"core", "masks", "selection", "pruning"},
+    "keras2": {"core", "masks"},
+    "tfmot": {"core", "masks", "selection", "pruning", "keras2"},
     "cli": {
         "core",
         "masks",
@@ -43,10 +44,10 @@ ONLY_IN = {
     "lazy_loader": ("keras_ntt",),
     "matplotlib": ("keras_ntt.plots",),
     "click": ("keras_ntt.cli",),
-    "tensorflow_datasets": ("keras_ntt.cli.data",),
+    "tensorflow_datasets": ("keras_ntt.cli.sources",),
     "sklearn": ("keras_ntt.cli.jobs.demo",),
-    "h5py": ("keras_ntt.masks.saving",),
-    "tf_keras": ("keras_ntt.tfmot.wrappers",),
+    "h5py": ("keras_ntt.masks.saving", "keras_ntt.keras2.load"),
+    "tf_keras": ("keras_ntt.tfmot.wrappers", "keras_ntt.keras2.load"),
     "tensorflow_model_optimization": ("keras_ntt.tfmot.wrappers",),
     "flatbuffers": ("keras_ntt.litert.format.builder",),
     "compression": ("keras_ntt.litert.format.sizes",),  # of Python 3.14

@@ -18,13 +18,7 @@ from keras_ntt.selection.choices import ALLOCATIONS
     "compare", cls=Command, short_help="Compare the methods on a model and labelled data."
 )
 @click.argument("model", type=options.PATH)
-@click.option(
-    "--data",
-    "source",
-    required=True,
-    metavar="FILE|tfds:NAME",
-    help="An .npz file with x, y, x_test and y_test, or a data set's name.",
-)
+@options.labelled(required=True, use="to train and to measure on")
 @click.option("--sparsity", "-s", type=options.SPARSITY, required=True, help="Fraction of zeros.")
 @click.option(
     "--method",
@@ -82,9 +76,9 @@ from keras_ntt.selection.choices import ALLOCATIONS
 @options.seed
 @options.as_json
 def command(
-    model: pathlib.Path, source: str, methods: tuple[str, ...], as_json: bool, **chosen: Any
+    model: pathlib.Path, data: str, methods: tuple[str, ...], as_json: bool, **chosen: Any
 ) -> int:
-    """Compare methods of pruning the Keras MODEL (.keras) before training.
+    """Compare methods of pruning the Keras MODEL before training.
 
     Each method's network is trained on the labels in the same way; the table has the accuracy on
     the test part. Methods that do not fit the model are named, with the reason, and the exit
@@ -99,7 +93,7 @@ def command(
 
     settings = compare.Settings(methods=methods or DEFAULT, **chosen)
     with printing.only_json(as_json):
-        results = compare.run(model, source, settings)
+        results = compare.run(model, data, settings)
         printing.say(compare.table(results))
     if as_json:
         click.echo(json.dumps(results, indent=2))

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from keras_ntt.cli import data, options, printing
+from keras_ntt.cli import options, printing
 from keras_ntt.cli.command import Command
 
 
@@ -18,13 +18,7 @@ from keras_ntt.cli.command import Command
     epilog="What is lost is measured on inputs that pruning does not see: a fifth of --inputs.",
 )
 @click.argument("model", type=options.PATH)
-@click.option(
-    "--inputs",
-    metavar="FOLDER|FILE|tfds:NAME",
-    required=True,
-    help="Unlabelled inputs: a folder of images, a .npy file, an .npz file with x, or a data "
-    "set's name.",
-)
+@options.inputs(required=True)
 @click.option("--output", "-o", type=options.PATH, required=True, help="The .tflite file to write.")
 @click.option(
     "--max-drop",
@@ -66,12 +60,7 @@ from keras_ntt.cli.command import Command
     show_default=True,
     help="Passes over the inputs to recover in.",
 )
-@click.option(
-    "--data",
-    "labelled",
-    metavar="FILE|tfds:NAME",
-    help="Labelled data to measure accuracy on: an .npz file with x, y, x_test, y_test.",
-)
+@options.labelled(use="to measure accuracy on")
 @click.option("--keras", "keras_file", type=options.PATH, help="Write the .keras model, too.")
 @options.divide_by
 @options.seed
@@ -82,14 +71,14 @@ def command(
     inputs: str,
     output: pathlib.Path,
     keras_file: pathlib.Path | None,
-    labelled: str | None,
+    data: str | None,
     divide_by: float | None,
     sparsity: tuple[float, ...],
     quiet: bool,
     as_json: bool,
     **chosen: Any,
 ) -> int:
-    """Make a trained Keras MODEL (.keras, .h5) small without labels, and write a LiteRT file.
+    """Make a trained Keras MODEL small without labels, and write a LiteRT file.
 
     The model is pruned at several sparsities, each file is measured against it, and the best one
     within --max-drop is written.
@@ -102,25 +91,21 @@ def command(
     if keras_file is not None and keras_file.suffix != ".keras":
         raise click.BadParameter("must be a file that ends in .keras", param_hint="--keras")
     options.check_apart(
-        {
-            "MODEL": model,
-            "--inputs": inputs,
-            "--data": labelled,
-            "--output": output,
-            "--keras": keras_file,
-        }
+        {"MODEL": model, "--inputs": inputs, "--data": data},
+        {"--output": output, "--keras": keras_file},
     )
+    from keras_ntt.cli import data as files
     from keras_ntt.compression.compress import compress
     from keras_ntt.masks.saving import save_model
 
     with printing.only_json(as_json):
-        loaded = data.load_model(model)
-        found = None if labelled is None else data.read_labelled(labelled, loaded, divide_by)
+        loaded = files.load_model(model)
+        found = None if data is None else files.read_samples(data, loaded, divide_by)
         report = compress(
             loaded,
-            data.read_inputs(inputs, loaded, divide_by),
+            files.read_inputs(inputs, loaded, divide_by),
             sparsity=list(sparsity) or None,
-            data=None if found is None else (found.x_test, found.y_test),
+            data=None if found is None else (found.x, files.class_numbers("y", found.y)),
             path=output,
             verbose=printing.verbosity(quiet),
             **chosen,

@@ -7,11 +7,16 @@ from typing import Any
 
 import click
 
-from keras_ntt.cli import data, options, printing
+from keras_ntt.cli import options, printing
 from keras_ntt.cli.command import Command
 
 
-@click.command("export", cls=Command, short_help="Write a LiteRT file, small or fast by its zeros.")
+@click.command(
+    "export",
+    cls=Command,
+    python_names={"representative_data": "--calibration or --data"},
+    short_help="Write a LiteRT file, small or fast by its zeros.",
+)
 @click.argument("model", type=options.PATH)
 @click.argument("path", type=options.PATH)
 @click.option(
@@ -26,9 +31,8 @@ from keras_ntt.cli.command import Command
     type=click.Choice(("float16", "int8_weights", "int8", "int16", "float32")),
     help="Round the weights.",
 )
-@click.option(
-    "--data", "samples", metavar="FILE", help="Inputs to compare outputs on (.npy, .npz)."
-)
+@options.calibration()
+@options.labelled(use="to measure the file on; their inputs stand in for --calibration")
 @click.option("--tolerance", type=click.FloatRange(min=0), help="Relative difference allowed.")
 @click.option(
     "--cpu",
@@ -57,35 +61,38 @@ from keras_ntt.cli.command import Command
 def command(
     model: pathlib.Path,
     path: pathlib.Path,
-    samples: str | None,
+    calibration: str | None,
+    data: str | None,
     tolerance: float | None,
     divide_by: float | None,
     as_json: bool,
     **chosen: Any,
 ) -> int:
-    """Write a LiteRT (TFLite) file of a Keras MODEL (.keras) to PATH.
+    """Write a LiteRT (TFLite) file of a Keras MODEL to PATH.
 
     The file is run and compared with the model before it takes its place.
 
     \b
     Examples:
       keras-ntt export sparse.keras sparse.tflite
-      keras-ntt export sparse.keras fast.tflite --target latency --cpu arm --data images.npy
-      keras-ntt export sparse.keras micro.tflite --target micro --data images.npy --c-array micro
+      keras-ntt export sparse.keras fast.tflite --target latency --cpu arm --calibration x.npy
+      keras-ntt export sparse.keras int8.tflite --target int8 --calibration images/ --divide-by 255
+      keras-ntt export sparse.keras micro.tflite --target micro --calibration x.npy --c-array micro
     """
-    options.check_apart({"MODEL": model, "--data": samples, "PATH": path})
-    from keras_ntt.litert.export import export_tflite
+    options.check_apart(
+        {"MODEL": model, "--calibration": calibration, "--data": data}, {"PATH": path}
+    )
+    from keras_ntt.cli.jobs import export
 
     with printing.only_json(as_json):
-        loaded = data.load_model(model)
-        report = export_tflite(
-            loaded,
+        done = export.run(
+            model,
             path,
-            representative_data=None
-            if samples is None
-            else data.read_inputs(samples, loaded, divide_by),
+            calibration,
+            data,
+            divide_by,
             tolerance="auto" if tolerance is None else tolerance,
             **chosen,
         )
-    printing.show(report, as_json)
+    printing.show(done, as_json)
     return 0

@@ -16,16 +16,13 @@ from keras_ntt.selection.choices import ALLOCATIONS
 @click.command(
     "prune",
     cls=Command,
+    python_names={"data": "--inputs", "saliency": "--method", "saliency_data": "--inputs"},
     short_help="Find a sparse network in a dense one, without labels.",
     epilog="The zeros of the written model are exact. To train it on from Python, call "
     "keras_ntt.restore_masks(model) after loading it, or they will not last.",
 )
 @click.argument("model", type=options.PATH)
-@click.option(
-    "--inputs",
-    metavar="FILE|tfds:NAME",
-    help="Unlabelled inputs: a .npy file, an .npz file with x, or a data set's name.",
-)
+@options.inputs()
 @click.option("--sparsity", "-s", type=options.SPARSITY, required=True, help="Fraction of zeros.")
 @click.option("--output", "-o", type=options.PATH, required=True, help="The .keras file to write.")
 @click.option(
@@ -118,7 +115,7 @@ def command(
     as_json: bool,
     **chosen: Any,
 ) -> int:
-    """Find a sparse network in a dense Keras MODEL (.keras), without labels.
+    """Find a sparse network in a dense Keras MODEL, without labels.
 
     Ctrl-C leaves the state of the transfer beside the output. The same command goes on from the
     last whole epoch, and ends with the masks that an undisturbed run finds.
@@ -135,7 +132,9 @@ def command(
         raise click.BadParameter("must be a file that ends in .keras", param_hint="--output")
     if inputs is None and chosen["method"] in ON_INPUTS:
         raise click.UsageError(f"--method {chosen['method']} needs --inputs.")
-    options.check_apart({"MODEL": model, "--inputs": inputs, "--output": output, "--masks": masks})
+    options.check_apart(
+        {"MODEL": model, "--inputs": inputs}, {"--output": output, "--masks": masks}
+    )
     from keras_ntt.cli.jobs import prune
 
     settings = prune.Settings(**chosen)

@@ -14,7 +14,7 @@ from keras_ntt.cli.command import Command
 @click.argument("model", type=options.PATH)
 @options.as_json
 def command(model: pathlib.Path, as_json: bool) -> int:
-    """Count the zeros of a Keras MODEL (.keras), weight by weight.
+    """Count the zeros of a Keras MODEL, weight by weight.
 
     Masks are not saved with a model, so no weight of a file is masked.
 

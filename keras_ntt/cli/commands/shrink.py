@@ -31,7 +31,7 @@ def command(source: pathlib.Path, path: pathlib.Path, as_json: bool, **chosen: A
       keras-ntt shrink model.tflite smaller.tflite
       keras-ntt shrink model.tflite micro.tflite --target micro --c-array micro
     """
-    options.check_apart({"SOURCE": source, "PATH": path})
+    options.check_apart({"SOURCE": source}, {"PATH": path})
     from keras_ntt.litert.shrink import shrink_tflite
 
     printing.show(shrink_tflite(source, path, **chosen), as_json)

@@ -139,7 +139,7 @@ def loss_for(model: keras.Model, labelled: data.Labelled) -> keras.losses.Loss:
     Raises:
         ValueError: If the outputs are not one row of classes a sample.
     """
-    outputs = keras.ops.convert_to_tensor(model(labelled.x[:32], training=False))
+    outputs = keras.ops.convert_to_tensor(model(_rows(labelled.x, slice(32)), training=False))
     labels = np.concatenate([labelled.y, labelled.y_test])
     classes = outputs.shape[1] if len(outputs.shape) == 2 else 0
     if classes < 2 or labels.min() < 0 or labels.max() >= classes:
@@ -165,9 +165,14 @@ def accuracy_after_training(
     x, y = labelled.x, labelled.y
     model.fit(x, y, batch_size=settings.batch_size, epochs=settings.epochs, verbose=0)
     # Not by `predict`, whose function TensorFlow would trace for every model, and warn of it.
-    parts = np.array_split(labelled.x_test, max(len(labelled.x_test) // 256, 1))
+    starts = range(0, len(labelled.y_test), 256)
+    parts = [_rows(labelled.x_test, slice(start, start + 256)) for start in starts]
     answers = [np.argmax(model(part, training=False), axis=1) for part in parts]
     return float(np.mean(np.concatenate(answers) == labelled.y_test))
+
+
+def _rows(x: Any, rows: slice) -> Any:
+    return keras.tree.map_structure(lambda array: array[rows], x)
 
 
 def table(results: dict[str, Any]) -> str:

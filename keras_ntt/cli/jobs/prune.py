@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import keras
 
 import keras_ntt
-from keras_ntt.cli import data, printing
+from keras_ntt.cli import data, printing, sources
 from keras_ntt.cli.jobs.interruption import StopBetweenSteps, Unfinished
 
 NTT = "ntt"
@@ -100,7 +100,8 @@ def run(
     x = None if source is None else data.read_inputs(source, dense, settings.divide_by)
     begun = time.perf_counter()
     if settings.method == NTT:
-        about = {"model": data.fingerprint(path), "inputs": data.fingerprint(source or "")}
+        inputs = "" if source is None else sources.fingerprint(source)
+        about = {"model": sources.fingerprint(path), "inputs": inputs}
         state = Unfinished(output, {**dataclasses.asdict(settings), **about}, restart=restart)
         found = _transfer(dense, x, settings, state, printing.verbosity(quiet))
     else:

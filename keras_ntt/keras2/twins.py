@@ -165,3 +165,16 @@ def _key(model: Any, name: str, variable: Any) -> str:
 def value_of(variable: Any) -> np.ndarray:
     """Return the value of a variable of either Keras."""
     return variable.numpy() if hasattr(variable, "numpy") else np.asarray(variable)
+
+
+def some_input(rng: np.random.Generator, tensor: Any, indices: bool) -> np.ndarray:
+    """Return two samples: random numbers, or zeros where they may be indices.
+
+    Args:
+        rng: Where numbers are drawn from.
+        tensor: The symbolic input, of either Keras.
+        indices: Whether it may take indices.
+    """
+    shape = (tensor.shape[0] or 2, *(side or 4 for side in tensor.shape[1:]))
+    drawn = np.zeros(shape) if indices else rng.normal(size=shape)
+    return drawn.astype(keras.backend.standardize_dtype(tensor.dtype))

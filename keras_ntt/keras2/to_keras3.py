@@ -6,7 +6,6 @@ Nothing here imports tf_keras: its objects are told by what they have.
 from __future__ import annotations
 
 import contextlib
-import inspect
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -15,10 +14,9 @@ import keras
 import numpy as np
 
 from keras_ntt.core import host, input_kinds
-from keras_ntt.tfmot.twins import check_unwrapped, copy_weights
+from keras_ntt.keras2.configs import RENAMED, arguments_of
+from keras_ntt.keras2.twins import check_unwrapped, copy_weights, some_input
 
-# What tf_keras calls otherwise than Keras 3.
-_RENAMED = {"LeakyReLU": {"alpha": "negative_slope"}}
 # Operations that are layers in a tf_keras graph, `x + 1` or tf.nn.relu(x), by their last name.
 _OPERATIONS = {"abs", "add", "divide", "elu", "exp", "matmul", "maximum", "minimum", "multiply"}
 _OPERATIONS |= {"relu", "relu6", "reshape", "sigmoid", "silu", "softmax", "sqrt", "square"}
@@ -59,7 +57,7 @@ def to_keras3(model: Any) -> keras.Model:
     copy_weights(model, twin)
     rng = np.random.default_rng(0)
     looked_up = input_kinds.are_indices(twin.inputs, twin)
-    inputs = [_some_input(rng, t, i) for t, i in zip(model.inputs, looked_up, strict=True)]
+    inputs = [some_input(rng, t, i) for t, i in zip(model.inputs, looked_up, strict=True)]
     # Functional models take one array as itself.
     x = inputs[0] if len(inputs) == 1 else inputs
     theirs, ours = (_flat(m(x, training=False)) for m in (model, twin))
@@ -75,13 +73,6 @@ def to_keras3(model: Any) -> keras.Model:
                 f"twin=. Received: {model.name!r}, whose outputs differ {apart}"
             )
     return twin
-
-
-def _some_input(rng: np.random.Generator, tensor: Any, indices: bool) -> np.ndarray:
-    """Return two samples: random numbers, or zeros where they may be indices."""
-    shape = (2, *(side or 4 for side in tensor.shape[1:]))
-    drawn = np.zeros(shape) if indices else rng.normal(size=shape)
-    return drawn.astype(tensor.dtype.as_numpy_dtype)
 
 
 def _flat(outputs: Any) -> list[np.ndarray]:
@@ -150,13 +141,13 @@ def _layer_again(layer: Any, made: dict[int, Any]) -> Any:
         inner = _layer_again(layer.layer, made)
         with _named(layer):
             return cls(inner, name=layer.name)
-    for old, new in _RENAMED.get(kind, {}).items():
+    for old, new in RENAMED.get(kind, {}).items():
         if old in config:
             config[new] = config.pop(old)
     if isinstance(config.get("axis"), list | tuple) and len(config["axis"]) == 1:
         config["axis"] = config["axis"][0]
     config["dtype"] = layer.dtype_policy.name if hasattr(layer, "dtype_policy") else layer.dtype
-    known = _arguments(cls)
+    known = arguments_of(cls)
     with _named(layer):
         return cls.from_config({key: value for key, value in config.items() if key in known})
 
@@ -196,16 +187,6 @@ def _named(layer: Any) -> Iterator[None]:
 
 def _is_of_library(layer: Any) -> bool:
     return type(layer).__module__.split(".")[0] == "tf_keras"
-
-
-def _arguments(cls: type) -> set[str]:
-    """Return the names that the constructors of a class and its bases take."""
-    return {
-        name
-        for base in cls.__mro__
-        if "__init__" in vars(base)
-        for name in inspect.signature(vars(base)["__init__"]).parameters
-    } - {"self", "args", "kwargs"}
 
 
 def _no_twin(layer: Any, what: str) -> ValueError:
