@@ -114,7 +114,7 @@ def converted(
     for layer in model.layers:
         kernel = getattr(layer, "kernel", None)
         if kernel is not None and "epthwise" not in type(layer).__name__:
-            values = np.array(kernel)
+            values = keras.ops.convert_to_numpy(kernel).copy()
             smallest = np.argsort(np.abs(values), axis=None)[: round(values.size * sparsity)]
             values.reshape(-1)[smallest] = 0
             kernel.assign(values)

@@ -161,11 +161,15 @@ def test_limits_and_npu(model, data, tmp_path):
     found = tflite_predict(tmp_path / "n.tflite", data)
     assert found.shape == (12, 10)
     before = (tmp_path / "m.tflite").read_bytes()
-    with pytest.raises(ValueError, match="Received: arena_limit=1000"):
-        export_tflite(
-            model, tmp_path / "m.tflite", target="micro", representative_data=data, arena_limit=1000
-        )
+    options = {"target": "micro", "representative_data": data}
+    with pytest.raises(ValueError, match="Received: arena_limit=1000") as caught:
+        export_tflite(model, tmp_path / "m.tflite", arena_limit=1000, **options)
     assert (tmp_path / "m.tflite").read_bytes() == before
+    smallest = int(caught.value.args[0].split("takes ")[1].split(" ")[0].replace(",", ""))
+    least = export_tflite(model, tmp_path / "m.tflite", arena_limit=smallest, **options)
+    assert least.micro.arena <= smallest
+    with pytest.raises(ValueError, match=f"takes {smallest:,} bytes"):
+        export_tflite(model, tmp_path / "m.tflite", arena_limit=smallest - 64, **options)
 
 
 @pytest.mark.parametrize(
