@@ -273,7 +273,51 @@ def releases(results: Path) -> str:
     return "\n\n".join([said, table(head, body, right=(1, 2, 3))])
 
 
+def micro(results: Path) -> str:
+    """Return the sizes and memory of files for microcontrollers."""
+    rows = read(results / "micro.json")
+    if rows is None:
+        return missing("benchmarks.export.micro")
+    parts = []
+    for name in dict.fromkeys(row["network"] for row in rows):
+        own = [row for row in rows if row["network"] == name]
+        head = ["zeros", "levels", "stored by", "bytes", "of dense", "arena", "of dense", "time"]
+        body = [
+            [
+                f"{row['sparsity']:.0%}",
+                str(row["levels"] or "all"),
+                row["method"],
+                f"{row['size']:,}",
+                f"{row['size'] / row['dense_size']:.2f}",
+                f"{row['arena']:,}",
+                f"{row['arena'] / row['dense_arena']:.2f}",
+                "" if row["time_ratio"] is None else f"{row['time_ratio']:.2f}",
+            ]
+            for row in own
+        ]
+        first, runs = own[0], min(row["runs"] for row in own)
+        same = f"the same bits on {runs} inputs or more" if runs else "outputs were not compared"
+        said = (
+            f"Dense: {first['dense_size']:,} bytes, without ballast {first['slim_size']:,}; arena "
+            f"{first['dense_arena']:,}. {same[0].upper()}{same[1:]}."
+        )
+        parts += [f"### {name}", said, table(head, body, right=(3, 4, 5, 6, 7))]
+    return "\n\n".join(parts)
+
+
+def micro_fuzz(results: Path) -> str:
+    """Return what came of random models for microcontrollers."""
+    found = read(results / "micro_fuzz.json")
+    if found is None:
+        return missing("benchmarks.fuzz.micro")
+    body = [[name, f"{count:,}"] for name, count in found["covered"].items()]
+    said = f"{found['cases']:,} random models, {len(found['failed'])} of them not equal."
+    return "\n\n".join([said, table(["with", "models"], body, right=(1,))])
+
+
 FIGURES = {
+    "micro": micro,
+    "micro_fuzz": micro_fuzz,
     "step_times": step_times,
     "step_times_without_vnni": step_times_without_vnni,
     "growth": growth,

@@ -21,7 +21,7 @@ HERE = Path(__file__).resolve().parent
 # What is logged whatever TF_CPP_MIN_LOG_LEVEL says.
 NOTICE = re.compile(
     "I0000 |WARNING: All log messages before absl::InitializeLog|INFO:tensorflow:Assets written|"
-    "INFO: Created TensorFlow Lite XNNPACK delegate"
+    "INFO: Created TensorFlow Lite XNNPACK delegate|fully_quantize: "
 )
 
 

@@ -15,6 +15,7 @@ from keras_ntt.core.atomic_files import as_path
 from keras_ntt.core.tables import table
 from keras_ntt.litert.format import flatbuffer as fb
 from keras_ntt.litert.format import sizes
+from keras_ntt.litert.format.parts import parts_of
 from keras_ntt.litert.format.weights import (
     PACKED,
     WEIGHT_AXIS,
@@ -81,6 +82,8 @@ class FileReport:
         weights: The weights of fully-connected operators and convolutions.
         verdict: What XNNPACK will do with it.
         runtimes: Which runtimes take it: ``"yes"``, or why not, by name.
+        parts: How many of its bytes are weights, other constants, scales, zero points, names and
+            metadata, and tables.
     """
 
     path: pathlib.Path
@@ -89,6 +92,7 @@ class FileReport:
     weights: tuple[StoredWeight, ...]
     verdict: predict.Verdict
     runtimes: Mapping[str, str] = field(default_factory=dict)
+    parts: Mapping[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain numbers and strings."""
@@ -99,12 +103,14 @@ class FileReport:
             "weights": [weight.to_dict() for weight in self.weights],
             "xnnpack": self.verdict.to_dict(),
             "runtimes": dict(self.runtimes),
+            "parts": dict(self.parts),
         }
 
     def __str__(self) -> str:
         """Return the report as a person reads it."""
         counts = ", ".join(f"{count} {name}" for name, count in self.operators.items())
-        lines = [f"{self.path}: {self.sizes}", f"operators: {counts or 'none'}"]
+        parts = ", ".join(f"{name} {size:,}" for name, size in self.parts.items())
+        lines = [f"{self.path}: {self.sizes}", f"bytes: {parts}", f"operators: {counts or 'none'}"]
         if self.weights:
             lines += ["", weights_table(self.weights), ""]
         if self.runtimes.get("LiteRT", "yes") == "yes":
@@ -134,13 +140,13 @@ def inspect_tflite(path: str | os.PathLike) -> FileReport:
             fb.operator_name(model, op) for graph in model.subgraphs for op in graph.operators
         )
         weights, verdict = stored_weights(model), predict.predict(model)
-        runtimes = runtimes_of(model)
+        runtimes, parts = runtimes_of(model), parts_of(content)
     except fb.FileFormatError:
         raise
     except Exception as error:  # tables of the wrong kind make the lookups raise anything
         raise fb.damaged(content, error) from error
     return FileReport(
-        file, sizes.of(content), dict(sorted(counts.items())), weights, verdict, runtimes
+        file, sizes.of(content), dict(sorted(counts.items())), weights, verdict, runtimes, parts
     )
 
 

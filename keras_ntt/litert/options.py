@@ -34,12 +34,14 @@ class Micro:
         arena_limit: Bytes of memory, ``"dense"``, or None.
         c_array: Where to write C source, or None.
         npu: The kind of NPU that the file is compiled for, or None.
+        levels: To how many values the weights of a tensor are rounded, or None.
     """
 
     huffman: bool = False
     arena_limit: int | str | None = None
     c_array: str | os.PathLike | None = None
     npu: str | None = None
+    levels: int | None = None
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,11 @@ def options_of(
     takes = _port("inference_input_type", input_type, quantization, target)
     returns = _port("inference_output_type", output_type, quantization, target)
     checked = check_micro(micro, target)
+    if checked.levels is not None and quantization is None:
+        raise ValueError(
+            "levels are for files that compute in integers, whose weights are int8. Leave levels "
+            f"out, or quantization. Received: levels={checked.levels}, quantization='float32'"
+        )
     number = checks.check_number("tolerance", tolerance)
     return Options(target, quantization, cpu, number, takes, returns, checked)
 
@@ -167,6 +174,11 @@ def check_micro(micro: Micro, target: str) -> Micro:
         limit = checks.check_count("arena_limit", limit)
     if micro.c_array is not None:
         c_source.paths_of(micro.c_array)
+    levels = micro.levels
+    if levels is not None:
+        levels = checks.check_count("levels", levels)
+        if levels < 2:
+            raise ValueError(f"levels must be at least 2, for both signs. Received: {levels=}")
     if micro.npu is not None:
         checks.check_choice("npu", micro.npu, NPUS)
         taken = {"huffman": micro.huffman, "arena_limit": limit, "c_array": micro.c_array}
@@ -177,4 +189,4 @@ def check_micro(micro: Micro, target: str) -> Micro:
                     f"the file that is flashed. Leave {name} out. "
                     f"Received: npu={micro.npu!r}, {name}={value!r}"
                 )
-    return Micro(micro.huffman, limit, micro.c_array, micro.npu)
+    return Micro(micro.huffman, limit, micro.c_array, micro.npu, levels)

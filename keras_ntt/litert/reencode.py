@@ -9,6 +9,7 @@ from keras_ntt.litert.format import storage
 from keras_ntt.litert.format.rewrite import Key, rewrite, trimmed
 from keras_ntt.litert.format.storage import Choice
 from keras_ntt.litert.format.weights import Weight, weights_of
+from keras_ntt.litert.runtimes import closed
 from keras_ntt.litert.xnnpack import predict
 
 TARGETS = ("size", "latency", "int8", "dense")
@@ -38,7 +39,8 @@ def reencode(
 ) -> Reencoded:
     """Store the weights of a model as a target wants.
 
-    DENSIFY is used only if the outcome is not one that XNNPACK computes wrongly.
+    DENSIFY is used only if the outcome is not one that XNNPACK computes wrongly. What TensorFlow
+    Lite Micro would load and compute wrongly is made such that it does not load there.
 
     Args:
         model: A ``ModelT`` with densely stored weights. It is left as it is.
@@ -61,7 +63,7 @@ def reencode(
 
 
 def _apply(model: Any, choices: Choices, notes: tuple[str, ...] = ()) -> Reencoded:
-    changed = rewrite(model, choices)
+    changed = closed(rewrite(model, choices))
     return Reencoded(changed, choices, predict.predict(changed), notes)
 
 

@@ -12,6 +12,8 @@ from keras_ntt.litert.format.weights import WEIGHT_AXIS
 from keras_ntt.litert.micro.graph import CODE
 
 LITERT, MICRO, VELA = "LiteRT", "TensorFlow Lite Micro", "Vela (Ethos-U)"
+_WOULD = "it would"  # begins what goes wrong without an error
+_MARK = b"not for microcontrollers"  # the name of a tensor that nothing reads
 
 
 def runtimes_of(model: Any) -> dict[str, str]:
@@ -33,24 +35,58 @@ def runtimes_of(model: Any) -> dict[str, str]:
         answers[LITERT] = answers[VELA] = "no: a bias has one scale for all channels"
     micro = next(iter(_against_micro(model, names)), None)
     if micro is not None:
-        answers[MICRO] = f"no: {micro}"
+        kept_out = _WOULD in micro and is_closed(model)
+        answers[MICRO] = f"no: {'it does not load this file, because ' * kept_out}{micro}"
     if answers[VELA] == "yes" and not _is_int8(model):
         answers[VELA] = "no: it puts on the NPU what computes in int8 or int16"
     return answers
 
 
 def dangers(model: Any) -> Iterator[str]:
-    """Yield what a file would do on a microcontroller without an error.
+    """Yield what a file would do on a microcontroller without an error, if it were loaded.
 
     Args:
         model: A ``ModelT``.
     """
-    answer = runtimes_of(model)[MICRO]
-    if "it would" in answer:
+    answer = runtimes_of(model)[MICRO].removeprefix("no: ")
+    if _WOULD in answer:
+        loads = "" if is_closed(model) else "it loads this file, but "
         yield (
-            "not for microcontrollers, where target='micro' is for: TensorFlow Lite Micro loads "
-            f"this file, but {answer.removeprefix('no: ')}"
+            "not for microcontrollers, which target='micro' is for. Of TensorFlow Lite Micro: "
+            f"{loads}{answer}"
         )
+
+
+def closed(model: Any) -> Any:
+    """Return a model that TensorFlow Lite Micro refuses, if it would load it and compute wrongly.
+
+    A tensor of strings that nothing reads is added. That runtime has no strings and ends with an
+    error when it allocates tensors; others give such a tensor no memory and pass over it.
+
+    Args:
+        model: A ``ModelT``. It is left as it is.
+
+    Returns:
+        The model itself if nothing would go wrong in silence, else a copy with the tensor.
+    """
+    if _WOULD not in runtimes_of(model)[MICRO] or is_closed(model):
+        return model
+    model = fb.copy_of(model)
+    tensor = fb.schema().TensorT()
+    tensor.name, tensor.shape, tensor.buffer = _MARK, np.zeros(1, np.int32), 0
+    tensor.type = fb.schema().TensorType.STRING
+    model.subgraphs[0].tensors.append(tensor)
+    return model
+
+
+def is_closed(model: Any) -> bool:
+    """Return whether TensorFlow Lite Micro refuses a model by the tensor that `closed` adds.
+
+    Args:
+        model: A ``ModelT``.
+    """
+    string = fb.schema().TensorType.STRING
+    return any(tensor.type == string for graph in model.subgraphs for tensor in graph.tensors)
 
 
 def _against_micro(model: Any, names: set[str]) -> Iterator[str]:
@@ -80,6 +116,8 @@ def _against_micro(model: Any, names: set[str]) -> Iterator[str]:
     unknown = sorted(n for n in names if n.startswith(("Flex", "operator ")))
     if unknown:
         yield f"it has no operator {unknown[0]}"
+    if is_closed(model):
+        yield "it has no strings"
 
 
 def _is_hybrid(model: Any, graph: Any, operator: Any) -> bool:

@@ -23,7 +23,7 @@ from keras_ntt.litert.options import Micro, check_micro
 from keras_ntt.litert.reencode import reencode
 from keras_ntt.litert.report import ExportReport, file_warnings
 from keras_ntt.litert.runtime import run as runs
-from keras_ntt.litert.runtimes import dangers, runtimes_of
+from keras_ntt.litert.runtimes import closed, dangers, runtimes_of
 from keras_ntt.litert.written import Written
 from keras_ntt.litert.xnnpack import predict
 
@@ -136,7 +136,7 @@ def _for_micro(model: Any, size: int, path: pathlib.Path, options: Micro) -> Wri
 
 def _for_litert(model: Any, content: bytes, path: pathlib.Path) -> Written:
     result = reencode(model, target="size")
-    smaller = fb.write(slim(result.model, micro=False))
+    smaller = fb.write(closed(slim(result.model, micro=False)))
     if len(smaller) > len(content):
         smaller = content
     samples = _drawn(model)
@@ -150,7 +150,7 @@ def _for_litert(model: Any, content: bytes, path: pathlib.Path) -> Written:
         difference, allowed = runs.judge("its source", found, expected, _TOLERANCE)
     reasons = {weight.name: choice.reason for weight, choice in result.choices.values()}
     tensors = stored_weights(result.model, reasons)
-    warnings = (*result.notes, *file_warnings(tensors, result.verdict), *dangers(result.model))
+    warnings = (*result.notes, *file_warnings(tensors, result.verdict), *dangers(fb.read(smaller)))
     return Written(smaller, result.model, tensors, found, difference, allowed, warnings)
 
 

@@ -14,9 +14,11 @@ from keras_ntt.plots.curves import accuracy_by_sparsity, training_curves, transf
 from keras_ntt.plots.files import latency_by_sparsity, size_by_sparsity
 from keras_ntt.plots.kernels import eigenvalue_spectra, kernel_matrices
 from keras_ntt.plots.masks import mask_maps, sparsity_by_layer
+from keras_ntt.plots.parts import bytes_by_part
 
 __all__ = [
     "accuracy_by_sparsity",
+    "bytes_by_part",
     "eigenvalue_spectra",
     "kernel_matrices",
     "latency_by_sparsity",

@@ -40,13 +40,14 @@ class MicroGraph(Graph):
         quantization.quantizedDimension = axis
         self.subgraph.tensors[index].quantization = quantization
 
-    def weight(self, array, axis=0, per_channel=True):
-        """Add a weight, with scales along an axis or one."""
+    def weight(self, array, axis=0, per_channel=True, zero_point=0):
+        """Add a weight, with scales along an axis or one, and one zero point."""
         index = self.constant("weight", array)
         if self.kind != "float32":
             count = array.shape[axis] if per_channel else 1
             scales = 0.01 + 0.001 * np.arange(count)
-            self.quantize(index, scales, np.zeros(count), axis if per_channel else 0)
+            zero_points = np.full(count, zero_point)
+            self.quantize(index, scales, zero_points, axis if per_channel else 0)
         return index
 
     def bias(self, weight, values):
@@ -61,7 +62,7 @@ class MicroGraph(Graph):
         return self.activation(index)
 
 
-def values(rng, shape, kind, zeros):
+def values(rng, shape, kind, zeros, zero_point=0):
     """Return a weight with about this fraction of zeros; floats have a -0.0 among them."""
     if kind == "float32":
         array = rng.normal(size=shape).astype(np.float32)
@@ -70,14 +71,17 @@ def values(rng, shape, kind, zeros):
             array.reshape(-1)[rng.integers(array.size)] = -0.0
         return array
     array = rng.integers(-127, 128, shape).astype(np.int8)
-    array[rng.random(shape) < zeros] = 0
+    array[rng.random(shape) < zeros] = zero_point
     return array
 
 
 def dense(graph, rng, index, inputs, outputs, zeros, *, weight=None, per_channel=True, bias=True):
     if weight is None:
-        array = values(rng, (outputs, inputs), graph.kind, zeros)
-        weight = graph.weight(array, 0, per_channel)
+        # Only fully-connected operators in int8 take weights with another zero point than 0.
+        shifted = graph.kind == "int8" and not per_channel and rng.random() < 0.5
+        zero_point = int(rng.integers(-9, 10)) if shifted else 0
+        array = values(rng, (outputs, inputs), graph.kind, zeros, zero_point)
+        weight = graph.weight(array, 0, per_channel, zero_point)
     shift = graph.bias(weight, rng.integers(-500, 500, outputs)) if bias else -1
     return graph.layer("FULLY_CONNECTED", [index, weight, shift], (1, outputs)), weight
 

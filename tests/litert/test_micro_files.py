@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 
 import keras
 import numpy as np
@@ -19,7 +21,7 @@ from keras_ntt.litert.micro import graph
 from keras_ntt.litert.micro.c_array import name_of
 from keras_ntt.litert.micro.report import resolver_call
 from keras_ntt.litert.runtime import micro as runtime
-from keras_ntt.litert.runtimes import LITERT, MICRO, runtimes_of
+from keras_ntt.litert.runtimes import LITERT, MICRO, closed, is_closed, runtimes_of
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +79,42 @@ def test_a_model_becomes_a_file_and_c_source(model, data, tmp_path):
     assert not {"SHAPE", "PACK", "STRIDED_SLICE"} & names
 
 
+MAIN = """
+#include <cstdio>
+#include <cstdint>
+#include "net-1.h"
+
+struct Resolver {
+  int added = 0;
+  int AddAveragePool2D() { return 0 * ++added; }
+  int AddConv2D() { return 0 * ++added; }
+  int AddDecode() { return 0 * ++added; }
+  int AddDepthwiseConv2D() { return 0 * ++added; }
+  int AddFullyConnected() { return 0 * ++added; }
+  int AddReshape() { return 0 * ++added; }
+};
+
+int main() {
+  Resolver resolver;
+  if (!net_1_register(resolver) || resolver.added != net_1_operators) return 1;
+  if (reinterpret_cast<uintptr_t>(net_1) % 16) return 2;
+  return fwrite(net_1, 1, net_1_size, stdout) == net_1_size ? 0 : 3;
+}
+"""
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
+def test_c_source_compiles_to_the_bytes_of_the_file(model, data, tmp_path):
+    path, program = tmp_path / "m.tflite", tmp_path / "program"
+    options = {"representative_data": data, "c_array": tmp_path / "net-1"}
+    export_tflite(model, path, target="micro", **options)
+    (tmp_path / "main.cc").write_text(MAIN)
+    words = ["g++", "-std=c++17", "-Wall", "-Werror", "-o", program, "main.cc", "net-1.cc"]
+    subprocess.run(words, cwd=tmp_path, check=True)
+    done = subprocess.run([program], capture_output=True, check=True)
+    assert done.stdout == path.read_bytes()
+
+
 @pytest.mark.parametrize(
     ("options", "types"),
     [
@@ -123,11 +161,15 @@ def test_limits_and_npu(model, data, tmp_path):
     found = tflite_predict(tmp_path / "n.tflite", data)
     assert found.shape == (12, 10)
     before = (tmp_path / "m.tflite").read_bytes()
-    with pytest.raises(ValueError, match="Received: arena_limit=1000"):
-        export_tflite(
-            model, tmp_path / "m.tflite", target="micro", representative_data=data, arena_limit=1000
-        )
+    options = {"target": "micro", "representative_data": data}
+    with pytest.raises(ValueError, match="Received: arena_limit=1000") as caught:
+        export_tflite(model, tmp_path / "m.tflite", arena_limit=1000, **options)
     assert (tmp_path / "m.tflite").read_bytes() == before
+    smallest = int(caught.value.args[0].split("takes ")[1].split(" ")[0].replace(",", ""))
+    least = export_tflite(model, tmp_path / "m.tflite", arena_limit=smallest, **options)
+    assert least.micro.arena <= smallest
+    with pytest.raises(ValueError, match=f"takes {smallest:,} bytes"):
+        export_tflite(model, tmp_path / "m.tflite", arena_limit=smallest - 64, **options)
 
 
 @pytest.mark.parametrize(
@@ -143,6 +185,9 @@ def test_limits_and_npu(model, data, tmp_path):
         {"target": "micro", "npu": "ethos-u", "huffman": True},
         {"target": "micro", "inference_input_type": "int16"},
         {"target": "micro", "c_array": "123"},
+        {"target": "micro", "levels": 1},
+        {"target": "micro", "levels": 15, "quantization": "float32"},
+        {"target": "int8", "levels": 15},
     ],
 )
 def test_options_that_do_not_fit(options, model, data, tmp_path):
@@ -169,7 +214,54 @@ def test_a_scale_a_channel_behind_dequantize_is_called_dangerous(data, tmp_path)
     path = tmp_path / "m.tflite"
     report = export_tflite(model, path, quantization="int8_weights", tolerance=10)
     assert any("microcontrollers" in warning for warning in report.warnings)
+    assert "does not load this file" in report.runtimes[MICRO]
     assert "first scale" in report.runtimes[MICRO]
+
+
+def closed_files(tmp_path):
+    """Return files that TensorFlow Lite Micro would compute wrongly, by what they are."""
+    rng = np.random.default_rng(0)
+    model = keras.Sequential([keras.Input((40,)), layers.Dense(60)])
+    export_tflite(model, tmp_path / "channels", quantization="int8_weights", tolerance=10)
+    weight = rng.normal(size=(60, 40)).astype("float32") * (rng.random((60, 40)) < 0.05)
+    model.layers[0].kernel.assign(weight.T)
+    export_tflite(model, tmp_path / "direct", target="latency")
+    assert [w.storage for w in inspect_tflite(tmp_path / "direct").weights] == ["direct"]
+    # A file from elsewhere, which has the scales but not the tensor of strings.
+    foreign = fb.read((tmp_path / "channels").read_bytes())
+    graph.drop_tensors(foreign)
+    assert not is_closed(foreign)
+    (tmp_path / "foreign").write_bytes(fb.write(foreign))
+    shrink_tflite(tmp_path / "foreign", tmp_path / "shrunk")
+    return {name: tmp_path / name for name in ("channels", "direct", "shrunk")}
+
+
+def test_what_microcontrollers_would_compute_wrongly_does_not_load_there(tmp_path):
+    x = np.random.default_rng(1).normal(size=(3, 40)).astype("float32")
+    for path in closed_files(tmp_path).values():
+        model = fb.read(path.read_bytes())
+        assert is_closed(model)
+        assert closed(model) is model
+        assert tflite_predict(path, x).shape == (3, 60)  # strings that nothing reads do no harm
+        if runtime.is_installed():
+            with pytest.raises(ExportError, match="exit code 1"):  # an error, not a fault
+                runtime.run(path.read_bytes(), [x[:, None]], outputs=1)
+
+
+@pytest.mark.skipif(not runtime.is_installed(), reason="tflite_micro is not installed")
+def test_without_the_tensor_of_strings_they_would_load(tmp_path):
+    x = np.random.default_rng(1).normal(size=(3, 40)).astype("float32")
+    content = (closed_files(tmp_path)["channels"].parent / "foreign").read_bytes()
+    (found,) = runtime.run(content, [x[:, None]], outputs=1).outputs
+    here = tflite_predict(tmp_path / "foreign", x)
+    assert np.abs(found[:, 0] - here).max() > 0.1 * np.abs(here).max()
+
+
+def test_files_that_compute_rightly_everywhere_are_left_open(model, data, tmp_path):
+    for options in ({"target": "dense"}, {"target": "int8"}):
+        path = tmp_path / "m.tflite"
+        export_tflite(model, path, representative_data=data, **options)
+        assert not is_closed(fb.read(path.read_bytes()))
 
 
 @pytest.mark.parametrize("seed", [1, 4, 8])
@@ -239,6 +331,7 @@ def test_names_of_calls_and_arrays():
     assert resolver_call("RESIZE_NEAREST_NEIGHBOR") == "AddResizeNearestNeighbor();"
     assert resolver_call("MAX_POOL_2D") == "AddMaxPool2D();"
     assert resolver_call("TFLM_DECODE") == "AddDecode();"
+    assert resolver_call("PADV2") == "AddPadV2();"
 
 
 def test_runtimes_of_a_plain_file():

@@ -232,4 +232,17 @@ def test_an_arena_that_is_too_small_kills_only_the_child():
     content = fb.write(random_model(0))
     with pytest.raises(ExportError, match="in an arena of 64 bytes"):
         runtime.run(content, [], outputs=0, arena=64)
-    assert not runtime.fits(content, 64)
+
+
+@pytest.mark.skipif(not runtime.is_installed(), reason="tflite_micro is not installed")
+def test_the_smallest_arena_is_searched_for_above_what_is_given():
+    model = random_model(0)
+    content = fb.write(fit.pack(model).model)
+    taken = runtime.run(content, [], outputs=0).arena.total
+    found = runtime.smallest_arena(content, taken - 3000)
+    assert taken - 3000 < found <= taken + 64
+    assert runtime.smallest_arena(content, found) == found
+    with pytest.raises(ExportError, match="could not run"):
+        runtime.run(content, [], outputs=0, arena=found - 1000)
+    with pytest.raises(ExportError, match="did not run the file in any arena"):
+        runtime.smallest_arena(b"no model", 10)

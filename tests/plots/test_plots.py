@@ -388,6 +388,26 @@ def test_latency_with_quartiles():
     )
 
 
+def test_bytes_by_part_are_those_of_the_file(tmp_path):
+    path = tmp_path / "a.tflite"
+    keras_ntt.export_tflite(tiny(units=64), path)
+    report = keras_ntt.inspect_tflite(path)
+    figure = plots.bytes_by_part({"a": report, "b": report}, code={"b": 11_000})
+    widths = {
+        bars.get_label(): [patch.get_width() for patch in bars]
+        for bars in figure.axes[0].containers
+    }
+    kept = {name: size for name, size in report.parts.items() if size}
+    assert list(widths) == [*kept, "code that unpacks"]
+    for name, size in kept.items():
+        np.testing.assert_allclose(widths[name], [size / 1000] * 2)
+    assert widths["code that unpacks"] == [0, 11]
+    total = path.stat().st_size / 1000
+    ends = [max(p.get_x() + p.get_width() for p in figure.axes[0].patches if p.get_width())]
+    np.testing.assert_allclose(ends, total + 11)
+    assert title(figure).startswith(f"a: {total:.1f} kB; b: {total + 11:.1f} kB")
+
+
 # --- all --------------------------------------------------------------------------------------
 
 EVERY = {
@@ -400,6 +420,7 @@ EVERY = {
     "sparsity_by_layer": None,
     "size_by_sparsity": {0.5: 10},
     "latency_by_sparsity": {0.5: 2.0},
+    "bytes_by_part": {"a": {"weights": 10, "names": 5}},
 }
 
 
@@ -520,6 +541,9 @@ def test_pictures_go_into_axes_of_others(name):
         ("size_by_sparsity", {1.0: 10}, {}, "sparsities in"),
         ("size_by_sparsity", {}, {}, "sparsities in"),
         ("latency_by_sparsity", {"a": {}}, {}, "sparsities in"),
+        ("bytes_by_part", {}, {}, "one or more reports"),
+        ("bytes_by_part", {"a": {"names": 1}, "b": {"weights": 1}}, {}, "of the same parts"),
+        ("bytes_by_part", {"a": {"names": 1}}, {"code": {"b": 1}}, "none but their names"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(name, given, options, text):

@@ -119,7 +119,7 @@ def test_notebook_opens_in_colab_and_links_lead_somewhere(path):
 def test_every_notebook_is_listed():
     index = (ROOT / "tutorials" / "README.md").read_text()
     assert set(re.findall(r"\((\w+\.ipynb)\)", index)) == {p.name for p in NOTEBOOKS}
-    assert len(NOTEBOOKS) == 6
+    assert len(NOTEBOOKS) == 7
 
 
 def test_digest_is_of_code_alone():

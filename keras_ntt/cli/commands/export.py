@@ -54,6 +54,11 @@ from keras_ntt.cli.command import Command
     help="What it returns.",
 )
 @options.microcontroller
+@click.option(
+    "--levels",
+    type=click.IntRange(min=2),
+    help="Round weights on a microcontroller to so many values.",
+)
 @click.option("--compact", is_flag=True, help="Remove dead units first.")
 @click.option("--benchmark", is_flag=True, help="Measure latency and memory on this host.")
 @options.divide_by

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,25 +78,22 @@ def build(
     dense = fb.write(slim(model, micro=True))
     installed = runtime.is_installed()
     twin = _run(model, dense, inputs) if installed else None
-    limit = arena_limit
-    for _ in range(_TRIES):
-        if limit is None:
+
+    def measured(packed: fit.Packed) -> int:
+        content = fb.write(packed.model)
+        verify.check_same(model, content)
+        return packed.plan.total if twin is None else _compare(model, content, inputs, twin[0])
+
+    if isinstance(arena_limit, int):
+        packed, needed = _within(model, arena_limit, huffman, measured)
+    else:
+        if arena_limit is None:
             packed = fit.pack(model, huffman=huffman, npu=npu is not None)
         else:
-            packed = fit.within(model, limit, huffman=huffman)
-        content = fb.write(packed.model)
-        constants = verify.check_same(model, content)
-        found = None if twin is None else _compare(model, content, inputs, twin[0])
-        needed = packed.plan.total if found is None else found
-        if not isinstance(arena_limit, int) or needed <= arena_limit:
-            break
-        assert isinstance(limit, int)
-        limit -= needed - arena_limit
-    else:
-        raise fit.ArenaLimitError(
-            f"The interpreter needs {needed:,} bytes, more than the computed arena. Allow as many. "
-            f"Received: arena_limit={arena_limit!r}"
-        )
+            packed = fit.within(model, arena_limit, huffman=huffman)
+        needed = measured(packed)
+    content = fb.write(packed.model)
+    constants = verify.check_same(model, content)
     plan = arena.plan(slim(model, micro=True))
     decoded = decoded_weights(packed.model)
     report = MicroReport(
@@ -117,6 +114,28 @@ def build(
         npu=None if npu is None else vela.compiled(content),
     )
     return Built(content, tuple(c.row() for c in packed.constants), report)
+
+
+def _within(
+    model: Any, arena_limit: int, huffman: bool, measured: Callable[[fit.Packed], int]
+) -> tuple[fit.Packed, int]:
+    """Return the smallest form within a limit, and the arena that it is measured to need.
+
+    The interpreter may need more than is computed: then a lower limit is set for the computed one.
+    """
+    limit, is_smallest = arena_limit, False
+    for _ in range(_TRIES):
+        try:
+            packed = fit.within(model, limit, huffman=huffman)
+        except fit.ArenaLimitError as error:
+            packed, is_smallest = error.smallest, True
+        needed = measured(packed)
+        if needed <= arena_limit:
+            return packed, needed
+        if is_smallest:
+            break
+        limit -= needed - arena_limit
+    raise fit.ArenaLimitError(arena_limit, needed, packed)
 
 
 def _run(

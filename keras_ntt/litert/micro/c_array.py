@@ -90,7 +90,7 @@ def header_text(name: str, content: bytes, report: MicroReport) -> str:
         The text.
     """
     guard = f"{name.upper()}_H_"
-    calls = "\n".join(f"//   resolver.{call}" for call in report.resolver)
+    calls = " &&\n         ".join(f"resolver.{c.removesuffix(';')} == 0" for c in report.resolver)
     source = "measured" if report.measured else "computed"
     return f"""// Written by keras_ntt: a model for TensorFlow Lite Micro.
 #ifndef {guard}
@@ -104,10 +104,14 @@ constexpr size_t {name}_size = {len(content)};
 // Bytes of memory, {source} on a 64-bit host; a 32-bit target needs fewer.
 constexpr size_t {name}_arena_size = {report.arena};
 
-// Operators to register:
-//   MicroMutableOpResolver<{len(report.resolver)}> resolver;
-{calls}
+// Operators to register, with a resolver MicroMutableOpResolver<{name}_operators>.
 constexpr int {name}_operators = {len(report.resolver)};
+
+// Registers them; returns whether all could be.
+template <typename Resolver>
+bool {name}_register(Resolver& resolver) {{
+  return {calls or "true"};
+}}
 
 #endif  // {guard}
 """

@@ -94,14 +94,24 @@ def _judged(model: Any, huffman: bool) -> Iterator[Constant]:
             if array is None or not places or array.nbytes < _LISTED:
                 continue
             names = tuple(sorted({fb.operator_name(model, use.operator) for use in places}))
-            refusal = "it is an output of the graph" if index in outputs else ""
-            refusal = refusal or _refusal(model, places, tensor, array)
-            encoded, reason = (None, refusal) if refusal else _smallest(tensor, array, huffman)
+            no = "it is an output of the graph" if index in outputs else ""
+            no = no or refusal(model, places, tensor, array)
+            encoded, reason = (None, no) if no else smallest(tensor, array, huffman=huffman)
             yield Constant((number, index), fb.name_of(tensor), names, array, encoded, reason)
 
 
-def _refusal(model: Any, places: list[fb.Use], tensor: Any, array: np.ndarray) -> str:
-    """Return why a constant has to stay as it is; empty if it has not."""
+def refusal(model: Any, places: list[fb.Use], tensor: Any, array: np.ndarray) -> str:
+    """Return why a constant has to stay as it is; empty if it has not.
+
+    Args:
+        model: A ``ModelT``.
+        places: Where it is read.
+        tensor: Its tensor.
+        array: Its values.
+
+    Returns:
+        The reason.
+    """
     for use in places:
         name = fb.operator_name(model, use.operator)
         if name in _RECURRENT:
@@ -113,19 +123,29 @@ def _refusal(model: Any, places: list[fb.Use], tensor: Any, array: np.ndarray) -
     if array.dtype.name not in PRUNING_TYPES:
         return f"DECODE does not unpack {array.dtype.name}"
     channels = channels_of(tensor)
-    if any(channels.zero_points):
+    if any(channels.zero_points) and (len(channels.zero_points) > 1 or array.dtype != np.int8):
         return "its zero points are not 0"
     if len(channels.zero_points) > 1 and channels.axis not in (0, array.ndim - 1):
         return f"its scales lie along axis {channels.axis}"
     return ""
 
 
-def _smallest(tensor: Any, array: np.ndarray, huffman: bool) -> tuple[Encoded | None, str]:
+def smallest(tensor: Any, array: np.ndarray, *, huffman: bool) -> tuple[Encoded | None, str]:
+    """Return the smallest form of a weight, and why.
+
+    Args:
+        tensor: Its tensor, for the zero points.
+        array: Its values.
+        huffman: Whether HUFFMAN may be used.
+
+    Returns:
+        The form, None if it is not smaller than the weight as it is, and the reason.
+    """
     forms = [prune(array, channels_of(tensor))]
     if huffman and array.dtype.name in ("int8", "int16"):
         forms.append(compress(array))
     best = min(forms, key=lambda form: form.size)
-    zeros = 1 - np.count_nonzero(array) / array.size
+    zeros = np.mean(array == (channels_of(tensor).zero_points or (0,))[0])
     if best.size + _OVERHEAD >= array.nbytes:
         return None, f"{best.method.upper()} is not smaller at {zeros:.0%} zeros"
     return best, "the smallest" if len(forms) > 1 else f"{zeros:.0%} zeros"

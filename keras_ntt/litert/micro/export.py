@@ -6,6 +6,7 @@ import os
 import pathlib
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,9 @@ from keras_ntt.core import atomic_files
 from keras_ntt.litert.format import flatbuffer as fb
 from keras_ntt.litert.micro import c_array as c_source
 from keras_ntt.litert.micro.build import Built, build, corners
-from keras_ntt.litert.micro.report import micro_warnings
+from keras_ntt.litert.micro.levels import few_levels
+from keras_ntt.litert.micro.refit import refit_biases
+from keras_ntt.litert.micro.report import LevelsEffect, effect_of, micro_warnings
 from keras_ntt.litert.options import Options
 from keras_ntt.litert.runtime import run as runs
 from keras_ntt.litert.runtime.run import quantized
@@ -50,6 +53,9 @@ def write(
         ExportError: If a file does not run, or computes something else.
         OSError: If a file cannot be written.
     """
+    wanted, effect = options.micro, None
+    if wanted.levels is not None:
+        dense, effect = with_levels(dense, wanted.levels, samples)
     content = fb.write(dense)
     batch = int(dense.subgraphs[0].tensors[int(dense.subgraphs[0].inputs[0])].shape[0])
     with tempfile.TemporaryDirectory() as folder:
@@ -57,20 +63,42 @@ def write(
         twin.write_bytes(content)
         found = runs.compare(os.fspath(twin), samples, expected.outputs, batch=batch)
         difference, allowed = runs.judge(expected.of, found, expected.outputs, options.tolerance)
-    wanted = options.micro
     built = build(
         dense,
         len(content),
         inputs_of(dense, samples),
-        huffman=wanted.huffman,
+        huffman=wanted.huffman or wanted.levels is not None,
         arena_limit=wanted.arena_limit,
         npu=wanted.npu,
     )
+    built = replace(built, report=replace(built.report, levels=effect))
     put(built, path, wanted.c_array)
     warnings = tuple(micro_warnings(built.report))
     return Written(
         built.content, dense, built.tensors, found, difference, allowed, warnings, built.report
     )
+
+
+def with_levels(model: Any, count: int, samples: Sequence[np.ndarray]) -> tuple[Any, LevelsEffect]:
+    """Round the weights of a model to few levels, and refit its biases.
+
+    Args:
+        model: A ``ModelT`` that computes in integers. It is left as it is.
+        count: Number of levels a tensor.
+        samples: Calibration inputs ``[n, ...]``, in the order of the file.
+
+    Returns:
+        The new ``ModelT``, and what rounding does to the outputs on the samples.
+    """
+    rounded = few_levels(model, count)
+    result = refit_biases(model, rounded.model, rounded.keys, samples)
+    outputs = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name, side in (("before", model), ("after", result)):
+            file = pathlib.Path(folder) / f"{name}.tflite"
+            file.write_bytes(fb.write(side))
+            outputs.append(runs.run(os.fspath(file), samples, dequantize=True))
+    return result, effect_of(count, len(rounded.keys), rounded.candidates, *outputs)
 
 
 def put(built: Built, path: pathlib.Path, c_array: str | os.PathLike | None) -> None:

@@ -11,10 +11,6 @@ from keras_ntt.litert.micro.choose import Constant, constants_of
 from keras_ntt.litert.micro.graph import Key
 
 
-class ArenaLimitError(ValueError):
-    """No form of a model keeps its arena within a limit."""
-
-
 class Packed(NamedTuple):
     """A model with encoded weights.
 
@@ -27,6 +23,22 @@ class Packed(NamedTuple):
     model: Any
     constants: tuple[Constant, ...]
     plan: Plan
+
+
+class ArenaLimitError(ValueError):
+    """No form of a model keeps its arena within a limit.
+
+    Attributes:
+        smallest: The form of the smallest arena, as computed.
+    """
+
+    def __init__(self, limit: int | str, bytes_needed: int, smallest: Packed) -> None:
+        super().__init__(
+            f"No form of this model fits the arena: the smallest takes {bytes_needed:,} bytes, as "
+            "counted on a 64-bit host. Allow as many, make the activations smaller, or leave the "
+            f"limit out. Received: arena_limit={limit!r}"
+        )
+        self.smallest = smallest
 
 
 def pack(
@@ -115,12 +127,8 @@ def within(model: Any, limit: int | str, *, huffman: bool = False) -> Packed:
     fitting = [packed for packed in found if size(packed) <= bound]
     if fitting:
         return fitting[-1]
-    smallest = min(map(size, found))
-    raise ArenaLimitError(
-        f"No form of this model fits the arena: the smallest takes {smallest:,} bytes, as counted "
-        "on a 64-bit host. Allow as many, make the activations smaller, or leave the limit out. "
-        f"Received: arena_limit={limit!r}"
-    )
+    smallest = min(found, key=size)
+    raise ArenaLimitError(limit, size(smallest), smallest)
 
 
 def _needs(model: Any, whole: Packed) -> dict[Key, dict[int, int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,11 +17,43 @@ CODE_SIZE = 11_100
 _UNPACKED_SHARE = 0.1  # of the multiplications, from which unpacking costs a good part of the time
 _NAMES = {
     "BATCH_MATMUL": "BatchMatMul",
+    "CUMSUM": "CumSum",
+    "PADV2": "PadV2",
+    "TFLite_Detection_PostProcess": "DetectionPostprocess",
     "UNIDIRECTIONAL_SEQUENCE_LSTM": "UnidirectionalSequenceLSTM",
     "ETHOSU": "EthosU",
     "ethos-u": "EthosU",
     CODE.decode(): "Decode",
 }
+
+
+@dataclass(frozen=True)
+class LevelsEffect:
+    """What rounding weights to few levels does to the outputs, on the calibration inputs.
+
+    Attributes:
+        levels: Number of levels a tensor, zero not counted.
+        rounded: Number of weights (tensors) that were rounded.
+        candidates: Number of weights that might have been: those of convolutions, but depthwise
+            ones, and of fully-connected operators.
+        difference: Largest difference of an output from the one before, relative to the largest
+            number of that output before.
+        agreement: Fraction of samples whose largest output is in the same place as before.
+    """
+
+    levels: int
+    rounded: int
+    candidates: int
+    difference: float
+    agreement: float
+
+    def __str__(self) -> str:
+        """Return the effect as a person reads it."""
+        return (
+            f"levels: {self.rounded} of {self.candidates} weights rounded to {self.levels}; "
+            f"outputs move by up to {self.difference:.1%} of the largest one, "
+            f"the largest is the same one on {self.agreement:.1%} of the inputs"
+        )
 
 
 @dataclass(frozen=True)
@@ -47,6 +79,7 @@ class MicroReport:
         runs: Inputs on which the interpreter's outputs were the dense twin's to the bit; 0 if it is
             not installed.
         npu: What the compiler for the NPU says, or None.
+        levels: What rounding to few levels does, or None.
     """
 
     size: int
@@ -64,6 +97,7 @@ class MicroReport:
     constants: int
     runs: int
     npu: dict[str, Any] | None = None
+    levels: LevelsEffect | None = None
 
     @property
     def flash(self) -> int:
@@ -103,10 +137,48 @@ class MicroReport:
             ),
             f"MicroMutableOpResolver<{len(self.resolver)}>: {' '.join(self.resolver)}",
         ]
+        if self.levels is not None:
+            lines.append(str(self.levels))
         if self.npu:
-            said = ", ".join(f"{name} {value}" for name, value in self.npu.items())
-            lines.append(f"NPU: {said}")
+            lines.append(f"NPU by Vela, {self.npu['accelerator']}: {_said(self.npu)}")
         return "\n".join(lines)
+
+
+def _said(npu: dict[str, Any]) -> str:
+    if "error" in npu:
+        return f"not compiled: {npu['error']}"
+    return (
+        f"weights {npu['encoded_weights']:,} bytes of {npu['weights']:,}, flash "
+        f"{npu['flash']:,} bytes, SRAM {npu['sram']:,}, operators on the CPU {npu['cpu_operators']}"
+    )
+
+
+def effect_of(
+    levels: int,
+    rounded: int,
+    candidates: int,
+    before: Sequence[np.ndarray],
+    after: Sequence[np.ndarray],
+) -> LevelsEffect:
+    """Return what rounding to few levels does to outputs.
+
+    Args:
+        levels: Number of levels.
+        rounded: Number of weights that were rounded.
+        candidates: Number of weights that might have been.
+        before: Outputs ``[n, ...]`` of the file with the weights as they were.
+        after: Outputs of the file with rounded weights.
+
+    Returns:
+        The effect.
+    """
+    moved, same = [], []
+    for old, new in zip(before, after, strict=True):
+        old, new = old.astype(np.float64), new.astype(np.float64)
+        moved.append(float(np.abs(new - old).max() / max(np.abs(old).max(), 1e-30)))
+        flat = [array.reshape(len(array), -1).argmax(axis=1) for array in (old, new)]
+        same.append(float((flat[0] == flat[1]).mean()))
+    return LevelsEffect(levels, rounded, candidates, max(moved), min(same))
 
 
 def resolver_calls(model: Any) -> tuple[str, ...]:
@@ -176,6 +248,10 @@ def micro_warnings(report: MicroReport) -> Iterator[str]:
                 f"unpacking saves {report.slim_size - report.size:,} bytes of model, and its code "
                 f"takes {report.code_size:,}: on its own in a firmware a dense file is smaller"
             )
+    if report.npu is not None and report.npu.get("error"):
+        yield f"Vela does not compile the file: {report.npu['error']}"
+    elif report.npu is not None and report.npu["cpu_operators"]:
+        yield f"Vela leaves {report.npu['cpu_operators']} operators to the CPU"
     if report.decoded > _UNPACKED_SHARE * report.products:
         yield (
             "weights of dense layers are used once a run and unpacked each run, by some 16 "

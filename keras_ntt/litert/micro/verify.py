@@ -137,19 +137,20 @@ def _compare(ours: _Side, theirs: _Side, group: list[Any], operator: Any) -> int
 def _compare_scales(
     ours: _Side, theirs: _Side, given: list[int], index: int, name: str, position: int
 ) -> None:
-    """Compare the scales of a weight; those of a bias are not read."""
+    """Compare the scales and zero points of a weight; those of a bias are not read."""
     if position != 1:
         return
-    wanted = _scales(theirs.subgraph.tensors[index])
-    found = [_scales(ours.subgraph.tensors[i]) for i in given]
-    joined = np.concatenate(found) if len(wanted) > 1 else found[0]
-    if joined.tobytes() != wanted.tobytes():
-        raise _differs(f"the scales of {name}")
+    for kind, dtype in (("scale", np.float32), ("zeroPoint", np.int64)):
+        wanted = _numbers(theirs.subgraph.tensors[index], kind, dtype)
+        found = [_numbers(ours.subgraph.tensors[i], kind, dtype) for i in given]
+        joined = np.concatenate(found) if len(wanted) > 1 else found[0]
+        if joined.tobytes() != wanted.tobytes():
+            raise _differs(f"the {'scales' if kind == 'scale' else 'zero points'} of {name}")
 
 
-def _scales(tensor: Any) -> np.ndarray:
-    scales = getattr(tensor.quantization, "scale", None)
-    return np.zeros(0, np.float32) if scales is None else np.asarray(scales, np.float32)
+def _numbers(tensor: Any, kind: str, dtype: type) -> np.ndarray:
+    numbers = getattr(tensor.quantization, kind, None)
+    return np.zeros(0, dtype) if numbers is None else np.asarray(numbers, dtype)
 
 
 def _kind(side: _Side, operator: Any) -> tuple[str, str]:

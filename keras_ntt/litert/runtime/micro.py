@@ -38,6 +38,37 @@ if inputs:
     np.savez(outputs, **{name: np.array(values) for name, values in found.items()})
 """
 
+# Loads the interpreter once and tries each arena in a fork.
+_SEARCH = """
+import os
+import sys
+from tflite_micro.python.tflite_micro import runtime
+file, start, limit = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+
+
+def fits(arena):
+    child = os.fork()
+    if not child:
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            runtime.Interpreter.from_file(file, arena_size=arena).invoke()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    return os.waitpid(child, 0)[1] == 0
+
+
+low, high = start - 1, start
+while not fits(high):
+    low, high = high, high + max(2 * (high - low), 1024)
+    if high > limit:
+        sys.exit(f"it does not run in {low} bytes")
+while low >= start and high - low > 64:
+    middle = (low + high) // 2 // 16 * 16
+    low, high = (low, middle) if fits(middle) else (middle, high)
+print(high)
+"""
+
 
 class Arena(NamedTuple):
     """Memory that the interpreter has taken, in bytes, on this machine.
@@ -113,49 +144,33 @@ def run(
     return Ran(results, _arena_of(done.stderr))
 
 
-def fits(content: bytes, arena: int) -> bool:
-    """Return whether a file loads and runs once in an arena.
-
-    Args:
-        content: The file.
-        arena: Bytes of memory.
-
-    Returns:
-        False if the interpreter refuses it, or its process ends by a fault.
-    """
-    try:
-        run(content, [], outputs=0, arena=arena)
-    except ExportError:
-        return False
-    return True
-
-
 def smallest_arena(content: bytes, start: int) -> int:
     """Return how much memory a file works in.
 
-    While it prepares, the interpreter may need more than it has taken in the end.
+    While it prepares, the interpreter may need more than it has taken in the end. Each size is
+    tried in a process of its own, which may end by a fault.
 
     Args:
         content: The file.
         start: Bytes that it has taken.
 
     Returns:
-        The start if it works in that; else the fewest bytes above it, to within 256.
+        The start if it works in that; else the fewest bytes above it, to within 64.
 
     Raises:
         ExportError: If the file does not work in 16 times as many.
     """
-    if fits(content, start):
-        return start
-    low, high = start, start + 4096
-    while not fits(content, high):
-        low, high = high, high + 2 * (high - start)
-        if high > 16 * start + 2**16:
-            run(content, [], outputs=0, arena=high)  # raises
-    while high - low > 256:
-        middle = (low + high) // 2 // 16 * 16
-        low, high = (low, middle) if fits(content, middle) else (middle, high)
-    return high
+    with tempfile.TemporaryDirectory() as folder:
+        file = pathlib.Path(folder) / "m.tflite"
+        file.write_bytes(content)
+        words = [sys.executable, "-c", _SEARCH, str(file), str(start), str(16 * start + 2**16)]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ExportError(
+            "TensorFlow Lite Micro did not run the file in any arena that was tried. "
+            f"Received: {done.stderr.strip()[-300:] or 'no message'}"
+        )
+    return int(done.stdout.split()[-1])
 
 
 def _arena_of(text: str) -> Arena:

@@ -30,20 +30,22 @@ def compiled(content: bytes) -> dict[str, Any] | None:
         content: The file.
 
     Returns:
-        By name the bytes of encoded weights, flash and SRAM, and the number of operators that are
-        left to the CPU; None if Vela is not installed or does not take the file.
+        By name the accelerator, the bytes of weights, dense and encoded, of flash and of SRAM, and
+        the number of operators that are left to the CPU; or under ``"error"`` what Vela said if it
+        does not take the file. None if it is not installed.
     """
     if not is_installed():
         return None
     with tempfile.TemporaryDirectory() as folder:
         file = pathlib.Path(folder) / "model.tflite"
         file.write_bytes(content)
-        words = [sys.executable, "-m", "ethosu.vela.vela", str(file)]
+        words = [sys.executable, "-m", "ethosu.vela", str(file)]
         words += ["--accelerator-config", ACCELERATOR, "--output-dir", folder, "--verbose-weights"]
         done = subprocess.run(words, capture_output=True, text=True, check=False)
         tables = sorted(pathlib.Path(folder).glob("*summary*.csv"))
         if done.returncode or not tables:
-            return None
+            said = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()
+            return {"accelerator": ACCELERATOR, "error": said[-1][:300]}
         with tables[0].open(newline="") as table:
             row = next(csv.DictReader(table))
     return read(row, done.stdout)
@@ -62,7 +64,8 @@ def read(row: dict[str, str], printed: str) -> dict[str, Any]:
     cpu = re.search(r"CPU operators = (\d+)", printed)
     return {
         "accelerator": ACCELERATOR,
-        "weights": int(float(row["total_npu_encoded_weights"])),
+        "weights": int(float(row["total_original_weights"])),
+        "encoded_weights": int(float(row["total_npu_encoded_weights"])),
         "flash": round(float(row["off_chip_flash_memory_used"]) * _KIB),
         "sram": round(float(row["sram_memory_used"]) * _KIB),
         "cpu_operators": None if cpu is None else int(cpu[1]),
