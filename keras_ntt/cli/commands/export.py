@@ -49,6 +49,11 @@ from keras_ntt.cli.command import Command
     type=click.Choice(("float32", "int8", "uint8", "int16")),
     help="What it returns.",
 )
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    help="Samples at a time that the file fixes; devices want 1.",
+)
 @options.microcontroller
 @click.option("--compact", is_flag=True, help="Remove dead units first.")
 @click.option("--benchmark", is_flag=True, help="Measure latency and memory on this host.")

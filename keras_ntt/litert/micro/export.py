@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 
 from keras_ntt.core import atomic_files
+from keras_ntt.litert.check import Sources, check
 from keras_ntt.litert.format import flatbuffer as fb
 from keras_ntt.litert.micro import c_array as c_source
 from keras_ntt.litert.micro.build import Built, build, corners
 from keras_ntt.litert.micro.report import micro_warnings
 from keras_ntt.litert.options import Options
-from keras_ntt.litert.runtime import run as runs
+from keras_ntt.litert.rounding import rounding_warnings
 from keras_ntt.litert.runtime.run import quantized
+from keras_ntt.litert.samples import Samples
 from keras_ntt.litert.written import Expected, Written
 
 _MOST = 32  # calibration inputs that the interpreter's outputs are compared on
@@ -26,9 +28,10 @@ _MOST = 32  # calibration inputs that the interpreter's outputs are compared on
 def write(
     dense: Any,
     path: pathlib.Path,
-    samples: Sequence[np.ndarray],
+    samples: Samples,
     expected: Expected,
     options: Options,
+    exact: bytes,
 ) -> Written:
     """Make a file for a microcontroller and put it in its place.
 
@@ -38,9 +41,10 @@ def write(
     Args:
         dense: The ``ModelT`` of the dense file.
         path: The file to write.
-        samples: Calibration inputs ``[n, ...]``, in the order of the file.
-        expected: What the dense file should compute from them.
+        samples: What to run it on.
+        expected: What the dense file should compute.
         options: What is wanted.
+        exact: The dense float32 file.
 
     Returns:
         What was written.
@@ -55,21 +59,28 @@ def write(
     with tempfile.TemporaryDirectory() as folder:
         twin = pathlib.Path(folder) / "dense.tflite"
         twin.write_bytes(content)
-        found = runs.compare(os.fspath(twin), samples, expected.outputs, batch=batch)
-        difference, allowed = runs.judge(expected.of, found, expected.outputs, options.tolerance)
+        found = check(twin, Sources(exact, dense, dense), samples, expected, options, batch)
     wanted = options.micro
     built = build(
         dense,
         len(content),
-        inputs_of(dense, samples),
+        inputs_of(dense, samples.given),
         huffman=wanted.huffman,
         arena_limit=wanted.arena_limit,
         npu=wanted.npu,
     )
     put(built, path, wanted.c_array)
-    warnings = tuple(micro_warnings(built.report))
+    warnings = (*micro_warnings(built.report), *rounding_warnings(found.rounding))
     return Written(
-        built.content, dense, built.tensors, found, difference, allowed, warnings, built.report
+        built.content,
+        dense,
+        built.tensors,
+        found.runs,
+        found.difference,
+        found.allowed,
+        warnings,
+        built.report,
+        found.rounding,
     )
 
 
