@@ -18,7 +18,7 @@ import numpy as np
 
 import keras_ntt
 from benchmarks.fuzz import values
-from benchmarks.fuzz.arguments import INPUTS, Argument, drawn, entry, model, of
+from benchmarks.fuzz.arguments import INPUTS, LABELS, Argument, drawn, entry, model, of
 from benchmarks.fuzz.models import World, mlp
 from keras_ntt.cli import main
 from keras_ntt.litert.format import flatbuffer
@@ -255,13 +255,25 @@ entry(_reencoded, "litert.reencode", weight=6)(
 entry(keras_ntt.tflite_predict, weight=1, raises=(*READS, ExportError))(
     path=_path(content=lambda rng: rng.choice([_tflite("dense"), b"", b"text"])), x=INPUTS
 )
+
+
+def _representative(rng: random.Random) -> Any:
+    """Return inputs in one of the forms that calibration takes."""
+    x = values.samples()
+    rows = [[row[None]] for row in x]
+    return rng.choice([x, [x[:4], x[4:]], lambda: iter(rows), iter(rows), list(x)])
+
+
 entry(keras_ntt.export_tflite, weight=0.8, raises=(*READS, ExportError), changes=True)(
     model=model("mlp", spoil=2.0),
     path=_path(suffix=".tflite"),
     target=of("size", "latency", "dense"),
     quantization=of(None, "float16", "int8_weights"),
-    representative_data=Argument(lambda rng, world: values.samples(), INPUTS.bad),
+    representative_data=Argument(lambda rng, world: _representative(rng), INPUTS.bad),
     tolerance=of("auto", 1e-3),
+    inference_input_type=of(None, "float32"),
+    batch_size=of(None, 1, 2),
+    labels=Argument(lambda rng, world: rng.choice([None, np.arange(8) % 3]), LABELS.bad),
     cpu=of("any", "x86", "arm"),
     compact=of(False, spoil=0.0),
     benchmark=of(False, spoil=0.0),

@@ -106,8 +106,9 @@ def check_fits(x: Any, signature: Signature, name: str = "inputs") -> None:
         if wanted.scaled and "float" not in dtype:
             raise ValueError(
                 f"{name} hold whole numbers, but the input {wanted.name!r} is {wanted.dtype} and "
-                "the scale matters to the tangent kernel. Scale them as you do for training, "
-                f"for example x.astype('float32') / 255. Received: {name} of dtype {dtype}"
+                "its scale matters. Scale them as you do for training, for example "
+                "x.astype('float32') / 255, or x.astype('float32') if the model was trained on "
+                f"whole numbers. Received: {name} of dtype {dtype}"
             )
         if leaf.shape is None or getattr(leaf.shape, "rank", 0) is None:
             continue

@@ -13,23 +13,26 @@ import keras
 import numpy as np
 
 from keras_ntt.core import atomic_files, checks, host
+from keras_ntt.litert.check import Sources, check
 from keras_ntt.litert.convert import convert, in_float32
 from keras_ntt.litert.format import flatbuffer as fb
 from keras_ntt.litert.format import sizes
-from keras_ntt.litert.inspect import FileReport, inspect_tflite, stored_weights
+from keras_ntt.litert.format.dead_channels import without_dead_channels
+from keras_ntt.litert.inspect import FileReport, inspect_tflite, ports_in, stored_weights
 from keras_ntt.litert.lost_zeros import model_notes, weights_computed_with
 from keras_ntt.litert.micro import export as micro
 from keras_ntt.litert.options import Micro, Options, options_of
 from keras_ntt.litert.ports import Ports
 from keras_ntt.litert.reencode import Reencoded, reencode
 from keras_ntt.litert.report import ExportReport, file_warnings
+from keras_ntt.litert.rounding import rounding_warnings
 from keras_ntt.litert.runtime import benchmark as timing
-from keras_ntt.litert.runtime import run as runs
 from keras_ntt.litert.runtime.predict import tflite_predict
 from keras_ntt.litert.runtime.run import ExportError
 from keras_ntt.litert.runtimes import dangers, runtimes_of
-from keras_ntt.litert.samples import outputs_of, samples_of
-from keras_ntt.litert.written import Expected, Written
+from keras_ntt.litert.samples import Samples, samples_of
+from keras_ntt.litert.savings import savings
+from keras_ntt.litert.written import Expected, Written, expected_of
 from keras_ntt.masks.compaction import remove_dead_units
 
 __all__ = [
@@ -61,6 +64,8 @@ def export_tflite(
     c_array: str | os.PathLike | None = None,
     npu: str | None = None,
     levels: int | None = None,
+    batch_size: int | None = None,
+    labels: Any = None,
 ) -> ExportReport:
     """Write a LiteRT file of a model, small or fast by its zeros, and check it against Keras.
 
@@ -78,22 +83,29 @@ def export_tflite(
         path: The file to write. An older file is replaced only on success.
         target: ``"size"``: each weight takes the fewest bytes, sparse where that is smaller.
             ``"latency"``: sparse only where a sparse kernel is faster at batch 1, else dense.
-            ``"int8"``: computes in int8, stored densely. ``"dense"``: everything densely.
+            ``"int8"``: for devices; computes in int8, stored densely. Types of inputs and outputs
+            and `batch_size` save more; the report says how much. ``"dense"``: everything densely.
             ``"micro"``: for TensorFlow Lite Micro; takes one sample and computes in int8, and
             pruned weights take a bit a zero. LiteRT does not run such a file.
         quantization: None keeps float32 exactly, or takes the target's own. ``"float16"`` rounds
             constants. ``"int8_weights"`` rounds weights to int8, one scale an output channel;
             activations stay float. ``"int8"`` computes in int8, ``"int16"`` with activations of
             int16. ``"float32"`` is for ``target="micro"``, whose own is int8.
-        representative_data: Inputs ``[n, ...]``, nested as the model takes them, to compare
-            outputs on, and to measure ranges for int8; of more than 256 the first 256. None
-            compares on 16 samples, or one batch where the model fixes its size: standard normal
-            ones, or zeros and ones where the model takes whole numbers.
+        representative_data: Inputs to compare outputs on, and to measure ranges for int8: arrays
+            ``[n, ...]``, nested as the model takes them; or batches of them, with labels or
+            without, in a list, a ``tf.data.Dataset``, a ``keras.utils.PyDataset``, a generator or
+            a function that returns one, as the guides of TensorFlow Lite have it. Of more than 256
+            samples the first 256 are taken, and up to 256 that follow are held out, to judge
+            rounding on. None compares on 16 samples, or one batch where the model fixes its size:
+            standard normal ones, or zeros and ones where the model takes whole numbers.
         sparse: Whether weights may be stored sparsely. False stores them densely, whatever the
             target.
         tolerance: Largest difference allowed, relative to the largest number of an output.
-            ``"auto"`` is 1e-4 for float32, 1e-2 for float16, 0.1 for int8 weights and int16, and
-            0.2 for int8.
+            ``"auto"`` is 1e-4 for float32. Files that round are then judged by what rounding does
+            to the model (`ExportReport.rounding`), and refused only if it ruins it: if the mean
+            square of the error is as large as the variance of an output. Faults are not a matter of
+            tolerance: any file must compute what the dense file of the same numbers does, and the
+            float32 file what the model does.
         cpu: What ``"latency"`` is for: ``"arm"``, ``"x86"`` (with AVX), or ``"any"``, which
             takes sparse kernels only where they win on both.
         compact: Whether to remove units that are constant or that nothing reads before the
@@ -102,7 +114,7 @@ def export_tflite(
             for ``"micro"``.
         inference_input_type: What a file that computes in int8 takes: ``"int8"``, ``"uint8"`` or
             ``"float32"``; with int16 ``"int16"`` or ``"float32"``. None is float32, and for
-            ``"micro"`` the type it computes in.
+            ``"micro"`` the type it computes in. The scales are in `ExportReport.ports`.
         inference_output_type: What it returns, likewise.
         huffman: For ``"micro"``: whether weights may be stored by a Huffman code where that is
             smaller. It takes some 3 times longer to unpack.
@@ -116,6 +128,11 @@ def export_tflite(
             zero not counted, where a Huffman code then makes the file smaller. 15 takes some 0.22
             bytes a weight at 80 % zeros. Biases are refitted on `representative_data`; the report
             has the effect on the outputs.
+        batch_size: The number of samples at a time that the file takes; devices want 1. None is
+            any number, or the model's own; for ``"micro"`` 1.
+        labels: Class numbers ``[n]`` of the samples of `representative_data`, or a row for each
+            with a weight for each class, to report the accuracy of the file and of the model where
+            something is rounded.
 
     Returns:
         An `ExportReport`, whose ``str()`` is a table.
@@ -149,26 +166,32 @@ def export_tflite(
         data=representative_data,
         input_type=inference_input_type,
         output_type=inference_output_type,
+        batch_size=batch_size,
         micro=Micro(huffman, arena_limit, c_array, npu, levels),
     )
     if not sparse and options.target not in ("int8", "micro"):
         options = replace(options, target="dense")
     exact = in_float32(model)
-    samples, ports = samples_of(exact, representative_data)
-    expected = Expected(f"the model {model.name!r}", outputs_of(exact, samples, ports))
-    if options.target == "micro":
-        ports = ports.with_batch()
+    samples = samples_of(exact, representative_data, options.batch_size)
+    own = samples.ports.batch
+    if batch_size is not None and own not in (None, options.batch_size):
+        raise ValueError(
+            "The model fixes the number of samples at a time, so a file cannot have another. Make "
+            f"it again without batch_shape. Received: batch_size={batch_size!r}, {own} in the model"
+        )
+    expected = expected_of(exact, samples, labels)
+    ports = samples.ports.with_batch(options.batch_size)
     smaller, removed = remove_dead_units(exact) if compact else (exact, ())
-    dense, result = _store(smaller, options, samples, ports)
-    if removed:
-        (dense,) = convert(exact, [None], ports=ports)
+    sources, result = _store(smaller, options, samples.given, ports)
+    dense = convert(exact, [None], ports=ports)[0] if removed else sources.exact
     if options.target == "micro":
-        written = micro.write(result.model, target_path, samples, expected, options)
+        written = micro.write(result.model, target_path, samples, expected, options, sources.exact)
     else:
-        written = _write(result, target_path, samples, expected, options, ports.batch)
+        written = _write(result, sources, target_path, samples, expected, options, ports.batch)
     timed = None
     if benchmark and options.target != "micro":
-        timed = _benchmark(target_path, dense, [array[: ports.batch or 1] for array in samples])
+        one = [array[: ports.batch or 1] for array in samples.given]
+        timed = _benchmark(target_path, dense, one)
     values = weights_computed_with(model)
     measured = sizes.of(written.content)
     return ExportReport(
@@ -176,7 +199,7 @@ def export_tflite(
         size=measured.raw,
         max_difference=written.difference,
         tolerance=written.allowed,
-        samples=len(samples[0]),
+        samples=len(samples.given[0]),
         nonzeros=sum(int(np.count_nonzero(v)) for v in values),
         weights=sum(v.size for v in values),
         target=options.target,
@@ -192,13 +215,16 @@ def export_tflite(
         benchmark=timed,
         runtimes=runtimes_of(fb.read(written.content)),
         micro=written.micro,
+        rounding=written.rounding,
+        ports=ports_in(fb.read(written.content)),
     )
 
 
 def _write(
     result: Reencoded,
+    sources: Sources,
     path: pathlib.Path,
-    samples: Sequence[np.ndarray],
+    samples: Samples,
     expected: Expected,
     options: Options,
     batch: int | None,
@@ -207,12 +233,24 @@ def _write(
     content = fb.write(result.model)
     with atomic_files.replacing(path) as temporary:
         temporary.write_bytes(content)
-        found = runs.compare(os.fspath(temporary), samples, expected.outputs, batch=batch)
-        difference, allowed = runs.judge(expected.of, found, expected.outputs, options.tolerance)
+        found = check(temporary, sources, samples, expected, options, batch)
     reasons = {weight.name: choice.reason for weight, choice in result.choices.values()}
     tensors = stored_weights(result.model, reasons)
-    warnings = (*file_warnings(tensors, result.verdict), *dangers(result.model))
-    return Written(content, result.model, tensors, found, difference, allowed, warnings)
+    return Written(
+        content,
+        result.model,
+        tensors,
+        found.runs,
+        found.difference,
+        found.allowed,
+        (
+            *file_warnings(tensors, result.verdict),
+            *dangers(result.model),
+            *rounding_warnings(found.rounding),
+            *(savings(result.model, options, batch) if options.target == "int8" else ()),
+        ),
+        rounding=found.rounding,
+    )
 
 
 def _check_model(model: Any, representative_data: Any) -> None:
@@ -224,6 +262,20 @@ def _check_model(model: Any, representative_data: Any) -> None:
             "representative_data, with the shapes that the file is to take. "
             f"Received: model={model.name!r} of type {type(model).__name__}"
         )
+    quantized = [
+        layer.name
+        for layer in host.layers_of(model)
+        if getattr(layer.dtype_policy, "quantization_mode", None)
+        and host.functional_of(layer) is None
+        and layer.weights
+    ]
+    if quantized:
+        raise ValueError(
+            "Keras has quantized kernels of this model, by model.quantize(), in a form that LiteRT "
+            "does not have. Export the model as it was before, with "
+            "quantization='int8_weights' or target='int8'. "
+            f"Received: model={model.name!r} with {', '.join(quantized)}"
+        )
     stateful = [layer.name for layer in host.layers_of(model) if getattr(layer, "stateful", False)]
     if stateful:
         raise ValueError(
@@ -234,8 +286,8 @@ def _check_model(model: Any, representative_data: Any) -> None:
 
 def _store(
     model: keras.Model, options: Options, samples: Sequence[np.ndarray], ports: Ports
-) -> tuple[bytes, Reencoded]:
-    """Return the dense float32 file, and the model stored as the options want."""
+) -> tuple[Sources, Reencoded]:
+    """Return what a file is made of, and the model stored as the options want."""
     weights_only = options.quantization == "int8_weights"
     wanted: list[str | None] = [None]
     by_converter = options.quantization is not None and not (
@@ -249,11 +301,14 @@ def _store(
     if weights_only and options.target in ("size", "latency"):
         result = reencode(dense, target=options.target, int8=True, cpu=options.cpu)
         if options.target == "size" or result.verdict.kind == "sparse":
-            return contents[0], result
-    base = fb.read(contents[-1])
+            return Sources(contents[0], dense, dense), result
+    converted = base = fb.read(contents[-1])
     stays = options.quantization in ("int8_weights", "int8", "int16") or options.target == "micro"
+    if stays:
+        base = without_dead_channels(converted)
     target = "dense" if stays else options.target
-    return contents[0], reencode(base, target=target, cpu=options.cpu)
+    result = reencode(base, target=target, cpu=options.cpu)
+    return Sources(contents[0], converted, base), result
 
 
 def _benchmark(path: pathlib.Path, dense: bytes, sample: Sequence[np.ndarray]) -> timing.Benchmark:

@@ -72,6 +72,73 @@ class StoredWeight:
 
 
 @dataclass(frozen=True)
+class Port:
+    """An input or output of a LiteRT file.
+
+    Attributes:
+        kind: ``"input"`` or ``"output"``.
+        name: Its name.
+        shape: Its shape, -1 for a size that is open.
+        dtype: Its type.
+        scale: What integers ``q`` stand for, ``scale * (q - zero_point)``; None for numbers that
+            stand for themselves.
+        zero_point: See there.
+    """
+
+    kind: str
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    scale: float | None
+    zero_point: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the port as plain numbers and strings."""
+        return {**vars(self), "shape": list(self.shape)}
+
+    def __str__(self) -> str:
+        """Return the port in one line."""
+        shape = "x".join("?" if n < 0 else str(n) for n in self.shape)
+        text = f"{self.kind} {self.name}: {self.dtype} {shape}"
+        if self.scale is None:
+            return text
+        return f"{text}, value = {self.scale:.9g} * (q - {self.zero_point})"
+
+
+def ports_in(model: Any) -> tuple[Port, ...]:
+    """List the inputs and outputs of a model.
+
+    Args:
+        model: A ``ModelT``.
+
+    Returns:
+        Those of its first graph, inputs first.
+    """
+    graph = model.subgraphs[0]
+    found = []
+    for kind, indices in (("input", graph.inputs), ("output", graph.outputs)):
+        for index in () if indices is None else indices:
+            tensor = graph.tensors[int(index)]
+            dtype = fb.dtypes().get(tensor.type)
+            signature = tensor.shapeSignature
+            shape = tensor.shape if signature is None or not len(signature) else signature
+            scales = getattr(tensor.quantization, "scale", None)
+            scaled = scales is not None and len(scales) > 0
+            zeros = getattr(tensor.quantization, "zeroPoint", None)
+            found.append(
+                Port(
+                    kind,
+                    fb.name_of(tensor),
+                    () if shape is None else tuple(int(n) for n in shape),
+                    "other" if dtype is None else dtype.name,
+                    None if scales is None or not scaled else float(scales[0]),
+                    0 if not scaled or zeros is None or not len(zeros) else int(zeros[0]),
+                )
+            )
+    return tuple(found)
+
+
+@dataclass(frozen=True)
 class FileReport:
     """What is in a LiteRT file.
 
@@ -84,6 +151,7 @@ class FileReport:
         runtimes: Which runtimes take it: ``"yes"``, or why not, by name.
         parts: How many of its bytes are weights, other constants, scales, zero points, names and
             metadata, and tables.
+        ports: Its inputs and outputs.
     """
 
     path: pathlib.Path
@@ -93,6 +161,7 @@ class FileReport:
     verdict: predict.Verdict
     runtimes: Mapping[str, str] = field(default_factory=dict)
     parts: Mapping[str, int] = field(default_factory=dict)
+    ports: tuple[Port, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain numbers and strings."""
@@ -104,6 +173,7 @@ class FileReport:
             "xnnpack": self.verdict.to_dict(),
             "runtimes": dict(self.runtimes),
             "parts": dict(self.parts),
+            "ports": [port.to_dict() for port in self.ports],
         }
 
     def __str__(self) -> str:
@@ -111,6 +181,7 @@ class FileReport:
         counts = ", ".join(f"{count} {name}" for name, count in self.operators.items())
         parts = ", ".join(f"{name} {size:,}" for name, size in self.parts.items())
         lines = [f"{self.path}: {self.sizes}", f"bytes: {parts}", f"operators: {counts or 'none'}"]
+        lines += [str(port) for port in self.ports]
         if self.weights:
             lines += ["", weights_table(self.weights), ""]
         if self.runtimes.get("LiteRT", "yes") == "yes":
@@ -140,13 +211,20 @@ def inspect_tflite(path: str | os.PathLike) -> FileReport:
             fb.operator_name(model, op) for graph in model.subgraphs for op in graph.operators
         )
         weights, verdict = stored_weights(model), predict.predict(model)
-        runtimes, parts = runtimes_of(model), parts_of(content)
+        runtimes, parts, ports = runtimes_of(model), parts_of(content), ports_in(model)
     except fb.FileFormatError:
         raise
     except Exception as error:  # tables of the wrong kind make the lookups raise anything
         raise fb.damaged(content, error) from error
     return FileReport(
-        file, sizes.of(content), dict(sorted(counts.items())), weights, verdict, runtimes, parts
+        path=file,
+        sizes=sizes.of(content),
+        operators=dict(sorted(counts.items())),
+        weights=weights,
+        verdict=verdict,
+        runtimes=runtimes,
+        parts=parts,
+        ports=ports,
     )
 
 

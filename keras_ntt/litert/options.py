@@ -12,14 +12,6 @@ from keras_ntt.litert.format.storage import CPUS
 from keras_ntt.litert.micro import c_array as c_source
 from keras_ntt.litert.reencode import TARGETS
 
-# Relative to the largest output. Rounded weights move the outputs of deep networks by per cents.
-TOLERANCES = {
-    None: 1e-4,
-    "float16": 1e-2,
-    "int8_weights": 0.1,
-    "int8": 0.2,
-    "int16": 0.1,
-}
 # What a file may take and return, by its quantization; the first is what microcontrollers want.
 _PORTS = {"int8": ("int8", "uint8", "float32"), "int16": ("int16", "float32")}
 NPUS = ("ethos-u",)
@@ -52,18 +44,21 @@ class Options:
         target: What the file is for.
         quantization: How values are rounded, or None.
         cpu: What latency is for.
-        tolerance: Largest difference allowed, relative to the largest number of an output.
+        tolerance: Largest difference allowed, relative to the largest number of an output; None
+            for the judgement of rounding, or 1e-4 where nothing is rounded.
         input_type: What the file takes: ``"float32"``, ``"int8"``, ``"uint8"`` or ``"int16"``.
         output_type: What it returns.
+        batch_size: The number of samples at a time that the file fixes, or None for the model's.
         micro: Options of ``target="micro"``.
     """
 
     target: str
     quantization: str | None
     cpu: str
-    tolerance: float
+    tolerance: float | None
     input_type: str
     output_type: str
+    batch_size: int | None
     micro: Micro
 
 
@@ -76,6 +71,7 @@ def options_of(
     data: Any,
     input_type: Any,
     output_type: Any,
+    batch_size: Any,
     micro: Micro,
 ) -> Options:
     """Return options that fit together.
@@ -88,6 +84,7 @@ def options_of(
         data: ``representative_data``.
         input_type: ``inference_input_type``.
         output_type: ``inference_output_type``.
+        batch_size: As in `export_tflite`.
         micro: What is for ``target="micro"`` alone.
 
     Returns:
@@ -118,8 +115,6 @@ def options_of(
             "activations on. Pass representative_data, some hundred samples as the model will see "
             "them. Received: representative_data=None"
         )
-    if isinstance(tolerance, str) and tolerance == "auto":
-        tolerance = TOLERANCES[quantization]
     takes = _port("inference_input_type", input_type, quantization, target)
     returns = _port("inference_output_type", output_type, quantization, target)
     checked = check_micro(micro, target)
@@ -128,8 +123,12 @@ def options_of(
             "levels are for files that compute in integers, whose weights are int8. Leave levels "
             f"out, or quantization. Received: levels={checked.levels}, quantization='float32'"
         )
-    number = checks.check_number("tolerance", tolerance)
-    return Options(target, quantization, cpu, number, takes, returns, checked)
+    is_auto = isinstance(tolerance, str) and tolerance == "auto"
+    number = None if is_auto else checks.check_number("tolerance", tolerance)
+    size = None if batch_size is None else checks.check_count("batch_size", batch_size)
+    if target == "micro" and size is None:
+        size = 1
+    return Options(target, quantization, cpu, number, takes, returns, size, checked)
 
 
 def _port(name: str, given: Any, quantization: str | None, target: str) -> str:

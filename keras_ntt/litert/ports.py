@@ -34,9 +34,11 @@ class Ports:
         """The number of samples at a time, if the model fixes it."""
         return next((spec.shape[0] for spec in self.inputs if spec.shape[0] is not None), None)
 
-    def with_batch(self) -> Ports:
-        """Return the same ports with one sample at a time, unless the model fixes the number."""
-        size = self.batch or 1
+    def with_batch(self, size: int | None) -> Ports:
+        """Return the same ports with a number of samples at a time, unless the model fixes one."""
+        size = self.batch or size
+        if size is None:
+            return self
         specs = [tf.TensorSpec((size, *s.shape[1:]), s.dtype, s.name) for s in self.inputs]
         return Ports(self.structure, tuple(specs), self.outputs)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,8 +11,9 @@ from typing import Any
 
 from keras_ntt.core.tables import table
 from keras_ntt.litert.format.sizes import Sizes
-from keras_ntt.litert.inspect import StoredWeight, weights_table
+from keras_ntt.litert.inspect import Port, StoredWeight, weights_table
 from keras_ntt.litert.micro.report import MicroReport
+from keras_ntt.litert.rounding import Rounding
 from keras_ntt.litert.runtime.benchmark import Benchmark, cpu_class
 from keras_ntt.litert.runtime.run import Run
 from keras_ntt.litert.xnnpack.predict import Verdict
@@ -25,7 +27,7 @@ class ExportReport:
         path: The file.
         size: Its size in bytes.
         max_difference: Largest difference of an output from Keras's, of those compared.
-        tolerance: The largest that was allowed.
+        tolerance: The largest that was allowed; infinity where `rounding` was judged instead.
         samples: Number of samples compared.
         nonzeros: Number of weights that are not zero, as the Keras model computes with them.
         weights: Number of weights of the Keras model; LoRA's are in its kernels.
@@ -43,6 +45,8 @@ class ExportReport:
         benchmark: Measured latency and memory on this host, if asked for.
         runtimes: Which runtimes take the file: ``"yes"``, or why not, by name.
         micro: What a firmware needs to know of a file for microcontrollers; None for others.
+        rounding: What rounding has done to the model, or None where nothing was rounded.
+        ports: The inputs and outputs of the file, with the scales of those that are integers.
         reference: What it was compared with: ``"Keras"``, or the ``"source"`` of a file that was
             made from another one, whose bytes `dense` has then.
     """
@@ -67,6 +71,8 @@ class ExportReport:
     benchmark: Benchmark | None = None
     runtimes: Mapping[str, str] = field(default_factory=dict)
     micro: MicroReport | None = None
+    rounding: Rounding | None = None
+    ports: tuple[Port, ...] = ()
     reference: str = "Keras"
 
     def to_dict(self) -> dict[str, Any]:
@@ -75,6 +81,7 @@ class ExportReport:
         return {
             "path": os.fspath(self.path),
             **{name: getattr(self, name) for name in (*names, "target", "quantization", "limit")},
+            "tolerance": self.tolerance if math.isfinite(self.tolerance) else None,
             "sizes": self.sizes.to_dict(),
             "dense": self.dense.to_dict(),
             "tensors": [tensor.to_dict() for tensor in self.tensors],
@@ -84,6 +91,8 @@ class ExportReport:
             "removed": dict(self.removed),
             "benchmark": None if self.benchmark is None else self.benchmark.to_dict(),
             "runtimes": dict(self.runtimes),
+            "rounding": None if self.rounding is None else self.rounding.to_dict(),
+            "ports": [port.to_dict() for port in self.ports],
             "micro": None if self.micro is None else self.micro.to_dict(),
             "reference": self.reference,
         }
@@ -94,7 +103,7 @@ class ExportReport:
         lines = [
             f"{self.path}: {self.size:,} bytes, {self.nonzeros:,} of {self.weights:,} weights "
             f"non-zero, outputs within {self.max_difference:.1e} of {self._reference} "
-            f"(allowed {self.tolerance:.1e}) on {self.samples} samples",
+            f"{self._allowed}on {self.samples} samples",
             f"target {self.target!r}{rounding}; {self._subject}run {len(self.runs)} ways: "
             + "; ".join(map(str, self.runs)),
             "",
@@ -110,6 +119,9 @@ class ExportReport:
         else:
             lines += ["", f"XNNPACK on ARM and x86 without AVX: {self.verdict}"]
         lines += runtimes_lines(self.runtimes)
+        if self.rounding is not None:
+            lines.append(str(self.rounding))
+        lines += [str(port) for port in self.ports if port.scale is not None]
         if self.benchmark is not None:
             lines.append(str(self.benchmark))
         return "\n".join([*lines, *(f"note: {warning}" for warning in self.warnings)])
@@ -117,6 +129,10 @@ class ExportReport:
     @property
     def _reference(self) -> str:
         return "Keras" if self.reference == "Keras" else f"the {self.reference}"
+
+    @property
+    def _allowed(self) -> str:
+        return f"(allowed {self.tolerance:.1e}) " if math.isfinite(self.tolerance) else ""
 
     @property
     def _subject(self) -> str:

@@ -3,28 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_ntt.core import host, input_checks, input_kinds
+from keras_ntt.core import host, input_kinds
 from keras_ntt.litert.ports import Ports, ports_of
+from keras_ntt.litert.representative import arrays_of
+
+LIMIT = 256  # samples that ranges are measured on
+_FEWEST = 32  # samples that are worth being held out
 
 
-def samples_of(model: keras.Model, representative_data: Any) -> tuple[list[np.ndarray], Ports]:
+class Samples(NamedTuple):
+    """What a file is made and judged by.
+
+    Attributes:
+        given: Inputs, flat: ranges are measured and differences taken on them.
+        held_out: Inputs that follow in the data, on which rounding is judged; `given` itself where
+            there are fewer than 32.
+        ports: What the model takes and returns.
+    """
+
+    given: list[np.ndarray]
+    held_out: list[np.ndarray]
+    ports: Ports
+
+    @property
+    def has_held_out(self) -> bool:
+        """Whether rounding is judged on other samples than ranges are measured on."""
+        return self.held_out is not self.given
+
+
+def samples_of(
+    model: keras.Model, representative_data: Any, batch_size: int | None = None
+) -> Samples:
     """Return what to compare outputs on, and what the model takes and returns.
 
     Args:
         model: A built model.
-        representative_data: Inputs ``[n, ...]``, nested as the model takes them, of which the
-            first 256 are taken, in whole batches where the model fixes their size. None draws 16
-            samples, or one such batch: standard normal ones, or zeros and ones where the model
-            takes whole numbers.
+        representative_data: Inputs, in the forms of `representative.arrays_of`. Of more than 256
+            the first 256 are taken, in whole batches where the model fixes their size, and up to
+            256 that follow are held out. None draws 16 samples, or one such batch: standard normal
+            ones, or zeros and ones where the model takes whole numbers.
+        batch_size: The number of samples at a time that the file is to fix, or None.
 
     Returns:
-        The inputs, flat, and the ports of the model.
+        The inputs and the ports of the model.
 
     Raises:
         ValueError: If the data do not fit the model, or are missing where none can be drawn.
@@ -35,23 +62,31 @@ def samples_of(model: keras.Model, representative_data: Any) -> tuple[list[np.nd
         kinds = input_kinds.are_indices(ports.structure, model)
         rng = np.random.default_rng(0)
         pairs = zip(ports.inputs, kinds, strict=True)
-        return [_drawn(rng, spec, ports.batch or 16, kind) for spec, kind in pairs], ports
-    input_checks.check_arrays(representative_data, model, "representative_data")
+        size = ports.batch or batch_size or 1
+        count = size if ports.batch else -(-16 // size) * size
+        drawn = [_drawn(rng, spec, count, kind) for spec, kind in pairs]
+        return Samples(drawn, drawn, ports)
+    arrays = arrays_of(representative_data, model, limit=2 * LIMIT)
     functional = host.functional_of(model)
     names = None if functional is None else host.names_of_inputs(functional)
     # A dict may have more in it than the inputs, which it names then.
-    leaves = [np.asarray(leaf) for leaf in host.flat_inputs(representative_data, names)]
-    ports = ports_of(model, representative_data)
+    leaves = [np.asarray(leaf) for leaf in host.flat_inputs(arrays, names)]
+    ports = ports_of(model, arrays)
     assert ports is not None
     types = [spec.dtype.as_numpy_dtype for spec in ports.inputs]
-    data = [leaf[:256].astype(kind) for leaf, kind in zip(leaves, types, strict=True)]
-    batch, count = ports.batch or 1, len(data[0])
+    data = [leaf.astype(kind) for leaf, kind in zip(leaves, types, strict=True)]
+    batch, count = ports.batch or batch_size or 1, len(data[0])
     if count < batch:
         raise ValueError(
-            "representative_data must fill a batch of the size that the model fixes. "
+            "representative_data must fill a batch of the size that the file fixes. "
             f"Received: {count} samples for batches of {batch}"
         )
-    return [array[: count // batch * batch] for array in data], ports
+    end = max(min(count, LIMIT) // batch, 1) * batch
+    given = [array[:end] for array in data]
+    rest = (count - end) // batch * batch
+    if rest < _FEWEST:
+        return Samples(given, given, ports)
+    return Samples(given, [array[end : end + rest] for array in data], ports)
 
 
 def _drawn(rng: np.random.Generator, spec: tf.TensorSpec, count: int, indices: bool) -> np.ndarray:

@@ -146,7 +146,10 @@ def _for_litert(model: Any, content: bytes, path: pathlib.Path) -> Written:
         pathlib.Path(twin).write_bytes(content)
         temporary.write_bytes(smaller)
         expected = runs.run(twin, samples, dequantize=True)
-        found = runs.compare(os.fspath(temporary), samples, expected, batch=batch, twin=twin)
+        found = runs.compare(
+            runs.outputs_by(os.fspath(temporary), samples, batch=batch),
+            runs.outputs_by(twin, samples, batch=batch),
+        )
         difference, allowed = runs.judge("its source", found, expected, _TOLERANCE)
     reasons = {weight.name: choice.reason for weight, choice in result.choices.values()}
     tensors = stored_weights(result.model, reasons)

@@ -5,23 +5,77 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import keras
 import numpy as np
 
+from keras_ntt.core import input_checks
 from keras_ntt.litert.inspect import StoredWeight
 from keras_ntt.litert.micro.report import MicroReport
+from keras_ntt.litert.rounding import Rounding, decisions
 from keras_ntt.litert.runtime.run import Run
+from keras_ntt.litert.samples import Samples, outputs_of
 
 
 class Expected(NamedTuple):
     """What a file should compute.
 
     Attributes:
-        of: What computes it, in words.
-        outputs: Its outputs ``[n, ...]``.
+        name: The name of the model.
+        outputs: Its outputs ``[n, ...]`` on the samples that are given.
+        held_out: Its outputs on those that are held out.
+        labels: Class numbers of the samples that rounding is judged on, or None.
     """
 
-    of: str
+    name: str
     outputs: Sequence[np.ndarray]
+    held_out: Sequence[np.ndarray]
+    labels: np.ndarray | None = None
+
+    @property
+    def of(self) -> str:
+        """What computes the outputs, in words."""
+        return f"the model {self.name!r}"
+
+
+def expected_of(model: keras.Model, samples: Samples, labels: Any) -> Expected:
+    """Return what a file should compute, and the labels that go with it.
+
+    Args:
+        model: The model.
+        samples: What it is run on.
+        labels: Class numbers ``[n]`` or ``[n, 1]``, or a row for each sample with a weight for each
+            class; None for none.
+
+    Returns:
+        The outputs, and the class numbers of the samples that rounding is judged on.
+
+    Raises:
+        ValueError: If there are too few labels, or they are none.
+    """
+    outputs = outputs_of(model, samples.given, samples.ports)
+    held_out = outputs
+    if samples.has_held_out:
+        held_out = outputs_of(model, samples.held_out, samples.ports)
+    if labels is None:
+        return Expected(model.name, outputs, held_out)
+    first = len(samples.given[0]) if samples.has_held_out else 0
+    end = first + len(samples.held_out[0])
+    array = input_checks.as_array("labels", labels)
+    if array.ndim == 2:
+        array = array[:, 0] if array.shape[1] == 1 else array.argmax(axis=1)
+    is_whole = array.dtype.kind in "iub" or (array.dtype.kind == "f" and (array % 1 == 0).all())
+    if array.ndim != 1 or not is_whole or len(array) < end:
+        raise ValueError(
+            "labels must be class numbers, one for each sample of representative_data. "
+            f"Received: labels of shape {array.shape} and dtype {array.dtype} for {end} samples"
+        )
+    decided = decisions(held_out[0], held_out[0])
+    if decided is None or decided.ndim != 1:
+        raise ValueError(
+            "labels are for a model whose first output has a score for each class, or one "
+            f"probability. Received: an output of shape {held_out[0].shape}"
+        )
+    return Expected(model.name, outputs, held_out, array[first:end].astype(np.int64))
 
 
 class Written(NamedTuple):
@@ -36,6 +90,7 @@ class Written(NamedTuple):
         allowed: The largest that was allowed.
         warnings: What one should not expect of it.
         micro: What a firmware needs to know of it, or None.
+        rounding: What rounding has done to the model, or None where nothing was rounded.
     """
 
     content: bytes
@@ -46,3 +101,4 @@ class Written(NamedTuple):
     allowed: float
     warnings: tuple[str, ...]
     micro: MicroReport | None = None
+    rounding: Rounding | None = None

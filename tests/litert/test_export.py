@@ -18,7 +18,7 @@ from keras_ntt import (
     tflite_predict,
 )
 from keras_ntt.core.loops import loops_of
-from keras_ntt.litert.runtime.run import compare
+from keras_ntt.litert.runtime.run import compare, outputs_by
 
 pytestmark = pytest.mark.oldest
 
@@ -212,7 +212,8 @@ def test_integers_that_differ_do_not_wrap(tmp_path):
     x = keras.Input((1,))
     export_tflite(keras.Model(x, keras.ops.cast(keras.ops.relu(x), "uint8")), path)
     samples = np.array([[3.0]], "float32")
-    for found in compare(str(path), [samples], [np.array([[250]], "uint8")], batch=None):
+    expected = [np.array([[250]], "uint8")]
+    for found in compare(outputs_by(str(path), [samples], batch=None), expected):
         assert found.difference == 247
 
 

@@ -53,6 +53,11 @@ from keras_ntt.cli.command import Command
     type=click.Choice(("float32", "int8", "uint8", "int16")),
     help="What it returns.",
 )
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    help="Samples at a time that the file fixes; devices want 1.",
+)
 @options.microcontroller
 @click.option(
     "--levels",

@@ -62,7 +62,7 @@ def _store(
     """
     array, scales = weight.array, None
     if choice.is_packed:
-        array, scales = storage.quantize(array, weight.axis)
+        array, scales = storage.quantize(array, weight.axis, mixed=weight.mixed)
     values = array
     if choice.layout is not None:
         sparse = encoding.encode(array, choice.layout)

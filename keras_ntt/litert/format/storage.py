@@ -14,6 +14,7 @@ from keras_ntt.litert.format.weights import Weight
 
 # Bytes of tables, names and operators that a storage adds beside its data.
 _OVERHEAD = {"dense": 0, "densify": 330, "direct": 170, "dequantize": 200}
+DEAD = 2.0**-24  # half a unit in the last place of a float32 number
 _MIN_QUANTIZED = 1024  # smaller weights stay float, as the converter keeps them
 
 # Sparsity from which the sparse fully-connected kernel beats the dense one at batch 1. A
@@ -54,12 +55,15 @@ class Choice:
         return self.dtype == "int8"
 
 
-def quantize(array: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
+def quantize(array: np.ndarray, axis: int, *, mixed: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Round weights to int8 with one scale an output channel, symmetric about zero.
 
     Args:
         array: Float weights.
         axis: The axis of output channels.
+        mixed: Whether channels are summed with each other afterwards. Then one whose weights are
+            all below `DEAD` times the largest of the tensor becomes zeros: a scale of its own would
+            blow up what training has left there to integers of up to 127.
 
     Returns:
         The integers in [-127, 127], and the float32 scales.
@@ -69,6 +73,9 @@ def quantize(array: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
     """
     others = tuple(i for i in range(array.ndim) if i != axis)
     largest = np.abs(array.astype(np.float32)).max(axis=others, keepdims=True)
+    if mixed:
+        top = largest.max(initial=0)
+        largest = np.where(largest < np.float32(DEAD) * top, top, largest)
     scales = np.where(largest > 0, largest / np.float32(127), np.float32(1)).astype(np.float32)
     # The smallest scale whose reciprocal is finite: denormal channels round to zero.
     scales = np.maximum(scales, np.finfo(np.float32).tiny)
@@ -144,7 +151,7 @@ def _candidates(weight: Weight, int8: bool, densify: bool) -> Iterator[Choice]:
     if weight.may_be_direct and array.ndim == 2:
         yield direct(weight)
     if int8 and not weight.half and array.size >= _MIN_QUANTIZED:
-        rounded, scales = quantize(array, weight.axis)
+        rounded, scales = quantize(array, weight.axis, mixed=weight.mixed)
         parameters = 12 * len(scales)
         reason = "int8 for each weight is the smallest"
         yield Choice("dense", "int8", None, array.size + parameters, reason)

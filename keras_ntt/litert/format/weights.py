@@ -29,6 +29,7 @@ class Weight:
         operators: Names of the operators that read it, without repetition.
         array: Its values.
         axis: The axis of output channels.
+        mixed: Whether other weights mix its output channels before they leave the graph.
     """
 
     subgraph: int
@@ -37,6 +38,7 @@ class Weight:
     operators: tuple[str, ...]
     array: np.ndarray
     axis: int
+    mixed: bool = False
 
     @property
     def half(self) -> bool:
@@ -70,15 +72,31 @@ class Source:
         array: The constant's values as stored, or None if the weight is computed.
         way: Names of the operators between it and the one that reads it, last first.
         tensor: Number of the constant's tensor, -1 if there is none.
-        channels: Number of scales, for integers.
+        scales: What integers are multiplied by, one number or one a channel; None for floats.
+        axis: The axis of these channels.
         encoded: Its encoded form, if DECODE unpacks it; `tensor` is what it is unpacked to.
     """
 
     array: np.ndarray | None
     way: tuple[str, ...]
     tensor: int = -1
-    channels: int = 0
+    scales: np.ndarray | None = None
+    axis: int = 0
     encoded: Encoded | None = None
+
+    @property
+    def channels(self) -> int:
+        """Number of scales, for integers."""
+        return 0 if self.scales is None else len(self.scales)
+
+    @property
+    def numbers(self) -> np.ndarray | None:
+        """The float32 numbers that the stored values stand for, zero points being 0."""
+        if self.array is None or self.array.dtype.kind == "f" or self.scales is None:
+            return None if self.array is None else self.array.astype(np.float32)
+        shape = [1] * self.array.ndim
+        shape[self.axis] = -1
+        return self.array.astype(np.float32) * self.scales.reshape(shape)
 
     @property
     def is_densified(self) -> bool:
@@ -102,6 +120,7 @@ def weights_of(model: Any) -> list[Weight]:
     for number, subgraph in enumerate(model.subgraphs):
         uses = fb.uses(subgraph)
         ends = {int(i) for i in [*subgraph.inputs, *subgraph.outputs]}
+        alone = unmixed(model, subgraph)
         for index, tensor in enumerate(subgraph.tensors):
             places = uses.get(index, [])
             if index in ends or not places:
@@ -120,7 +139,28 @@ def weights_of(model: Any) -> list[Weight]:
             axis = axes.pop() if is_weight else None
             if axis is not None and array.ndim in (2, 4) and axis < array.ndim:
                 name = fb.name_of(tensor)
-                found.append(Weight(number, index, name, names, array, axis))
+                mixed = not any(int(use.operator.outputs[0]) in alone for use in places)
+                found.append(Weight(number, index, name, names, array, axis, mixed))
+    return found
+
+
+def unmixed(model: Any, subgraph: Any) -> set[int]:
+    """Return the tensors from which a way leads to an output past all weights that mix channels.
+
+    Args:
+        model: A ``ModelT``.
+        subgraph: One of its graphs.
+
+    Returns:
+        Their numbers: outputs, and what is computed to them without a convolution or a
+        fully-connected operator; a depthwise convolution mixes nothing.
+    """
+    found = {int(index) for index in subgraph.outputs}
+    for operator in reversed(subgraph.operators):
+        name = fb.operator_name(model, operator)
+        mixes = name in WEIGHT_AXIS and name != "DEPTHWISE_CONV_2D"
+        if not mixes and any(int(index) in found for index in operator.outputs):
+            found |= {int(index) for index in operator.inputs}
     return found
 
 
@@ -207,7 +247,7 @@ def source_of(model: Any, subgraph: Any, producers: dict[int, Any], index: int) 
         The constant and the way to it.
     """
     way: list[str] = []
-    scales: Any = None
+    scaled: Any = None
     while index in producers and len(way) < 4:
         operator = producers[index]
         way.append(fb.operator_name(model, operator))
@@ -216,23 +256,26 @@ def source_of(model: Any, subgraph: Any, producers: dict[int, Any], index: int) 
         if way[-1] not in ("DENSIFY", "DEQUANTIZE") or not len(operator.inputs):
             return Source(None, tuple(way))
         index = int(operator.inputs[0])
-        scales = _scales(subgraph.tensors[index]) if scales is None else scales
+        scaled = scaled or _scales(subgraph.tensors[index])
     if index < 0:
         return Source(None, tuple(way))
     tensor = subgraph.tensors[index]
     sparse = sparse_of(model, tensor)
     array = fb.constant(model, tensor) if sparse is None else decode(sparse)
-    scales = _scales(tensor) if scales is None else scales
-    return Source(array, tuple(way), index, 0 if scales is None else len(scales))
+    return Source(array, tuple(way), index, *(scaled or _scales(tensor) or (None, 0)))
 
 
 def _decoded(model: Any, subgraph: Any, operator: Any, index: int, way: tuple[str, ...]) -> Source:
     entry = next(found for found in decoded_of(operator) if found.output == index)
-    scales = _scales(subgraph.tensors[index])
+    scales, axis = _scales(subgraph.tensors[index]) or (None, 0)
     array = value_of(model, subgraph, entry)
-    encoded = encoded_of(model, subgraph, entry)
-    return Source(array, way, index, 0 if scales is None else len(scales), encoded)
+    return Source(array, way, index, scales, axis, encoded_of(model, subgraph, entry))
 
 
-def _scales(tensor: Any) -> Any:
-    return getattr(tensor.quantization, "scale", None)
+def _scales(tensor: Any) -> tuple[np.ndarray, int] | None:
+    """Return the scales of a tensor and the axis that they count along."""
+    quantization = tensor.quantization
+    scales = getattr(quantization, "scale", None)
+    if scales is None or not len(scales):
+        return None
+    return np.asarray(scales, np.float32), int(quantization.quantizedDimension or 0)

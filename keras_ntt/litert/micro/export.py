@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from keras_ntt.core import atomic_files
+from keras_ntt.litert.check import Sources, check
 from keras_ntt.litert.format import flatbuffer as fb
 from keras_ntt.litert.micro import c_array as c_source
 from keras_ntt.litert.micro.build import Built, build, corners
@@ -19,8 +20,10 @@ from keras_ntt.litert.micro.levels import few_levels
 from keras_ntt.litert.micro.refit import refit_biases
 from keras_ntt.litert.micro.report import LevelsEffect, effect_of, micro_warnings
 from keras_ntt.litert.options import Options
+from keras_ntt.litert.rounding import rounding_warnings
 from keras_ntt.litert.runtime import run as runs
 from keras_ntt.litert.runtime.run import quantized
+from keras_ntt.litert.samples import Samples
 from keras_ntt.litert.written import Expected, Written
 
 _MOST = 32  # calibration inputs that the interpreter's outputs are compared on
@@ -29,9 +32,10 @@ _MOST = 32  # calibration inputs that the interpreter's outputs are compared on
 def write(
     dense: Any,
     path: pathlib.Path,
-    samples: Sequence[np.ndarray],
+    samples: Samples,
     expected: Expected,
     options: Options,
+    exact: bytes,
 ) -> Written:
     """Make a file for a microcontroller and put it in its place.
 
@@ -41,9 +45,10 @@ def write(
     Args:
         dense: The ``ModelT`` of the dense file.
         path: The file to write.
-        samples: Calibration inputs ``[n, ...]``, in the order of the file.
-        expected: What the dense file should compute from them.
+        samples: What to run it on.
+        expected: What the dense file should compute.
         options: What is wanted.
+        exact: The dense float32 file.
 
     Returns:
         What was written.
@@ -55,27 +60,34 @@ def write(
     """
     wanted, effect = options.micro, None
     if wanted.levels is not None:
-        dense, effect = with_levels(dense, wanted.levels, samples)
+        dense, effect = with_levels(dense, wanted.levels, samples.given)
     content = fb.write(dense)
     batch = int(dense.subgraphs[0].tensors[int(dense.subgraphs[0].inputs[0])].shape[0])
     with tempfile.TemporaryDirectory() as folder:
         twin = pathlib.Path(folder) / "dense.tflite"
         twin.write_bytes(content)
-        found = runs.compare(os.fspath(twin), samples, expected.outputs, batch=batch)
-        difference, allowed = runs.judge(expected.of, found, expected.outputs, options.tolerance)
+        found = check(twin, Sources(exact, dense, dense), samples, expected, options, batch)
     built = build(
         dense,
         len(content),
-        inputs_of(dense, samples),
+        inputs_of(dense, samples.given),
         huffman=wanted.huffman or wanted.levels is not None,
         arena_limit=wanted.arena_limit,
         npu=wanted.npu,
     )
     built = replace(built, report=replace(built.report, levels=effect))
     put(built, path, wanted.c_array)
-    warnings = tuple(micro_warnings(built.report))
+    warnings = (*micro_warnings(built.report), *rounding_warnings(found.rounding))
     return Written(
-        built.content, dense, built.tensors, found, difference, allowed, warnings, built.report
+        built.content,
+        dense,
+        built.tensors,
+        found.runs,
+        found.difference,
+        found.allowed,
+        warnings,
+        built.report,
+        found.rounding,
     )
 
 

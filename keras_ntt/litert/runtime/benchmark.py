@@ -131,7 +131,7 @@ def _inference(path: str, sample: Sequence[np.ndarray]) -> Callable[[], None]:
         loaded.resize_tensor_input(port["index"], array.shape)
     loaded.allocate_tensors()
     for port, array in given:
-        loaded.set_tensor(port["index"], array.astype(port["dtype"]))
+        loaded.set_tensor(port["index"], run.quantized(array, port["dtype"], port["quantization"]))
     loaded.invoke()
     return loaded.invoke
 

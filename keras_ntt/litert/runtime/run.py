@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -171,43 +171,70 @@ def _in_order(
     return list(zip(ports, x, strict=True))
 
 
-def compare(
-    path: str,
-    samples: Sequence[np.ndarray],
-    expected: Sequence[np.ndarray],
-    *,
-    batch: int | None,
-    twin: str | None = None,
-) -> tuple[Run, ...]:
+class Way(NamedTuple):
+    """A way to run a file.
+
+    Attributes:
+        xnnpack: Whether the XNNPACK delegate runs.
+        threads: Number of threads.
+        batch: Samples at a time.
+    """
+
+    xnnpack: bool
+    threads: int
+    batch: int
+
+
+def outputs_by(
+    path: str, samples: Sequence[np.ndarray], *, batch: int | None
+) -> list[tuple[Way, list[np.ndarray]]]:
     """Run a file with XNNPACK and without, on one and two threads, singly and in batches.
 
     Args:
         path: The file.
         samples: Inputs ``[n, ...]`` in the order of the file.
-        expected: The outputs that they should give, likewise.
-        batch: The batch size if the model fixes it, else None.
-        twin: A file whose outputs are taken in place of the expected ones, each in the same way:
-            the delegates round differently.
+        batch: The batch size if the file fixes it, else None.
 
     Returns:
-        What came of each way.
+        Each way and its outputs ``[n, ...]``, as floats; where the file leaves the batch open, the
+        ways that take one sample at a time run the first four.
 
     Raises:
         ImportError: If `ai_edge_litert` is not installed.
         ExportError: If the file does not run in one of the ways.
     """
     whole = len(samples[0]) if batch is None else batch
-    ways = [(True, 1, whole), (True, 2, whole), (False, 1, whole)]
+    ways = [Way(True, 1, whole), Way(True, 2, whole), Way(False, 1, whole)]
     if batch is None and whole > 1:
-        ways += [(True, 1, 1), (False, 1, 1)]
+        ways += [Way(True, 1, 1), Way(False, 1, 1)]
+    found = []
+    for way in ways:
+        few = batch is None and way.batch == 1
+        x = [array[:4] for array in samples] if few else samples
+        found.append((way, run(path, x, **way._asdict(), dequantize=True)))
+    return found
+
+
+def compare(
+    found: Sequence[tuple[Way, Sequence[np.ndarray]]],
+    expected: Sequence[tuple[Way, Sequence[np.ndarray]]] | Sequence[np.ndarray],
+) -> tuple[Run, ...]:
+    """Compare the outputs of all ways to run a file with what they should be.
+
+    Args:
+        found: What `outputs_by` has returned.
+        expected: The outputs ``[n, ...]`` there should be; or what `outputs_by` has returned of
+            another file, each way to be compared with its own, as delegates round differently.
+
+    Returns:
+        What came of each way.
+    """
     runs = []
-    for xnnpack, threads, size in ways:
-        x = [array[:4] for array in samples] if size == 1 else samples
-        found = run(path, x, batch=size, xnnpack=xnnpack, threads=threads, dequantize=True)
-        if twin is not None:
-            expected = run(twin, x, batch=size, xnnpack=xnnpack, threads=threads, dequantize=True)
-        pairs = zip(found, expected, strict=True)
-        runs.append(Run(xnnpack, threads, size, tuple(_difference(a, b) for a, b in pairs)))
+    for i, (way, outputs) in enumerate(found):
+        entry: Any = expected[i] if i < len(expected) else None
+        wanted = entry[1] if isinstance(entry, tuple) else expected
+        pairs = zip(outputs, wanted, strict=True)
+        runs.append(Run(*way, tuple(_difference(a, b) for a, b in pairs)))
     return tuple(runs)
 
 
@@ -244,8 +271,17 @@ def judge(
     _, difference, scale, way = max(differences, key=lambda d: (not np.isfinite(d[0]), d[0]))
     if not difference <= tolerance * scale:
         raise ExportError(
-            f"The LiteRT file computes something else than {name}, so it was not written. "
+            f"The LiteRT file computes something else than {name}, so it was not written. If that "
+            f"much does no harm, allow it by tolerance={_above(difference / scale)}. "
             f"Received: outputs that differ by {difference:.3g}, where "
             f"{tolerance * scale:.3g} is allowed ({way})"
         )
     return difference, tolerance * scale
+
+
+def _above(ratio: float) -> str:
+    """Return a round number above a ratio, or what stands for a number that is none."""
+    if not np.isfinite(ratio) or ratio <= 0:
+        return "..."
+    step = 10.0 ** np.floor(np.log10(ratio))
+    return f"{np.ceil(ratio / step * 1.05) * step:.1g}"
