@@ -25,6 +25,7 @@ from .ntk.layer_rules.base import register_layer_rule
 from .ntk.linearized import Prediction, predict_training
 from .pruning.at_init import prune_at_init, saliency_scores
 from .pruning.channels.prune import prune_channels
+from .pruning.dynamic import SET, RigL
 from .pruning.dynamics import (
     TrainingDynamics,
     effective_gradient_flow,
@@ -67,6 +68,8 @@ __all__ = [  # noqa: RUF022, grouped by job
     "prune_scope",
     "advance_pruning",
     "GraNet",
+    "RigL",
+    "SET",
     "SNIPER",
     "UpdatePruningStep",
     "PruningSummaries",

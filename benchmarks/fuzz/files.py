@@ -10,6 +10,7 @@ import pathlib
 import pickle
 import random
 import tempfile
+import warnings
 import zipfile
 from typing import Any
 
@@ -205,6 +206,30 @@ entry(keras_ntt.BackupAndRestore, weight=1, raises=READS)(
 )
 entry(keras_ntt.save_masks, weight=3, raises=READS, changes=True)(
     model=model("held", "scheduled"), path=_path()
+)
+
+
+@functools.cache
+def _model_file(suffix: str) -> bytes:
+    """Return a file of a trained model."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / f"model{suffix}"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the older format
+            mlp().save(path)
+        return path.read_bytes()
+
+
+def _saved_model(rng: random.Random) -> bytes:
+    content = _model_file(rng.choice([".keras", ".h5"]))
+    kind = rng.random()
+    if kind < 0.2:
+        return content
+    return damaged(rng, content) if kind < 0.8 else rng.choice([b"", b"text", bytes(50)])
+
+
+entry(keras_ntt.load_model, weight=3, raises=READS)(
+    path=_path(content=_saved_model), custom_objects=of(None, {}, spoil=0.3)
 )
 
 # --- LiteRT files ----------------------------------------------------------------------------

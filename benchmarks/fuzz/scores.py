@@ -156,6 +156,22 @@ entry(keras_ntt.GraNet, weight=4)(
 )
 
 
+_BAD_SCHEDULE = of(None, keras_ntt.ConstantSparsity(0.5, 1), bad=values.nasty)
+for _method in (keras_ntt.RigL, keras_ntt.SET):
+    entry(_method, weight=3)(
+        sparsity=of(None, 0.5),
+        drop_fraction=of(0.3, 0.5),
+        anneal=of(None, "cosine", "constant"),
+        begin_step=of(0, 5),
+        end_step=of(9, 100),
+        frequency=of(1, 100),
+        schedule=_BAD_SCHEDULE,
+        replace_step=of(None, True, False),
+        seed=SEED,
+        **chosen("filters", "pruning_policy"),
+    )
+
+
 def _train(make: Callable[..., Any], seen: Any, **options: Any) -> None:
     """Begin and take part in training as Keras does, on a model of its own."""
     callback = make(**options)

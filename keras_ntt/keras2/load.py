@@ -38,7 +38,7 @@ def load_model(path: Path, *, custom_objects: Mapping[str, Any] | None = None) -
 
     Raises:
         FileNotFoundError: If there is no such file.
-        TypeError: If `path` is no path.
+        TypeError: If `path` is no path, or `custom_objects` no dictionary.
         ValueError: If there is no model in it, or a part of it cannot be brought in; the message
             says which and what to do.
 
@@ -51,6 +51,11 @@ def load_model(path: Path, *, custom_objects: Mapping[str, Any] | None = None) -
     """
     host.require_tensorflow_backend()
     file = as_path(path)
+    if custom_objects is not None and not isinstance(custom_objects, Mapping):
+        raise TypeError(
+            "custom_objects must be a dictionary of classes and functions by name. "
+            f"Received: custom_objects={custom_objects!r}"
+        )
     custom = dict(custom_objects or {})
     if not file.exists():
         if file.with_name(f"{file.name}.index").exists():

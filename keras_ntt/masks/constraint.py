@@ -26,6 +26,9 @@ class MaskConstraint(keras.constraints.Constraint):
 
     Attributes:
         optimizer: The optimizer that moved the variable last, if any.
+        exchange: None, or a function that does an optimizer's update of the variable and may move
+            the mask: ``exchange(optimizer, gradient, variable, mask, take)``, with tf.Variables,
+            where ``take()`` takes the optimizer's own step.
     """
 
     fixed = True
@@ -34,6 +37,7 @@ class MaskConstraint(keras.constraints.Constraint):
     def __init__(self, mask: np.ndarray, inner: Any = None):
         self.inner = inner
         self.optimizer: Any = None
+        self.exchange: Callable[..., None] | None = None
         # A variable, not a constant: a compiled training step then sees later changes.
         self._mask = tf.Variable(mask, dtype=tf.bool, trainable=False, name="pruning_mask")
 
@@ -82,6 +86,11 @@ class MaskConstraint(keras.constraints.Constraint):
     def tensor(self) -> tf.Tensor:
         """The mask as a tensor, also inside a training step that is compiled."""
         return tf.convert_to_tensor(self._mask)
+
+    @property
+    def held_mask(self) -> tf.Variable:
+        """The variable that holds the mask."""
+        return self._mask
 
     @property
     def mask(self) -> np.ndarray:

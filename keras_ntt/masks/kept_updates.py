@@ -121,7 +121,8 @@ def _see_kept_entries(optimizer: Any, variables: list[Any]) -> None:
     clips = optimizer.clipnorm or optimizer.global_clipnorm
     host.set_clipping(optimizer, _clipping(constraints) if held and clips else None)
     coupled = bool(held) and not _is_entrywise(optimizer)
-    host.set_update_step(optimizer, _update_step if coupled else None)
+    watched = coupled or any(c.exchange is not None for c in held)
+    host.set_update_step(optimizer, _update_step if watched else None)
     if not coupled:
         host.set_root_mean_square(optimizer, None)
 
@@ -173,10 +174,25 @@ def _scaled(gradient: Any, scale: tf.Tensor) -> Any:
 
 
 def _update_step(optimizer: Any, gradient: Any, held: Any, learning_rate: Any) -> None:
+    """Take the step of an optimizer for one weight, and let its mask move if it is to."""
+    constraint = _constraint_of(held)
+
+    def take() -> None:
+        _step_of_kept(optimizer, gradient, held, learning_rate, constraint)
+
+    if constraint is None or constraint.exchange is None:
+        take()
+    else:
+        variable = host.raw(held) if isinstance(held, keras.Variable) else held
+        constraint.exchange(optimizer, gradient, variable, constraint.held_mask, take)
+
+
+def _step_of_kept(
+    optimizer: Any, gradient: Any, held: Any, learning_rate: Any, constraint: Any
+) -> None:
     """Take the step of an optimizer for one weight, with zeros where it is pruned."""
     step = type(optimizer).update_step
-    constraint = _constraint_of(held)
-    if constraint is None:
+    if constraint is None or _is_entrywise(optimizer):
         host.set_root_mean_square(optimizer, None)
         step(optimizer, gradient, held, learning_rate)
         return

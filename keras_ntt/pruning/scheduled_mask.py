@@ -55,6 +55,7 @@ class ScheduledMask(MaskConstraint):
         self.inner = held.inner if isinstance(held, MaskConstraint) else held
         self.settings: Any = None
         self.optimizer: Any = None
+        self.exchange: Any = None
         self.pattern = pattern
         self.timetable = timetable
         self.variable = variable

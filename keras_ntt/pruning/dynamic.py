@@ -1,0 +1,344 @@
+"""SET (Mocanu et al., 2018) and RigL (Evci et al., ICML 2020): sparse training from the start.
+
+A network keeps its sparsity while it trains, and moves its connections: every so many updates each
+weight drops the entries of smallest magnitude and grows as many others, at random (SET) or where
+the gradient is largest (RigL). Both are part of the optimizer's update of a weight. So they see the
+gradient of that very batch, which has the entries that are zero too, at no cost; and they hold in
+compiled steps, with several steps an execution, accumulated gradients and on several replicas.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_ntt.core import checks, host
+from keras_ntt.masks.apply import get_masks, hold_masks, retrace
+from keras_ntt.masks.filters import Filters, check_filters
+from keras_ntt.masks.policies import check_policy, choose_weights
+from keras_ntt.saliency.names import as_saliency
+from keras_ntt.selection.compiled_schedule import Timetable
+from keras_ntt.selection.find_masks import find_masks, paths_of, recipe_of, subject_of
+from keras_ntt.selection.schedules import PruningSchedule
+from keras_ntt.selection.ties import rank_of
+
+ANNEALS = ("cosine", "constant")
+
+
+def drop_count(mask: tf.Tensor, fraction: Any) -> tf.Tensor:
+    """Return how many entries a fraction of those kept is, ``int(kept * fraction)``.
+
+    At least one entry stays.
+
+    >>> int(drop_count(tf.constant([True, True, False, True, True]), 0.5))
+    2
+    """
+    kept = tf.math.count_nonzero(mask, dtype=tf.int32)
+    number = tf.cast(kept, tf.float64) * tf.cast(fraction, tf.float64)
+    return tf.maximum(tf.minimum(tf.cast(tf.floor(number + 1e-9), tf.int32), kept - 1), 0)
+
+
+def drop_smallest(value: tf.Tensor, mask: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+    """Return a mask without the `count` kept entries of smallest magnitude."""
+    kept = tf.math.count_nonzero(mask, dtype=tf.int32)
+    magnitude = tf.where(mask, tf.abs(value), -tf.ones_like(value))
+    return rank_of(magnitude) < kept - count
+
+
+def drop_nearest_zero(value: tf.Tensor, mask: tf.Tensor, fraction: Any) -> tf.Tensor:
+    """Return a mask without a fraction of the positive entries and one of the negative ones.
+
+    Of each sign those nearest zero go, as in SET. Entries that are zero count as positive.
+    """
+    negative = tf.logical_and(mask, value < 0)
+    positive = tf.logical_and(mask, tf.logical_not(value < 0))
+    parts = [drop_smallest(value, m, drop_count(m, fraction)) for m in (negative, positive)]
+    return tf.logical_or(*parts)
+
+
+def grow(mask: tf.Tensor, scores: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+    """Return a mask with `count` entries more: of those not kept, the ones of largest score.
+
+    Args:
+        mask: Booleans.
+        scores: Numbers of at least 0, of the shape of the mask.
+        count: How many.
+
+    Returns:
+        Booleans.
+    """
+    candidates = tf.where(mask, -tf.ones_like(scores), scores)
+    return tf.logical_or(mask, rank_of(candidates) < count)
+
+
+class _Exchange(keras.callbacks.Callback):
+    """What SET and RigL share: when, how much, and what happens to a weight and its optimizer."""
+
+    _anneal, _replaces = "cosine", True
+
+    def __init__(
+        self,
+        sparsity: float | None = None,
+        *,
+        drop_fraction: float = 0.3,
+        anneal: str | None = None,
+        begin_step: int = 0,
+        end_step: int,
+        frequency: int = 100,
+        schedule: PruningSchedule | None = None,
+        replace_step: bool | None = None,
+        filters: Filters = None,
+        pruning_policy: Any = None,
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.sparsity = None if sparsity is None else checks.check_sparsity(sparsity)
+        if not checks.is_number(drop_fraction) or not 0 < drop_fraction < 1:
+            raise ValueError(
+                "drop_fraction must be a number between 0 and 1. "
+                f"Received: drop_fraction={drop_fraction!r}"
+            )
+        self.drop_fraction = float(drop_fraction)
+        self.anneal = self._anneal if anneal is None else anneal
+        checks.check_choice("anneal", self.anneal, ANNEALS)
+        begin = checks.whole(begin_step)
+        if begin is None or begin < 0:
+            raise ValueError(
+                f"begin_step must be a whole number of at least 0. Received: {begin_step=}"
+            )
+        self.begin_step, self.end_step = begin, checks.check_count("end_step", end_step)
+        if self.begin_step >= self.end_step:
+            raise ValueError(
+                "end_step must be after begin_step. "
+                f"Received: begin_step={begin_step!r}, end_step={end_step!r}"
+            )
+        self.frequency = checks.check_count("frequency", frequency)
+        if schedule is not None and not isinstance(schedule, PruningSchedule):
+            raise TypeError(
+                "schedule must be a PruningSchedule, which says when. "
+                f"Received: schedule={schedule!r}"
+            )
+        self._times = None if schedule is None else Timetable(schedule)
+        if replace_step is not None and not isinstance(replace_step, bool | np.bool_):
+            raise TypeError(
+                f"replace_step must be True, False or None. Received: replace_step={replace_step!r}"
+            )
+        self.replace_step = self._replaces if replace_step is None else bool(replace_step)
+        check_filters(filters)
+        check_policy(pruning_policy)
+        self._choice = {"filters": filters, "pruning_policy": pruning_policy}
+        self._seed = checks.check_seed(seed)
+
+    # --- when and how much -----------------------------------------------------------------
+
+    def due_at(self, step: Any) -> tf.Tensor:
+        """Return whether connections are exchanged in an update, counted from 0."""
+        step = tf.cast(step, tf.int64)
+        within = tf.logical_and(step >= self.begin_step, step < self.end_step)
+        if self._times is not None:
+            return tf.logical_and(within, self._times.at(step)[0])
+        return tf.logical_and(within, tf.equal((step - self.begin_step) % self.frequency, 0))
+
+    def fraction_at(self, step: Any) -> tf.Tensor:
+        """Return the fraction of the kept entries that is dropped in an update, as float64."""
+        if self.anneal == "constant":
+            return tf.constant(self.drop_fraction, tf.float64)
+        progress = tf.cast(step, tf.float64) / self.end_step
+        wave = (1 + tf.cos(math.pi * tf.clip_by_value(progress, 0.0, 1.0))) / 2
+        return self.drop_fraction * wave
+
+    # --- in training -----------------------------------------------------------------------
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Wait for the first epoch: other callbacks may take up the state of an earlier run."""
+        self._held: list[Any] = []
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Begin, when the first epoch does: find the masks, or draw them."""
+        if self._held:
+            return
+        checks.check_model(self.model)
+        variables = choose_weights(self.model, **self._choice).weights
+        masks = get_masks(self.model)
+        paths = paths_of(self.model, variables)
+        if not any(path in masks for path in paths):
+            hold_masks(self.model, self._drawn(variables, paths))
+        moved = [v for v, path in zip(variables, paths, strict=True) if self._moves(v, path)]
+        for i, variable in enumerate(moved):
+            variable.constraint.exchange = self._exchange_of(i)
+            self._held.append(variable.constraint)
+        retrace(self.model)
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Leave the model with its masks, which no longer move."""
+        for constraint in self._held:
+            constraint.exchange = None
+        retrace(self.model)
+        self._held = []
+
+    def _moves(self, variable: keras.Variable, path: str) -> bool:
+        held = variable.constraint
+        if getattr(held, "fixed", True) is False:
+            raise ValueError(
+                "A schedule of prune_low_magnitude moves the mask of a weight that this callback "
+                "would move. Call strip_pruning first, or leave the weight out by filters=. "
+                f"Received: {path}"
+            )
+        return hasattr(held, "exchange")
+
+    def _drawn(self, variables: Sequence[Any], paths: Sequence[str]) -> dict[str, np.ndarray]:
+        if self.sparsity is None:
+            raise ValueError(
+                f"{type(self).__name__} moves the connections of a sparse model, and this one "
+                "holds no masks. Pass sparsity=, or call keras_ntt.prune_at_init(model, ...) "
+                f"first. Received: sparsity=None, model={self.model.name!r}"
+            )
+        subject = subject_of(self.model, variables, None, seed=self._seed)
+        recipe = recipe_of(self.model, variables, as_saliency("random"), allocation="erk")
+        return dict(zip(paths, find_masks(subject, recipe, self.sparsity), strict=True))
+
+    def _exchange_of(self, index: int) -> Callable[..., None]:
+        """Return what an update of one weight does, see `MaskConstraint.exchange`."""
+
+        def exchange(
+            optimizer: Any, gradient: Any, held: tf.Variable, mask: tf.Variable, take: Any
+        ) -> None:
+            step = tf.cast(tf.convert_to_tensor(optimizer.iterations), tf.int64)
+            dense = tf.convert_to_tensor(gradient)
+
+            def move() -> bool:
+                if not self.replace_step:
+                    take()
+                old = tf.convert_to_tensor(mask)
+                value = tf.where(old, tf.convert_to_tensor(held), tf.zeros_like(dense))
+                new = self._masks(value, dense, old, self.fraction_at(step), (index, step))
+                grown = tf.logical_and(new, tf.logical_not(old))
+                mask.assign(new)
+                held.assign(tf.where(grown, tf.zeros_like(value), value))
+                for slot in host.slots_of(optimizer, held):
+                    slot.assign(tf.where(grown, tf.zeros_like(slot), slot))
+                return True
+
+            def stay() -> bool:
+                take()
+                return False
+
+            tf.cond(self.due_at(step), move, stay)
+
+        return exchange
+
+    def _masks(
+        self, value: tf.Tensor, gradient: tf.Tensor, mask: tf.Tensor, fraction: Any, draw: Any
+    ) -> tf.Tensor:
+        raise TypeError(f"{type(self).__name__} does not say which connections it moves")
+
+
+class RigL(_Exchange):
+    """Sparse training that grows connections where the gradient is largest.
+
+    In an update t with ``t % frequency == 0`` and ``t < end_step``, each weight that keeps n
+    entries drops the ``int(n * f(t))`` of smallest magnitude and grows as many where the gradient
+    of the batch is largest, among all that are not kept then. f(t) is ``drop_fraction / 2 * (1 +
+    cos(pi * t / end_step))``. An entry that is dropped and grown at once keeps its value. One that
+    is new begins at 0, and so does what the optimizer knows of it. The exchange takes the place of
+    the gradient step, as in the authors' code (Evci et al., "Rigging the lottery: making all
+    tickets winners", ICML 2020, arXiv 1911.11134, algorithm 1).
+
+    The model holds masks of `prune_at_init` or any other, or none, and then gets random ones of a
+    sparsity, allocated by ERK. Each weight keeps as many entries as it began with. A run that goes
+    on with `keras_ntt.BackupAndRestore` goes on with its masks.
+
+    Args:
+        sparsity: Fraction of zeros for a model without masks.
+        drop_fraction: The fraction of the kept entries that is exchanged, at the beginning.
+        anneal: ``"cosine"`` or ``"constant"``, always that fraction. None is cosine.
+        begin_step: The first update, counted from 0, that may exchange.
+        end_step: The update from which nothing is exchanged; the authors take three quarters of the
+            training.
+        frequency: Updates from one exchange to the next.
+        schedule: A `PruningSchedule` that says when instead of `frequency`; its sparsities are not
+            used.
+        replace_step: Whether an exchange takes the place of the gradient step, or comes after it.
+            None is True.
+        filters: Which layers, see `keras_ntt.NeuralTangentTransfer`.
+        pruning_policy: See `keras_ntt.NeuralTangentTransfer`.
+        seed: Seed of random masks.
+
+    Raises:
+        TypeError: If an argument is of the wrong type.
+        ValueError: If a setting is out of range; when training begins, if the model holds no masks
+            and no sparsity is given, or a schedule moves its masks.
+
+    Examples:
+        >>> import keras, numpy as np
+        >>> from keras_ntt import RigL, sparsity_report
+        >>> layers = [keras.layers.Dense(16), keras.layers.Dense(2)]
+        >>> model = keras.Sequential([keras.Input((8,)), *layers])
+        >>> model.compile("adam", "mse")
+        >>> x = np.random.default_rng(0).normal(size=(64, 8)).astype("float32")
+        >>> history = model.fit(
+        ...     x, x[:, :2], epochs=2, verbose=0, callbacks=[RigL(0.5, end_step=3, frequency=1)]
+        ... )
+        >>> sparsity_report(model).sparsity
+        0.5
+    """
+
+    _anneal, _replaces = "cosine", True
+
+    def _masks(
+        self, value: tf.Tensor, gradient: tf.Tensor, mask: tf.Tensor, fraction: Any, draw: Any
+    ) -> tf.Tensor:
+        count = drop_count(mask, fraction)
+        return grow(drop_smallest(value, mask, count), tf.abs(gradient), count)
+
+
+class SET(_Exchange):
+    """Sparse evolutionary training: connections nearest zero are replaced by random ones.
+
+    Every `frequency` updates each weight drops a fraction of its positive entries, those nearest
+    zero, and the same fraction of its negative ones, and grows as many at random, which begin at 0,
+    and so does what the optimizer knows of them (Mocanu et al., "Scalable training of artificial
+    neural networks with adaptive sparse connectivity inspired by network science", Nature
+    Communications, 2018). An entry that was dropped does not come back in the same exchange. The
+    gradient step is taken first, as in the authors' code.
+
+    Args:
+        sparsity: Fraction of zeros for a model without masks.
+        drop_fraction: The fraction of the kept entries that is exchanged.
+        anneal: ``"constant"``, or ``"cosine"`` for a fraction that falls to 0 at `end_step`. None
+            is constant.
+        begin_step: The first update, counted from 0, that may exchange.
+        end_step: The update from which nothing is exchanged.
+        frequency: Updates from one exchange to the next; the authors take those of an epoch.
+        schedule: A `PruningSchedule` that says when instead of `frequency`; its sparsities are not
+            used.
+        replace_step: Whether an exchange takes the place of the gradient step, or comes after it.
+            None is False.
+        filters: Which layers, see `keras_ntt.NeuralTangentTransfer`.
+        pruning_policy: See `keras_ntt.NeuralTangentTransfer`.
+        seed: Seed of what is drawn.
+
+    Raises:
+        TypeError: If an argument is of the wrong type.
+        ValueError: As `RigL`.
+    """
+
+    _anneal, _replaces = "constant", False
+
+    def _masks(
+        self, value: tf.Tensor, gradient: tf.Tensor, mask: tf.Tensor, fraction: Any, draw: Any
+    ) -> tf.Tensor:
+        index, step = draw
+        stays = drop_nearest_zero(value, mask, fraction)
+        count = tf.math.count_nonzero(mask, dtype=tf.int32) - tf.math.count_nonzero(
+            stays, dtype=tf.int32
+        )
+        seed = tf.stack([tf.constant(self._seed + 7919 * index, tf.int64), step])
+        scores = 1 + tf.random.stateless_uniform(mask.shape, seed)  # before what was just dropped
+        dropped = tf.logical_and(mask, tf.logical_not(stays))
+        return grow(stays, tf.where(dropped, scores - 1, scores), count)
