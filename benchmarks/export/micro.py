@@ -95,6 +95,7 @@ def measure(name: str, folder: Path) -> Iterator[dict[str, Any]]:
                     "levels": levels,
                     "method": method,
                     **{key: getattr(built.report, key) for key in KEPT},
+                    "load": os.getloadavg()[0],
                     "time_ratio": ratio(fb.write(rounded), built.content, inputs),
                 }
 

@@ -42,7 +42,7 @@ def main() -> None:
     x = (images / 16).astype("float32").reshape(-1, 8, 8, 1)
     y = np.asarray(labels)
     model = network()
-    model.compile("adam", "sparse_categorical_crossentropy", ["accuracy"])
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
     model.fit(x[:1300], y[:1300], epochs=options.epochs, verbose=2)
     sparse = keras_ntt.prune_post_training(model, x[:256], sparsity=options.sparsity, epochs=10)
     report = keras_ntt.export_tflite(
@@ -53,7 +53,6 @@ def main() -> None:
         c_array=options.output / "model",
     )
     print(report)
-    sparse.compile(metrics=["accuracy"])
     for name, one in (("dense", model), ("pruned", sparse)):
         found = one.predict(x[1300:], verbose=0).argmax(axis=1)
         print(f"{name}: {np.mean(found == y[1300:]):.1%} of the test images")

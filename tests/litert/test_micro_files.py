@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from helpers.litert_graphs import fully_connected
 from helpers.micro_graphs import random_model
+from helpers.paths import ROOT
 from keras import layers
 
 from keras_ntt import ExportError, export_tflite, inspect_tflite, shrink_tflite, tflite_predict
@@ -113,6 +114,13 @@ def test_c_source_compiles_to_the_bytes_of_the_file(model, data, tmp_path):
     subprocess.run(words, cwd=tmp_path, check=True)
     done = subprocess.run([program], capture_output=True, check=True)
     assert done.stdout == path.read_bytes()
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+def test_the_example_says_that_it_is_not_built_without_sources():
+    words = ["make", "-C", str(ROOT / "examples" / "micro"), "run"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert "not built: TFLM=" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -208,6 +208,24 @@ def test_a_limit_holds_or_the_smallest_arena_is_named():
     assert fit.within(model, smallest).plan.total == smallest
 
 
+def test_constants_that_kernels_need_while_they_prepare_stay_dense():
+    from helpers.litert_graphs import empty_model
+    from helpers.micro_graphs import MicroGraph, dense
+
+    rng, model = np.random.default_rng(0), empty_model()
+    built = MicroGraph(model, (1, 64))
+    index, _ = dense(built, rng, 0, 64, 64, 0.9)
+    recurrent = built.weight(np.zeros((64, 64), np.int8))
+    index = built.layer("UNIDIRECTIONAL_SEQUENCE_LSTM", [index, recurrent], (1, 64))
+    shape = built.constant("shape", np.zeros(32, np.int32))
+    built.finish(built.layer("RESHAPE", [index, shape], (1, 64)))
+    constants = fit.pack(model).constants
+    reasons = {c.operators[0]: c.reason for c in constants if c.encoded is None}
+    assert "constant weights while it prepares" in reasons["UNIDIRECTIONAL_SEQUENCE_LSTM"]
+    assert reasons["RESHAPE"] == "not a weight"
+    assert [c.operators for c in constants if c.encoded is not None] == [("FULLY_CONNECTED",)]
+
+
 # --- the interpreter ---------------------------------------------------------------------------
 
 

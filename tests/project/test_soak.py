@@ -72,6 +72,15 @@ def test_the_example_of_an_edge_cpu(tmp_path):
 
 
 @pytest.mark.soak
+def test_the_example_of_a_microcontroller(tmp_path):
+    output = run("examples/micro/export.py", "--epochs", 1, "--output", tmp_path)
+    assert "MicroMutableOpResolver" in output
+    assert (tmp_path / "model.cc").read_text().count("0x") == (
+        (tmp_path / "model.tflite").stat().st_size
+    )
+
+
+@pytest.mark.soak
 def test_how_a_transfer_scales(tmp_path):
     output = tmp_path / "scaling.json"
     program = ("-m", "benchmarks.speed.scaling", "--networks", "lenet-300-100", "--steps", 3)
