@@ -190,10 +190,11 @@ def _reason(file: pathlib.Path) -> str:
 
 def _has_closed_graph(file: pathlib.Path) -> bool:
     """Tell whether there is a TFSMLayer in a ``.keras`` file, which Keras does not read safely."""
-    if not zipfile.is_zipfile(file):
+    try:
+        with zipfile.ZipFile(file) as content:
+            return b'"TFSMLayer"' in content.read("config.json")
+    except Exception:  # not a zip file, a damaged one, or one without a configuration
         return False
-    with zipfile.ZipFile(file) as content:
-        return "config.json" in content.namelist() and b'"TFSMLayer"' in content.read("config.json")
 
 
 def _refusal(file: pathlib.Path, reason: str, cause: str = "") -> ValueError:
