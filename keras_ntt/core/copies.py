@@ -70,6 +70,12 @@ def rebuilt(model: keras.Model, config: dict[str, Any], inputs: Any = None) -> k
             copy.build_from_config(model.get_build_config())
         copy.built = bool(copy.weights)
     if len(copy.weights) != len(model.weights):
+        if inputs is None:
+            raise ValueError(
+                f"its configuration makes {len(copy.weights)} weights of {len(model.weights)}: a "
+                "layer that several nested models share is made for each of them, and a model that "
+                "does not know its shapes is built on inputs"
+            )
         try:
             copy(keras.tree.map_structure(lambda a: np.asarray(a[:1]), inputs))
         except Exception:

@@ -17,6 +17,7 @@ from keras_ntt.core import host
 from keras_ntt.core.configurations import configuration_of, configurations_share
 from keras_ntt.core.copies import cause_of, hand_over, rebuilt, undisturbed
 from keras_ntt.core.loops import has_unknown_length, loops_of, unrolled
+from keras_ntt.litert.chatter import chatter_dropped
 from keras_ntt.litert.ports import Ports, ports_of
 from keras_ntt.litert.runtime.run import ExportError
 
@@ -73,7 +74,7 @@ def convert(
     batches = [] if samples is None or ports is None else _batches(ports, samples)
     integers = _Integers(batches, input_type, output_type)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), chatter_dropped():
             files = None if ports is None else _by_function(model, quantizations, ports, integers)
             if files is None:
                 files = _by_saved_model(model, quantizations, ports, integers)

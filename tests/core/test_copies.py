@@ -530,6 +530,19 @@ def test_a_copy_draws_no_weights_that_are_overwritten(monkeypatch):
     assert len(drawn) == 2
 
 
+def test_a_layer_that_nested_models_share_is_named_as_the_cause():
+    shared, x = layers.Dense(4), keras.Input((6,))
+    parts = []
+    for name in ("first", "second"):
+        y = keras.Input((6,))
+        parts.append(keras.Model(y, layers.Dense(2)(shared(y)), name=name))
+    model = keras.Model(x, layers.add([part(x) for part in parts]))
+    with pytest.raises(ValueError, match="8 weights of 6: a layer that several nested models"):
+        copy_of(model)
+    twice = keras.Model(x, layers.add([parts[0](x), parts[0](2 * x)]))
+    np.testing.assert_array_equal(copy_of(twice)(X), twice(X))
+
+
 class Unwilling(layers.Dense):
     def get_config(self):
         raise NotImplementedError("nobody may see this")
