@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import random
+import re
 import tempfile
 from collections.abc import Iterator
 from typing import Any
@@ -13,14 +13,20 @@ import keras
 import numpy as np
 
 from keras_ntt.core import host
+from keras_ntt.core.configurations import configuration_of, configurations_share
+
+_LONGEST = 400
 
 
-def copy_of(model: keras.Model, inputs: Any = None) -> keras.Model:
+def copy_of(model: keras.Model, inputs: Any = None, *, instead: str = "") -> keras.Model:
     """Return a copy of a model with the same weights.
+
+    Nothing has to be registered: functions, and classes that are not Keras's, are the model's own.
 
     Args:
         model: A built model.
         inputs: Inputs to build a copy on whose class does not know its input shape.
+        instead: What to do where no copy can be made, a sentence for the message.
 
     Returns:
         The copy, whose variables have the paths of the model's.
@@ -28,43 +34,65 @@ def copy_of(model: keras.Model, inputs: Any = None) -> keras.Model:
     Raises:
         ValueError: If the class of the model cannot be rebuilt from its configuration.
     """
-    with undisturbed(), keras.saving.custom_object_scope(classes_in(model)):
-        copy = _copied(model, inputs)
-    # Parents come first, and hand their state down; configurations of subclassed models have none.
-    for new, old in zip(host.layers_of(copy), host.layers_of(model), strict=False):
-        if new.trainable != old.trainable:
-            new.trainable = old.trainable
-    for mine, theirs in zip(copy.variables, model.variables, strict=True):
-        mine.trainable = theirs.trainable
-        # Keras leaves some layers' names out of the paths of a model that it makes again.
-        host.set_path(mine, theirs.path)
-    return copy
-
-
-def _copied(model: keras.Model, inputs: Any) -> keras.Model:
     try:
-        copy = type(model).from_config(model.get_config())
-        if not copy.built or len(copy.weights) != len(model.weights):
-            with contextlib.suppress(Exception):  # the shapes that Keras noted when it was built
-                copy.build_from_config(model.get_build_config())
-            copy.built = bool(copy.weights)
-        if len(copy.weights) != len(model.weights):
-            try:
-                copy(keras.tree.map_structure(lambda a: np.asarray(a[:1]), inputs))
-            except Exception:
-                # Normalization is built by the call, but fails in it before it has its state.
-                if len(copy.weights) != len(model.weights):
-                    raise
+        with undisturbed(), configurations_share(model), host.zero_weights():
+            copy = rebuilt(model, configuration_of(model), inputs)
         hand_over(model, copy)
+        # Parents come first, and hand their state down; those of subclassed models have none.
+        for new, old in zip(host.layers_of(copy), host.layers_of(model), strict=False):
+            if new.trainable != old.trainable:
+                new.trainable = old.trainable
+        for mine, theirs in zip(copy.variables, model.variables, strict=True):
+            mine.trainable = theirs.trainable
+            # Keras leaves some layers' names out of the paths of a model that it makes again.
+            host.set_path(mine, theirs.path)
     except Exception as error:
         raise ValueError(
-            f"The model {model.name!r} cannot be copied: its class needs get_config() and "
-            "from_config(), and a build() by shapes or a call on an array (inputs= or data=) to "
-            "build it. Or prune it in place: "
-            "NeuralTangentTransfer(student=model, pruning_schedule=sparsity). "
-            f"Received: a {type(model).__name__}, and {type(error).__name__}: {error}"
+            f"The model {model.name!r} cannot be copied: {cause_of(error)}. Each of its layers, "
+            "and a class of its own, needs a get_config() of which from_config() makes it again, "
+            f"and a build() by shapes or a call on an array (inputs= or data=). {instead}"
+            f"Received: a {type(model).__name__}"
         ) from error
     return copy
+
+
+def rebuilt(model: keras.Model, config: dict[str, Any], inputs: Any = None) -> keras.Model:
+    """Return a model made again of a configuration, with weights of its own.
+
+    Args:
+        model: A built model.
+        config: Its configuration, or one that differs in what the shapes do not depend on.
+        inputs: Inputs to build it on if its class does not know its input shape.
+    """
+    copy = type(model).from_config(config)
+    if not copy.built or len(copy.weights) != len(model.weights):
+        with contextlib.suppress(Exception):  # the shapes that Keras noted when it was built
+            copy.build_from_config(model.get_build_config())
+        copy.built = bool(copy.weights)
+    if len(copy.weights) != len(model.weights):
+        if inputs is None:
+            raise ValueError(
+                f"its configuration makes {len(copy.weights)} weights of {len(model.weights)}: a "
+                "layer that several nested models share is made for each of them, and a model that "
+                "does not know its shapes is built on inputs"
+            )
+        try:
+            copy(keras.tree.map_structure(lambda a: np.asarray(a[:1]), inputs))
+        except Exception:
+            # Normalization is built by the call, but fails in it before it has its state.
+            if len(copy.weights) != len(model.weights):
+                raise
+    return copy
+
+
+def cause_of(error: BaseException) -> str:
+    """Return what went wrong first, without the configurations that Keras adds to its messages."""
+    inner = error.__cause__ or error.__context__
+    while inner is not None and str(inner) and str(inner) in str(error):
+        error, inner = inner, inner.__cause__ or inner.__context__
+    text = re.split(r"\s*(?:Full object config|config=\{|\n\n)", str(error))[0]
+    text = " ".join(text.split())
+    return f"{type(error).__name__}: {text[:_LONGEST].rstrip('. ')}"
 
 
 @contextlib.contextmanager
@@ -77,13 +105,6 @@ def undisturbed() -> Iterator[None]:
         random.setstate(state)
 
 
-def classes_in(model: keras.Model) -> dict[str, type]:
-    """Return the classes of a model's layers by name, so that none has to be registered."""
-    classes = {type(layer) for layer in host.layers_of(model, include_itself=False)}
-    count = collections.Counter(cls.__name__ for cls in classes)
-    return {cls.__name__: cls for cls in classes if count[cls.__name__] == 1}
-
-
 def redrawn(model: keras.Model) -> keras.Model:
     """Return a copy of a model with new first weights; what layers have adapted to stays.
 
@@ -93,8 +114,8 @@ def redrawn(model: keras.Model) -> keras.Model:
     Returns:
         The copy.
     """
-    with undisturbed():
-        copy = keras.models.clone_model(model)
+    with undisturbed(), configurations_share(model):
+        copy = rebuilt(model, configuration_of(model))
     adapted = [
         [part for part in host.layers_of(m) if hasattr(part, "adapt")] for m in (model, copy)
     ]

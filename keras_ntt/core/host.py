@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
+import threading
 import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -19,13 +21,18 @@ import numpy as np
 import tensorflow as tf
 from keras.src.applications.convnext import LayerScale, StochasticDepth
 from keras.src.backend.common.variables import AutocastScope
+from keras.src.backend.tensorflow.core import Variable
 from keras.src.layers.rnn.conv_lstm import ConvLSTMCell
 from keras.src.models.functional import Functional
 from keras.src.optimizers.base_optimizer import BaseOptimizer
+from keras.src.saving import serialization_lib
 from tensorflow.python.distribute import distribute_lib
 from tensorflow.python.framework import convert_to_constants
 from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
 from tensorflow.python.util import _pywrap_util_port
+
+# The class of all weights, of which keras.Variable is a subclass in older versions.
+VARIABLE = Variable
 
 # The cell of ConvLSTM1D to ConvLSTM3D, which Keras does not name in public.
 CONV_LSTM_CELL = ConvLSTMCell
@@ -567,7 +574,7 @@ def slots_of(optimizer: Any, held: tf.Variable) -> list[tf.Variable]:
     place = optimizer._get_variable_index(held)
     lists = [x for x in vars(optimizer).values() if isinstance(x, list) and len(x) > place]
     found = [x[place] for x in lists if x is not optimizer._trainable_variables]
-    slots = [raw(slot) for slot in found if isinstance(slot, keras.Variable)]
+    slots = [raw(slot) for slot in found if isinstance(slot, VARIABLE)]
     return [slot for slot in slots if slot.shape == held.shape and slot is not held]
 
 
@@ -603,7 +610,7 @@ def kernel_used(layer: Any, variable: keras.Variable) -> np.ndarray | None:
     """
     for name in ("kernel", "embeddings"):
         kernel: Any = getattr(layer, name, None) if hasattr(type(layer), name) else None
-        computed = tf.is_tensor(kernel) and not isinstance(kernel, keras.Variable)
+        computed = tf.is_tensor(kernel) and not isinstance(kernel, VARIABLE)
         if computed and kernel.shape == variable.shape:
             return np.asarray(kernel)
     seen: list[np.ndarray] = []
@@ -632,3 +639,61 @@ def kernel_used(layer: Any, variable: keras.Variable) -> np.ndarray | None:
         for (place, name), operation in true.items():
             setattr(place, name, operation)
     return seen[-1] if seen else None
+
+
+_WRITE_FUNCTION = "_serialize_function_to_config"
+
+
+@contextlib.contextmanager
+def configurations(
+    write: Callable[[Callable[..., Any], Any], Any], read: Callable[..., Any]
+) -> Iterator[None]:
+    """Replace how this thread writes objects into configurations, and reads them from those.
+
+    Args:
+        write: Called with ``serialize_keras_object`` and its argument.
+        read: Called with ``deserialize_keras_object`` and its arguments.
+    """
+    acts = {"serialize_keras_object": write, "deserialize_keras_object": read}
+    own = threading.get_ident()
+    with contextlib.ExitStack() as stack:
+        for name, act in acts.items():
+            keras_own = getattr(serialization_lib, name)
+
+            def call(*args: Any, keras_own: Any = keras_own, act: Any = act, **kwargs: Any) -> Any:
+                if threading.get_ident() != own:
+                    return keras_own(*args, **kwargs)
+                return act(keras_own, *args, **kwargs)
+
+            # Modules, also of the user, that have imported it by name.
+            for module in list(sys.modules.values()):
+                if getattr(module, "__dict__", {}).get(name) is keras_own:
+                    stack.callback(setattr, module, name, keras_own)
+                    setattr(module, name, call)
+        # It writes lambdas by itself.
+        lambdas = keras.layers.Lambda
+        stack.callback(setattr, lambdas, _WRITE_FUNCTION, getattr(lambdas, _WRITE_FUNCTION))
+        setattr(
+            lambdas,
+            _WRITE_FUNCTION,
+            lambda _, function: keras.saving.serialize_keras_object(function),
+        )
+        yield
+
+
+@contextlib.contextmanager
+def zero_weights() -> Iterator[None]:
+    """Let weights that this thread makes begin as zeros: they are to be assigned right after."""
+    keras_own, own = keras.layers.Layer.add_weight, threading.get_ident()
+
+    @functools.wraps(keras_own)
+    def add_weight(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() == own and len(args) < 2:
+            kwargs["initializer"] = "zeros"
+        return keras_own(self, *args, **kwargs)
+
+    keras.layers.Layer.add_weight = add_weight
+    try:
+        yield
+    finally:
+        keras.layers.Layer.add_weight = keras_own

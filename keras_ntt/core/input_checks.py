@@ -20,6 +20,11 @@ def is_numeric(dtype: Any) -> bool:
     return name != "string" and "complex" not in name
 
 
+def _is_text(dtype: Any) -> bool:
+    """Tell whether a type of NumPy or TensorFlow is of strings, or of objects that may be."""
+    return getattr(dtype, "name", "") == "string" or getattr(dtype, "kind", "f") in "SUO"
+
+
 def check_structure(x: Any, model: keras.Model, name: str = "inputs") -> None:
     """Raise a ValueError if tensors or their specs do not fit what a model takes.
 
@@ -86,8 +91,13 @@ def check_fits(x: Any, signature: Signature, name: str = "inputs") -> None:
                 f"takes them. Received: {name} with a {type(leaf).__name__}"
             )
         if not is_numeric(leaf.dtype):
+            text = (
+                "Text has no derivative: take the part of the model behind the layer that turns it "
+                "into numbers, such as TextVectorization, and what that layer returns. "
+            )
             raise ValueError(
                 f"{name} must hold numbers. Convert them to the dtype that the model takes. "
+                f"{text if _is_text(leaf.dtype) else ''}"
                 f"Received: {name} of dtype {leaf.dtype}"
             )
     if signature.inputs is None:

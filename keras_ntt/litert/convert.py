@@ -14,8 +14,10 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ntt.core import host
-from keras_ntt.core.copies import hand_over
+from keras_ntt.core.configurations import configuration_of, configurations_share
+from keras_ntt.core.copies import cause_of, hand_over, rebuilt, undisturbed
 from keras_ntt.core.loops import has_unknown_length, loops_of, unrolled
+from keras_ntt.litert.chatter import chatter_dropped
 from keras_ntt.litert.ports import Ports, ports_of
 from keras_ntt.litert.runtime.run import ExportError
 
@@ -72,7 +74,7 @@ def convert(
     batches = [] if samples is None or ports is None else _batches(ports, samples)
     integers = _Integers(batches, input_type, output_type)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), chatter_dropped():
             files = None if ports is None else _by_function(model, quantizations, ports, integers)
             if files is None:
                 files = _by_saved_model(model, quantizations, ports, integers)
@@ -106,11 +108,10 @@ def in_float32(model: keras.Model) -> keras.Model:
         return model
     policy = keras.config.dtype_policy()
     try:
-        config = keras.tree.map_structure(_renamed, model.get_config())
-        keras.config.set_dtype_policy("float32")  # for what layers make by themselves
-        copy = type(model).from_config(config)
-        if not copy.built:
-            copy.build_from_config(model.get_build_config())
+        with undisturbed(), configurations_share(model), host.zero_weights():
+            config = keras.tree.map_structure(_renamed, configuration_of(model))
+            keras.config.set_dtype_policy("float32")  # for what layers make by themselves
+            copy = rebuilt(model, config)
         hand_over(model, copy)
         left = _others_in(copy)
         if left:
@@ -118,9 +119,9 @@ def in_float32(model: keras.Model) -> keras.Model:
     except Exception as error:  # classes of a user's own raise whatever they raise
         raise ExportError(
             f"LiteRT files compute in float32, and the model {model.name!r} cannot be copied to do "
-            'so. Make it again after keras.config.set_dtype_policy("float32"), and give it the '
-            f"weights by set_weights. Received: layers that compute in {', '.join(others)} "
-            f"({type(error).__name__}: {str(error)[:300]})"
+            f"so: {cause_of(error)}. "
+            'Make it again after keras.config.set_dtype_policy("float32"), and give it the '
+            f"weights by set_weights. Received: layers that compute in {', '.join(others)}"
         ) from error
     finally:
         keras.config.set_dtype_policy(policy)

@@ -18,11 +18,12 @@ from keras_ntt.litert.format import sizes
 from keras_ntt.litert.format.parts import parts_of
 from keras_ntt.litert.format.weights import (
     PACKED,
-    WEIGHT_AXIS,
+    TABLE,
     Source,
     source_of,
     sparse_bytes,
     sparse_of,
+    weight_input,
 )
 from keras_ntt.litert.runtimes import runtimes_of
 from keras_ntt.litert.xnnpack import predict
@@ -146,7 +147,7 @@ class FileReport:
         path: The file.
         sizes: Its bytes, raw and compressed.
         operators: How many of each operator there are.
-        weights: The weights of fully-connected operators and convolutions.
+        weights: The weights of fully-connected operators and convolutions, and tables of lookups.
         verdict: What XNNPACK will do with it.
         runtimes: Which runtimes take it: ``"yes"``, or why not, by name.
         parts: How many of its bytes are weights, other constants, scales, zero points, names and
@@ -238,7 +239,8 @@ def stored_weights(
         reasons: Why, by the weight's name.
 
     Returns:
-        One row a constant that convolutions or fully-connected operators read as their weight.
+        One row a constant that convolutions or fully-connected operators read as their weight, or
+        whose rows are looked up.
     """
     rows = []
     for subgraph in model.subgraphs:
@@ -247,10 +249,11 @@ def stored_weights(
         first: dict[int, Source] = {}
         for operator in subgraph.operators:
             kind = fb.operator_name(model, operator)
-            if kind not in WEIGHT_AXIS or len(operator.inputs) < 2:
+            place = weight_input(kind)
+            if place is None or len(operator.inputs) < 2:
                 continue
-            source = source_of(model, subgraph, producers, int(operator.inputs[1]))
-            if source.array is not None:
+            source = source_of(model, subgraph, producers, int(operator.inputs[place]))
+            if source.array is not None and (kind != TABLE or _is_table(source.array)):
                 readers.setdefault(source.tensor, set()).add(kind)
                 first.setdefault(source.tensor, source)
         for index, source in first.items():
@@ -259,6 +262,11 @@ def stored_weights(
             reason = (reasons or {}).get(name, "")
             rows.append(_row(model, subgraph.tensors[index], source, name, kinds, reason))
     return tuple(rows)
+
+
+def _is_table(array: np.ndarray) -> bool:
+    """Tell whether a constant has rows of numbers, as opposed to shapes and places."""
+    return array.ndim == 2 and array.dtype in (np.float32, np.float16, np.int8)
 
 
 def _row(

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import keras
 import tensorflow as tf
 from keras import optimizers
 
@@ -96,7 +95,7 @@ def kept_gradients(gradients: Sequence[Any], variables: Sequence[Any]) -> list[A
 
 
 def _constraint_of(variable: Any) -> Any:
-    held = host.raw(variable) if isinstance(variable, keras.Variable) else variable
+    held = host.raw(variable) if isinstance(variable, host.VARIABLE) else variable
     return getattr(held, _NAME, None)
 
 
@@ -197,7 +196,7 @@ def _step_of_kept(
         step(optimizer, gradient, held, learning_rate)
         return
     mask = constraint.tensor
-    variable = host.raw(held) if isinstance(held, keras.Variable) else held
+    variable = host.raw(held) if isinstance(held, host.VARIABLE) else held
     # What the state has of entries that were pruned since would be part of the next norm.
     for slot in host.slots_of(optimizer, variable):
         slot.assign(tf.where(mask, slot, tf.zeros_like(slot)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -11,16 +12,25 @@ import numpy as np
 from keras_ntt.core import checks
 from keras_ntt.core.checks import check_sparsity
 from keras_ntt.core.copies import copy_of
+from keras_ntt.core.initial import signs_of_training
 from keras_ntt.masks.apply import check_no_masks, hold_masks
 from keras_ntt.masks.filters import Filters
 from keras_ntt.masks.policies import choose_weights
 from keras_ntt.saliency import NetworkSaliency
+from keras_ntt.saliency.balanced import Balanced
 from keras_ntt.saliency.base import Function
 from keras_ntt.saliency.data import BATCH_SIZE
 from keras_ntt.saliency.names import as_saliency
+from keras_ntt.saliency.random import Random
 from keras_ntt.selection.allocations import Allocation
 from keras_ntt.selection.find_masks import find_masks, paths_of, recipe_of, score, subject_of
 from keras_ntt.selection.named_patterns import check_fixed_sparsity
+
+_BLIND = (Random, Balanced)  # masks of shapes and inputs alone
+_INSTEAD = (
+    "Or prune it in place: keras_ntt.prune_low_magnitude(model, sparsity), or "
+    "keras_ntt.apply_masks(model, masks) with masks of your own. "
+)
 
 
 def saliency_scores(
@@ -130,6 +140,10 @@ def prune_at_init(
         TypeError: If `model` is not a Keras 3 model.
         ValueError: If data or labels that the score needs are missing, or something does not fit.
 
+    Warns:
+        UserWarning: If the model looks trained and the masks do not depend on its weights, as
+            random and balanced ones.
+
     Examples:
         >>> import keras
         >>> from keras_ntt import get_masks, prune_at_init
@@ -145,6 +159,7 @@ def prune_at_init(
     sparsity = check_sparsity(sparsity)
     function = as_saliency(saliency)
     function.check(data)
+    _warn_if_trained(model, function)
     variables = choose_weights(model, filters=filters, pruning_policy=pruning_policy).weights
     recipe = recipe_of(
         model,
@@ -160,9 +175,29 @@ def prune_at_init(
     check_fixed_sparsity(recipe.pattern, sparsity, allocation)
     subject = subject_of(model, variables, data, seed=seed, batch_size=batch_size)
     after_round = _progress(recipe.rounds, verbose)
+    # Before the masks are found, which may take long: what cannot be copied is refused at once.
+    copy = copy_of(
+        model, next(subject.batches())[0] if subject.data is not None else None, instead=_INSTEAD
+    )
     masks = find_masks(subject, recipe, sparsity, after_round=after_round)
-    copy = copy_of(model, next(subject.batches())[0] if subject.data is not None else None)
     return hold_masks(copy, dict(zip(paths_of(model, variables), masks, strict=True)))
+
+
+def _warn_if_trained(model: keras.Model, function: NetworkSaliency) -> None:
+    """Warn if masks that do not look at the weights are to take away what training has learnt."""
+    if not isinstance(function, _BLIND):
+        return
+    signs = signs_of_training(model)
+    if signs:
+        moved = f"{signs.moved[0]!r} and {len(signs.moved) - 1} more" if signs.moved else "none"
+        warnings.warn(
+            f"The model looks trained, and {function.name.lower()} masks are chosen without a look "
+            "at its weights, so most of what it has learnt goes. They are for a model that is to "
+            "be trained afterwards. For a trained model call keras_ntt.prune_post_training(model, "
+            "inputs, sparsity=sparsity), which keeps its outputs. Received: weights that have left "
+            f"the constant that they begin with: {moved}; {signs.steps} steps of the optimizer",
+            stacklevel=3,
+        )
 
 
 def _progress(rounds: int, verbose: Any) -> Callable[[int], None]:

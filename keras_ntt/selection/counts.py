@@ -112,12 +112,11 @@ def counts_by_threshold(
     keys = []
     for score, least in zip(scores, minimum, strict=True):
         flat = np.array(score, np.float64).ravel()
-        flat[np.argsort(-flat, kind="stable")[:least]] = np.inf
+        flat[largest_of(flat, least)] = np.inf
         keys.append(flat)
-    order = np.flatnonzero(largest_of(np.concatenate(keys), total))
+    kept = largest_of(np.concatenate(keys), total)
     ends = np.cumsum([key.size for key in keys])
-    owners = np.searchsorted(ends, order, side="right")
-    return [int(n) for n in np.bincount(owners, minlength=len(keys))]
+    return [int(np.count_nonzero(part)) for part in np.split(kept, ends[:-1])]
 
 
 def keep_count_float32(size: int, sparsity: Any) -> tf.Tensor:

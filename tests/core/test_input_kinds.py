@@ -169,3 +169,53 @@ def test_indices_cannot_be_moved():
     transfer.compile(keras.optimizers.Adam(1e-2))
     with pytest.raises(ValueError, match="indices and integers cannot be"):
         transfer.fit(whole_numbers(model).astype("float32"), verbose=0)
+
+
+def of_two_inputs():
+    a, b = keras.Input((4,), name="a"), keras.Input((3,), name="b")
+    return keras.Model([a, b], layers.Dense(2)(layers.concatenate([a, b])))
+
+
+def test_two_inputs_in_a_tuple_are_refused_with_how_to_write_them():
+    rng = np.random.default_rng(0)
+    pair = [rng.normal(size=(16, n)).astype("float32") for n in (4, 3)]
+    model = of_two_inputs()
+    options = {"sparsity": 0.5, "epochs": 1, "verbose": 0}
+    pairs = tf.data.Dataset.from_tensor_slices(tuple(pair)).batch(8)
+    for wrong in (tuple(pair), pairs):
+        with pytest.raises(
+            ValueError, match=r"takes 2 input.*taken for inputs.*\[a, b\].* 1 array"
+        ):
+            keras_ntt.prune_neural_tangent(model, wrong, **options)
+    # Both ways that the message names.
+    for right in (list(pair), tf.data.Dataset.from_tensor_slices((tuple(pair),)).batch(8)):
+        sparse = keras_ntt.prune_neural_tangent(model, right, **options)
+        assert keras_ntt.sparsity_report(sparse).sparsity == pytest.approx(0.5, abs=0.05)
+    with pytest.raises(ValueError, match=r"takes 2 input.*. Received: .* with 3 array"):
+        keras_ntt.prune_neural_tangent(model, [*pair, pair[0]], **options)
+
+
+def test_of_a_model_with_its_tokenizer_the_part_behind_it_is_pruned():
+    texts = np.array(["a b c", "b c d", "c d a", "d a b"] * 4)
+    tokenizer = layers.TextVectorization(max_tokens=8, output_sequence_length=3)
+    tokenizer.adapt(texts)
+    behind = keras.Sequential(
+        [
+            keras.Input((3,), dtype="int64"),
+            layers.Embedding(8, 4),
+            layers.Flatten(),
+            layers.Dense(2),
+        ]
+    )
+    words = keras.Input((1,), dtype="string")
+    model = keras.Model(words, behind(tokenizer(words)))
+    options = {"sparsity": 0.5, "epochs": 1, "verbose": 0}
+    with pytest.raises(ValueError, match=r"Text has no derivative.*behind.*TextVectorization"):
+        keras_ntt.prune_neural_tangent(model, texts[:, None], **options)
+    sparse = keras_ntt.prune_neural_tangent(behind, tokenizer(texts), **options)
+    assert keras_ntt.sparsity_report(sparse).sparsity == pytest.approx(0.5, abs=0.1)
+    # Masks that need no derivatives are found in the whole.
+    whole = keras_ntt.prune_at_init(model, sparsity=0.5, saliency="magnitude")
+    np.testing.assert_array_equal(
+        whole(tf.constant(texts[:, None])).shape, model(tf.constant(texts[:, None])).shape
+    )

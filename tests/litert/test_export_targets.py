@@ -237,10 +237,46 @@ def test_the_advice_for_a_model_of_another_precision():
     assert [row.shape for row in advice.layers] == [(3, 4)]
 
 
+class Scaled(layers.Layer):
+    """A layer that is not registered, with a function that is not, either."""
+
+    def __init__(self, factor, function=None, **kwargs):
+        super().__init__(**kwargs)
+        self.factor, self.function = factor, function
+
+    def call(self, x):
+        return self.function(x * self.factor)
+
+    def get_config(self):
+        return {**super().get_config(), "factor": self.factor, "function": self.function}
+
+
+@pytest.mark.parametrize("name", ["mixed_float16", "mixed_bfloat16"])
+def test_a_model_of_another_precision_needs_nothing_registered(name, tmp_path):
+    with policy(name):
+        model = sequential(
+            (4,), layers.Dense(3, lambda x: x + 1), Scaled(2.0, keras.ops.tanh), layers.Lambda(abs)
+        )
+    samples = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
+    export_tflite(model, tmp_path / "m.tflite", representative_data=samples)
+    kernel, bias = (np.asarray(w, "float64") for w in model.get_weights())
+    expected = np.abs(np.tanh(2 * (samples @ kernel + bias + 1)))
+    found = run((tmp_path / "m.tflite").read_bytes(), samples)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+class Closed(Scaled):
+    def get_config(self):
+        raise NotImplementedError("nobody may see this")
+
+
 def test_a_model_of_another_precision_that_cannot_be_copied(tmp_path):
     with policy("mixed_bfloat16"):
-        model = sequential((4,), layers.Dense(3), layers.Lambda(lambda x: x + 1))
-    match = r"cannot be copied.*set_dtype_policy.*Received: layers that compute in bfloat16"
+        model = sequential((4,), layers.Dense(3), Closed(2.0, abs))
+    match = (
+        r"cannot be copied.*nobody may see this.*set_dtype_policy.*"
+        r"Received: layers that compute in bfloat16"
+    )
     with pytest.raises(ExportError, match=match):
         export_tflite(model, tmp_path / "m.tflite")
     assert list(tmp_path.iterdir()) == []

@@ -6,7 +6,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.architectures import sequential
+from helpers.expect import warned
 from helpers.small_classifiers import counts_of, data, kernels, mlp
+from keras import layers
 
 import keras_ntt
 from keras_ntt import (
@@ -178,3 +181,70 @@ def test_generators_are_not_read_for_a_score():
         mlp(), batches, sparsity=0.5, epochs=1, steps_per_epoch=2, saliency="synflow", verbose=0
     )
     assert sum(counts_of(sparse)) == sum(max(round(s / 2), 1) for s in (48, 40, 15))
+
+
+# --- models that are trained ---------------------------------------------------------------------
+
+
+def _kinds_of_models():
+    image = (8, 8, 3)
+    return {
+        "dense": sequential((6,), layers.Dense(8, "relu"), layers.Dense(2)),
+        "normalized": sequential(
+            image,
+            layers.Conv2D(4, 3, use_bias=False),
+            layers.BatchNormalization(center=False, scale=False),
+            layers.Flatten(),
+            layers.Dense(2, use_bias=False),
+        ),
+        "recurrent": sequential((5, 4), layers.LSTM(3), layers.Dense(2)),
+        "attention": sequential((6,), layers.Reshape((2, 3)), Attending(), layers.Flatten()),
+        "ones": sequential((6,), layers.Dense(4, bias_initializer="ones"), layers.Dense(2)),
+        "without constants": sequential((6,), layers.Dense(4, use_bias=False)),
+    }
+
+
+class Attending(layers.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.heads = layers.MultiHeadAttention(2, 3)
+
+    def build(self, shape):
+        self.heads.build(shape, shape)
+
+    def call(self, x):
+        return self.heads(x, x)
+
+
+@pytest.mark.parametrize("name", _kinds_of_models())
+@pytest.mark.parametrize("saliency", ["random", "balanced"])
+def test_a_trained_model_is_told_which_function_is_for_it(name, saliency):
+    model = _kinds_of_models()[name]
+    x = np.random.default_rng(0).normal(size=(32, *model.input_shape[1:])).astype("float32")
+    options = {"sparsity": 0.5, "saliency": saliency, "data": x}
+    keras_ntt.prune_at_init(model, **options)  # without a warning
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    model.fit(x, np.ones((32, *model.output_shape[1:])), verbose=0)
+    with warned("looks trained, and (random|balanced) masks.*prune_post_training"):
+        keras_ntt.prune_at_init(model, **options)
+    keras_ntt.prune_at_init(model, sparsity=0.5, saliency="magnitude")
+    # What the message names.
+    sparse = keras_ntt.prune_post_training(model, x, sparsity=0.5, verbose=0)
+    assert keras_ntt.sparsity_report(sparse).sparsity == pytest.approx(0.5, abs=0.02)
+
+
+def test_a_frozen_part_that_is_trained_is_no_sign():
+    inner = sequential((6,), layers.Dense(4))
+    inner.layers[0].bias.assign(np.ones(4))
+    inner.trainable = False
+    model = sequential((6,), inner, layers.Dense(2))
+    keras_ntt.prune_at_init(model, sparsity=0.5, saliency="random")
+
+
+def test_first_weights_that_were_put_back_are_no_sign():
+    model = sequential((6,), layers.Dense(4), layers.Dense(2))
+    first = model.get_weights()
+    model.compile("sgd", "mse")
+    model.fit(np.ones((8, 6)), np.ones((8, 2)), verbose=0)
+    model.set_weights(first)
+    keras_ntt.prune_at_init(model, sparsity=0.5, saliency="random")

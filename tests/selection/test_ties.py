@@ -74,6 +74,39 @@ def test_a_threshold_takes_equal_scores_from_every_weight():
     assert 9 <= first <= 11
 
 
+def _kept_by_sorting(scores, count):
+    """The same mask by a stable sort of all entries, in the order of their places."""
+    entry = np.argsort(place_of(np.arange(scores.size), scores.shape))
+    order = entry[np.argsort(-scores.ravel()[entry], kind="stable")]
+    mask = np.zeros(scores.size, bool)
+    mask[order[:count]] = True
+    return mask.reshape(scores.shape)
+
+
+@pytest.mark.parametrize("levels", [1, 2, 5, 1000])
+def test_a_partition_keeps_what_a_stable_sort_does(rng, levels):
+    for shape in SHAPES:
+        scores = rng.integers(-levels, levels, size=shape) * 0.5
+        scores[rng.random(shape) < 0.2] = -np.inf
+        scores[rng.random(shape) < 0.2] = -0.0
+        for count in range(0, scores.size + 1, max(scores.size // 7, 1)):
+            np.testing.assert_array_equal(
+                largest_of(scores, count), _kept_by_sorting(scores, count)
+            )
+
+
+@pytest.mark.parametrize("least", [0, 1, 3])
+def test_one_threshold_counts_as_a_stable_sort_of_all_scores(rng, least):
+    scores = [rng.integers(0, 6, size=shape) * 1.0 for shape in SHAPES]
+    sizes = [s.size for s in scores]
+    raised = [np.where(_kept_by_sorting(s.ravel(), least), np.inf, s.ravel()) for s in scores]
+    owners = np.repeat(np.arange(len(sizes)), sizes)
+    for total in range(least * len(sizes), sum(sizes) + 1, 97):
+        kept = _kept_by_sorting(np.concatenate(raised), total)
+        expected = np.bincount(owners[kept], minlength=len(sizes)).tolist()
+        assert counts_by_threshold(scores, total, [least] * len(sizes)) == expected
+
+
 def _head():
     last = layers.Dense(6, kernel_initializer="zeros")
     return keras.Sequential([keras.Input((8,)), layers.Dense(16, "relu"), last])

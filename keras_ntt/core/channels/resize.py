@@ -12,7 +12,8 @@ from keras_ntt.core import host
 from keras_ntt.core.channels.graph import ChannelGraph
 from keras_ntt.core.channels.labels import Labels
 from keras_ntt.core.channels.records import Path, Size
-from keras_ntt.core.copies import classes_in, hand_over, undisturbed
+from keras_ntt.core.configurations import configuration_of, configurations_share
+from keras_ntt.core.copies import hand_over, undisturbed
 from keras_ntt.core.network import unroll
 
 
@@ -74,7 +75,7 @@ def resized(removal: Removal, values: Mapping[int, np.ndarray] | None = None) ->
         ValueError: If a layer cannot be made again in its new size.
     """
     model = removal.graph.model
-    with undisturbed(), keras.saving.custom_object_scope(classes_in(model)):
+    with undisturbed(), configurations_share(model), host.zero_weights():
         maker = _Maker(removal)
         new = maker.model(model, None)
         maker.fill(removal.sliced(values))
@@ -109,7 +110,7 @@ class _Maker:
                 changes.append((size.path, value))
         if not isinstance(old, keras.layers.Layer) and not changes:
             return old  # an operation has learnt nothing
-        config = _unbuilt(old.get_config())
+        config = _unbuilt(configuration_of(old))
         for path, value in changes:
             config = _with(config, path, value)
         return type(old).from_config(config)

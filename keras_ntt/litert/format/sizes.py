@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from keras_ntt.litert.format import flatbuffer as fb
-from keras_ntt.litert.format.weights import WEIGHT_AXIS, source_of
+from keras_ntt.litert.format.weights import source_of, weight_input
 
 _THOROUGH_BYTES = 2**25  # above this size zstd's thorough level takes minutes
 
@@ -114,15 +114,16 @@ def limit_of_model(model: Any) -> float:
         model: A ``ModelT``.
 
     Returns:
-        The sum of `limit` over the weights of convolutions and fully-connected operators, and of
-        the bytes of all other constants as they are.
+        The sum of `limit` over the weights of convolutions, fully-connected operators and lookups,
+        and of the bytes of all other constants as they are.
     """
     total, seen = 0.0, set()
     for subgraph in model.subgraphs:
         producers = fb.producers(subgraph)
         for operator in subgraph.operators:
-            if fb.operator_name(model, operator) in WEIGHT_AXIS and len(operator.inputs) > 1:
-                source = source_of(model, subgraph, producers, int(operator.inputs[1]))
+            place = weight_input(fb.operator_name(model, operator))
+            if place is not None and len(operator.inputs) > 1:
+                source = source_of(model, subgraph, producers, int(operator.inputs[place]))
                 buffer = subgraph.tensors[source.tensor].buffer
                 if source.array is not None and buffer not in seen:
                     seen.add(buffer)

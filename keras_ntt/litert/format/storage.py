@@ -150,7 +150,8 @@ def _candidates(weight: Weight, int8: bool, densify: bool) -> Iterator[Choice]:
         yield _unpacked(cost, dtype, array)
     if weight.may_be_direct and array.ndim == 2:
         yield direct(weight)
-    if int8 and not weight.half and array.size >= _MIN_QUANTIZED:
+    # The converter rounds no tables, and a row, which is read alone, would need a scale of its own.
+    if int8 and not weight.half and not weight.is_table and array.size >= _MIN_QUANTIZED:
         rounded, scales = quantize(array, weight.axis, mixed=weight.mixed)
         parameters = 12 * len(scales)
         reason = "int8 for each weight is the smallest"

@@ -16,6 +16,14 @@ PACKED = "/packed"  # ends the name of a constant that is unpacked into the tens
 
 # Operators whose input 1 is a weight, and the axis of the weight that counts output channels.
 WEIGHT_AXIS = {"FULLY_CONNECTED": 0, "CONV_2D": 0, "TRANSPOSE_CONV": 0, "DEPTHWISE_CONV_2D": 3}
+TABLE = "GATHER"  # reads rows of its input 0, as an Embedding does
+
+
+def weight_input(operator: str) -> int | None:
+    """Return which input of an operator is its weight, None if it has none."""
+    if operator == TABLE:
+        return 0
+    return 1 if operator in WEIGHT_AXIS else None
 
 
 @dataclass(frozen=True)
@@ -54,9 +62,15 @@ class Weight:
     def may_be_unpacked(self) -> bool:
         """Whether all that read it give the right outputs where DENSIFY unpacks it.
 
-        XNNPACK gives NaN for transposed convolutions by float16 once the batch has been resized.
+        XNNPACK gives NaN for transposed convolutions by float16 once the batch has been resized,
+        and for lookups in float16.
         """
-        return not (self.half and "TRANSPOSE_CONV" in self.operators)
+        return not self.half or not {"TRANSPOSE_CONV", TABLE} & set(self.operators)
+
+    @property
+    def is_table(self) -> bool:
+        """Whether its rows are looked up."""
+        return self.operators == (TABLE,)
 
     @property
     def is_pointwise(self) -> bool:
@@ -108,7 +122,8 @@ def weights_of(model: Any) -> list[Weight]:
     """List the float weights that may be stored otherwise.
 
     These are constants that nothing but the weight input of fully-connected operators and
-    convolutions reads, directly or, in float16 files, through DEQUANTIZE.
+    convolutions reads, directly or, in float16 files, through DEQUANTIZE, and tables whose rows are
+    looked up.
 
     Args:
         model: A ``ModelT``.
@@ -133,11 +148,14 @@ def weights_of(model: Any) -> list[Weight]:
             array = fb.constant(model, tensor)
             if array is None or array.dtype.kind != "f" or array.size == 0:
                 continue
-            names = tuple(sorted({fb.operator_name(model, use.operator) for use in places}))
-            axes = {WEIGHT_AXIS.get(name) for name in names}
-            is_weight = places and all(use.position == 1 for use in places) and len(axes) == 1
+            readers = [(fb.operator_name(model, use.operator), use.position) for use in places]
+            names = tuple(sorted({name for name, _ in readers}))
+            axes = {0 if name == TABLE else WEIGHT_AXIS.get(name) for name in names}
+            fits = all(weight_input(name) == position for name, position in readers)
+            is_weight = fits and len(axes) == 1
             axis = axes.pop() if is_weight else None
-            if axis is not None and array.ndim in (2, 4) and axis < array.ndim:
+            shapes = (2,) if TABLE in names else (2, 4)
+            if axis is not None and array.ndim in shapes and axis < array.ndim:
                 name = fb.name_of(tensor)
                 mixed = not any(int(use.operator.outputs[0]) in alone for use in places)
                 found.append(Weight(number, index, name, names, array, axis, mixed))

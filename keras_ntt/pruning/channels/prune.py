@@ -123,6 +123,7 @@ def prune_channels(
     seed = checks.check_seed(seed)
     graph = channel_graph(model)
     groups = _groups(graph, filters)
+    resized(Removal(graph, ()))  # a layer that cannot be made again is refused before the work
     batches = first = None
     if inputs is not None:
         batches = [x for x, _ in Batches(inputs, model, batch_size)]

@@ -16,6 +16,8 @@ from keras_ntt.saliency import NetworkSaliency
 from keras_ntt.saliency.base import Function
 from keras_ntt.saliency.names import as_saliency
 
+_INSTEAD = "Or prune it in place: NeuralTangentTransfer(student=model, pruning_schedule=sparsity). "
+
 
 def prune_neural_tangent(
     model: keras.Model,
@@ -88,7 +90,7 @@ def prune_neural_tangent(
                 f"Received: inputs of type {type(inputs).__name__}",
                 stacklevel=2,
             )
-    student = copy_of(model, inputs)
+    student = copy_of(model, inputs, instead=_INSTEAD)
     transfer = NeuralTangentTransfer(
         student,
         teacher,

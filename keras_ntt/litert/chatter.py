@@ -1,0 +1,55 @@
+"""What TensorFlow writes to the standard error stream by itself, past Python, while it converts."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+
+_LOCK = threading.Lock()
+# Lines of its logs that are information or warnings, and what a pass of the converter prints.
+_CHATTER = re.compile(
+    rb"[IW]\d{4} [\d:.]+ |\d{4}-\d\d-\d\d [\d:.]+: [IW] |INFO: |fully_quantize: |"
+    rb"WARNING: All log messages before absl::InitializeLog"
+)
+
+
+@contextlib.contextmanager
+def chatter_dropped() -> Iterator[None]:
+    """Keep information and warnings of TensorFlow's C++ code off the standard error stream.
+
+    Errors, and all that others write there meanwhile, come through at the end. Of two at the same
+    time, in threads, the second does nothing.
+    """
+    if not _LOCK.acquire(blocking=False):
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        stack.callback(_LOCK.release)
+        try:
+            stream = os.dup(2)
+        except OSError:  # a process without the stream
+            yield
+            return
+        stack.callback(os.close, stream)
+        written = stack.enter_context(tempfile.TemporaryFile())
+        _flush()
+        os.dup2(written.fileno(), 2)
+        try:
+            yield
+        finally:
+            _flush()
+            os.dup2(stream, 2)
+            written.seek(0)
+            others = b"".join(line for line in written if not _CHATTER.match(line))
+            if others:
+                os.write(2, others)
+
+
+def _flush() -> None:
+    with contextlib.suppress(Exception):  # whatever stands in place of the stream
+        sys.stderr.flush()
