@@ -220,17 +220,19 @@ def _model_file(suffix: str) -> bytes:
         return path.read_bytes()
 
 
-def _saved_model(rng: random.Random) -> bytes:
-    content = _model_file(rng.choice([".keras", ".h5"]))
+def _damaged_model(suffix: str, rng: random.Random) -> bytes:
+    content = _model_file(suffix)
     kind = rng.random()
     if kind < 0.2:
         return content
-    return damaged(rng, content) if kind < 0.8 else rng.choice([b"", b"text", bytes(50)])
+    return damaged(rng, content) if kind < 0.9 else rng.choice([b"", b"text", bytes(50)])
 
 
-entry(keras_ntt.load_model, weight=3, raises=READS)(
-    path=_path(content=_saved_model), custom_objects=of(None, {}, spoil=0.0)
-)
+for _suffix in (".keras", ".h5"):
+    entry(keras_ntt.load_model, f"load_model {_suffix}", weight=2, raises=READS)(
+        path=_path(content=functools.partial(_damaged_model, _suffix), suffix=_suffix),
+        custom_objects=of(None, {}, spoil=0.0),
+    )
 
 # --- LiteRT files ----------------------------------------------------------------------------
 

@@ -182,7 +182,7 @@ def _update_step(optimizer: Any, gradient: Any, held: Any, learning_rate: Any) -
     if constraint is None or constraint.exchange is None:
         take()
     else:
-        variable = host.raw(held) if isinstance(held, keras.Variable) else held
+        variable = host.raw(held) if isinstance(held, host.VARIABLE) else held
         constraint.exchange(optimizer, gradient, variable, constraint.held_mask, take)
 
 
