@@ -440,6 +440,11 @@ def legacy_layer_of(tensor: Any) -> Any:
     return tensor._keras_history.layer
 
 
+def loss_weights_of(model: Any) -> Any:
+    """Return the weights of the losses that a model is compiled with, None if there are none."""
+    return getattr(getattr(model, "_compile_loss", None), "_user_loss_weights", None)
+
+
 def own_variables(layer: keras.Layer) -> list[keras.Variable]:
     """Return the trainable variables of a layer itself, not of layers inside it."""
     return list(layer._trainable_variables)

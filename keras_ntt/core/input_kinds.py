@@ -12,6 +12,7 @@ import tensorflow as tf
 from keras import layers
 
 from keras_ntt.core import host
+from keras_ntt.core.kinds import kind_of
 from keras_ntt.core.network import Network, unroll
 
 # Layers that look something up by whole numbers.
@@ -94,7 +95,7 @@ def _scaling_layers(model: keras.Model) -> list[keras.Layer]:
     network, found = unroll(model), []
     raw = set(network.inputs)
     for call in network.calls:
-        scales = type(call.operation) in (layers.Rescaling, layers.Normalization)
+        scales = kind_of(call.operation) in (layers.Rescaling, layers.Normalization)
         if raw.issuperset(call.inputs) and (scales or isinstance(call.operation, _MOVE)):
             raw.update(call.outputs)
             found += [call.operation] if scales else []

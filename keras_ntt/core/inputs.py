@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_ntt.core import input_checks
@@ -82,6 +83,37 @@ def batch_spec(x: Any, batch_size: int) -> Any:
             f"Received: batches of {'a generator' if specs is None else specs}"
         )
     return specs
+
+
+def some_of(x: Any) -> Any | None:
+    """Return a few inputs on which to look at what a model returns, None if there are none.
+
+    Nothing is read from a data set, which may have an order to keep: inputs of its shapes are made
+    up, standard normal or zeros.
+
+    Args:
+        x: As for `NeuralTangentTransfer.fit`.
+
+    Returns:
+        Arrays, nested as the model takes them.
+    """
+    if input_checks.is_array(x):
+        return keras.tree.map_structure(lambda a: a[:32], x)
+    if isinstance(x, keras.utils.PyDataset):
+        return without_labels(x[0])
+    if not isinstance(x, tf.data.Dataset):
+        return None
+    specs = without_labels(x.element_spec)
+    if any(spec.shape.rank in (None, 0) for spec in keras.tree.flatten(specs)):
+        return None
+    rng = np.random.default_rng(0)
+
+    def made_up(spec: tf.TensorSpec) -> np.ndarray:
+        shape = (8, *(side or 8 for side in spec.shape[1:]))
+        drawn = rng.normal(size=shape) if spec.dtype.is_floating else np.zeros(shape)
+        return drawn.astype(spec.dtype.as_numpy_dtype)
+
+    return keras.tree.map_structure(made_up, specs)
 
 
 def check_ends(x: Any, steps: Any, name: str, argument: str) -> None:

@@ -7,7 +7,7 @@ What compares two networks, or differentiates one, therefore looks at its logits
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -16,6 +16,7 @@ import tensorflow as tf
 from keras import layers
 
 from keras_ntt.core import host
+from keras_ntt.core.kinds import computes_as, kind_of
 
 # Functions that make probabilities, by identity: users take them from any of these places.
 _FUNCTIONS = {
@@ -139,7 +140,7 @@ class _Search:
         operation = node.operation
         if node.is_input:
             return _End(tensor)
-        if isinstance(operation, _MOVE):
+        if computes_as(operation, *_MOVE):
             return self._moved(tensor, node)
         name = _own_activation(operation)
         if name is not None:
@@ -181,7 +182,7 @@ class _Search:
         if host.functional_of(operation) is not None:
             found = logits_of(operation)
             return self._once(operation, found.model), found.activations, found.certain
-        if type(operation) is layers.TimeDistributed:
+        if kind_of(operation) is layers.TimeDistributed:
             inner = self._without(operation.layer)
             if inner is None:
                 return None
@@ -208,11 +209,11 @@ class _Search:
 
 def _own_activation(operation: Any) -> str | None:
     """Return which activation an operation is, if it is nothing else."""
-    if isinstance(operation, (layers.Softmax, *_SOFTMAX)):
+    if computes_as(operation, layers.Softmax, *_SOFTMAX):
         return "softmax"
-    if isinstance(operation, _SIGMOID):
+    if computes_as(operation, *_SIGMOID):
         return "sigmoid"
-    if type(operation) is layers.Lambda and not operation.arguments:
+    if kind_of(operation) is layers.Lambda and not operation.arguments:
         return _FUNCTIONS.get(id(operation.function))
     if isinstance(operation, layers.Activation) and _activates_last(operation):
         return _FUNCTIONS.get(id(operation.activation))
@@ -282,24 +283,31 @@ def warn_of_logits(found: Logits, what: str, *, stacklevel: int = 2) -> None:
         )
 
 
-def warn_of_probabilities(found: Logits, x: Any, what: str, *, stacklevel: int = 2) -> None:
+def warn_of_probabilities(
+    found: Iterable[Logits], x: Any, what: str, *, stacklevel: int = 2
+) -> None:
     """Warn if a model's own code returns what looks like probabilities.
 
     Args:
-        found: The logits of the model, as far as they were found.
-        x: Some inputs, nested as the model takes them.
+        found: The logits of a model and, where there is one, of its teacher, as far as they were
+            found. The first that looks so is named.
+        x: Some inputs, nested as the models take them; None if there are none to look at.
         what: Who looks at the outputs, such as ``"the transfer"``.
         stacklevel: As in `warnings.warn`, counted from the caller.
     """
-    if found.certain or not tf.executing_eagerly():
+    uncertain = [] if x is None else [logits for logits in found if not logits.certain]
+    if not uncertain or not tf.executing_eagerly():
         return
     some = keras.tree.map_structure(lambda leaf: leaf[:32], x)
-    if look_like_probabilities(found.model(some, training=False)):
-        warnings.warn(
-            f"The outputs of the model {found.model.name!r} look like probabilities, and the "
-            f"activation that makes them was not found, because it is in code of your own. {what} "
-            "should look at logits: the derivatives of probabilities are so small that hardly "
-            "anything is left to compare. Return what goes into the softmax or sigmoid, and apply "
-            "it afterwards, in a layer of its own or by a loss with from_logits=True.",
-            stacklevel=stacklevel + 1,
-        )
+    for logits in uncertain:
+        if look_like_probabilities(logits.model(some, training=False)):
+            warnings.warn(
+                f"The outputs of the model {logits.model.name!r} look like probabilities, and the "
+                "activation that makes them was not found, because it is in code of your own. "
+                f"{what} should look at logits: the derivatives of probabilities are so small that "
+                "hardly anything is left to compare. Return what goes into the softmax or sigmoid, "
+                "and apply it afterwards, in a layer of its own or by a loss with "
+                "from_logits=True.",
+                stacklevel=stacklevel + 1,
+            )
+            return

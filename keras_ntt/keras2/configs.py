@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -48,10 +49,13 @@ def model_of(config: Mapping[str, Any], custom_objects: Mapping[str, Any]) -> ke
             f"the model is of the class {kind}, whose code is not in the file. Make the model by "
             "its code, and read the weights by model.load_weights(path)"
         )
-    inner = _model(config, custom_objects)["config"]
     cls = keras.Sequential if kind == "Sequential" else keras.Model
     with keras.saving.custom_object_scope(dict(custom_objects)):
-        return cls.from_config(inner)
+        inner = _model(config, custom_objects, lists=False)["config"]
+        try:
+            return cls.from_config(inner)
+        except TypeError:  # older releases take lists of inputs and outputs only
+            return cls.from_config(_model(config, custom_objects, lists=True)["config"])
 
 
 def arguments_of(cls: type) -> set[str]:
@@ -64,10 +68,16 @@ def arguments_of(cls: type) -> set[str]:
     } - {"self", "args", "kwargs"}
 
 
-def _model(config: Mapping[str, Any], custom: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the configuration of a model with its layers as Keras 3 has them."""
-    inner = dict(config["config"])
-    parts = [{**part, **_part(part, custom)} for part in inner["layers"]]
+def _model(config: Mapping[str, Any], custom: Mapping[str, Any], *, lists: bool) -> dict[str, Any]:
+    """Return the configuration of a model with its layers as Keras 3 has them.
+
+    Args:
+        config: The configuration.
+        custom: Classes of the user's own by name.
+        lists: Whether one input or output is in a list.
+    """
+    inner = copy.deepcopy(dict(config["config"]))
+    parts = [{**part, **_part(part, custom, lists=lists)} for part in inner["layers"]]
     if config["class_name"] == "Sequential":
         first = parts[0]["class_name"]
         shape = inner["layers"][0]["config"].get(_SHAPE) or inner.get("build_input_shape")
@@ -77,7 +87,7 @@ def _model(config: Mapping[str, Any], custom: Mapping[str, Any]) -> dict[str, An
     inner = {key: value for key, value in inner.items() if key in known} | {"layers": parts}
     _count_calls_from_zero(inner)
     for ends in ("input_layers", "output_layers"):
-        if len(inner.get(ends, ())) == 1:  # one tensor, and no list of one
+        if len(inner.get(ends, ())) == 1 and not lists:
             (inner[ends],) = inner[ends]
     kind = "Functional" if config["class_name"] == "Model" else config["class_name"]
     return {"class_name": kind, "config": inner}
@@ -116,11 +126,13 @@ def _references(calls: Any) -> list[list[Any]]:
     return [found for part in calls for found in _references(part)]
 
 
-def _part(part: Mapping[str, Any], custom: Mapping[str, Any]) -> dict[str, Any]:
+def _part(
+    part: Mapping[str, Any], custom: Mapping[str, Any], *, lists: bool = False
+) -> dict[str, Any]:
     """Return the configuration of a layer, cell or model as Keras 3 takes it."""
     kind, config = part["class_name"], part["config"]
     if kind in MODELS:
-        return _model(part, custom)
+        return _model(part, custom, lists=lists)
     plain = kind.rpartition(">")[2]  # of registered classes, "package>name"
     if plain in custom or kind in custom:
         return {"class_name": plain if plain in custom else kind, "config": config}

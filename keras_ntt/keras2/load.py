@@ -93,10 +93,10 @@ def _of_keras2(
             problems.append(error)
     try:
         if config is None:
-            return saved_models.load(file, custom)
+            return _without_lists(saved_models.load(file, custom))
         model = configs.model_of(config, custom)
         model.load_weights(file)
-        return model
+        return _without_lists(model)
     except NotKnownError as error:
         reason = f"{error}"
     except Exception as error:  # of a file that is damaged, for example

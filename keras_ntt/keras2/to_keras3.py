@@ -14,6 +14,7 @@ import keras
 import numpy as np
 
 from keras_ntt.core import host, input_kinds
+from keras_ntt.core.kinds import kind_of
 from keras_ntt.keras2.configs import RENAMED, arguments_of
 from keras_ntt.keras2.twins import check_unwrapped, copy_weights, some_input
 
@@ -117,15 +118,16 @@ def _layer_again(layer: Any, made: dict[int, Any]) -> Any:
     """Return the Keras 3 layer, model or function for one of tf_keras."""
     if host.is_legacy_graph(layer):
         return _made_again(layer, made)
-    kind = type(layer).__name__
+    cls = kind_of(layer) or type(layer)
+    kind, of_library = cls.__name__, cls.__module__.split(".")[0] == "tf_keras"
     if kind in ("TFOpLambda", "SlicingOpLambda"):
         name = str(layer.get_config()["function"]).split(".")[-1]
         name = _OPERATOR_NAMES.get(name, name)
         if kind == "TFOpLambda" and name in _OPERATIONS:
             return _operation(name)
         raise _no_twin(layer, f"the function {name!r}")
-    cls = getattr(keras.layers, kind, None)
-    if cls is None or not _is_of_library(layer) or kind == "Lambda":
+    ours: Any = getattr(keras.layers, kind, None)
+    if ours is None or not of_library or kind == "Lambda":
         raise _no_twin(layer, "a layer of one's own")
     config = dict(layer.get_config())
     lambdas = [k for k in config if getattr(getattr(layer, k, 0), "__name__", "") == "<lambda>"]
@@ -136,20 +138,20 @@ def _layer_again(layer: Any, made: dict[int, Any]) -> Any:
     if hasattr(layer, "forward_layer"):
         inner = _layer_again(layer.forward_layer, made)
         with _named(layer):
-            return cls(inner, layer.merge_mode, name=layer.name)
+            return ours(inner, layer.merge_mode, name=layer.name)
     if isinstance(config.get("layer"), Mapping):
         inner = _layer_again(layer.layer, made)
         with _named(layer):
-            return cls(inner, name=layer.name)
+            return ours(inner, name=layer.name)
     for old, new in RENAMED.get(kind, {}).items():
         if old in config:
             config[new] = config.pop(old)
     if isinstance(config.get("axis"), list | tuple) and len(config["axis"]) == 1:
         config["axis"] = config["axis"][0]
     config["dtype"] = layer.dtype_policy.name if hasattr(layer, "dtype_policy") else layer.dtype
-    known = arguments_of(cls)
+    known = arguments_of(ours)
     with _named(layer):
-        return cls.from_config({key: value for key, value in config.items() if key in known})
+        return ours.from_config({key: value for key, value in config.items() if key in known})
 
 
 def _operation(name: str) -> Callable[..., Any]:
@@ -183,10 +185,6 @@ def _named(layer: Any) -> Iterator[None]:
         lines = [line for line in text.splitlines() if line and "encountered when" not in line]
         cause = textwrap.shorten("".join(lines[:1]), 200)
         raise _no_twin(layer, f"{type(error).__name__}: {cause}") from error
-
-
-def _is_of_library(layer: Any) -> bool:
-    return type(layer).__module__.split(".")[0] == "tf_keras"
 
 
 def _no_twin(layer: Any, what: str) -> ValueError:

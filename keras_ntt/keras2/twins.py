@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_ntt.core.kinds import kind_of
 from keras_ntt.masks.names import names_by_id
 
 
@@ -111,7 +112,9 @@ def copy_weights(source: Any, target: Any) -> None:
     for _, theirs, _, mine in paired(source, target):
         mine.assign(value_of(theirs))
     for layer in leaves_of(target):
-        if type(layer).__name__ == "Normalization":  # it keeps what it computes of its weights
+        if (
+            getattr(kind_of(layer), "__name__", "") == "Normalization"
+        ):  # it keeps what it computes of its weights
             layer.finalize_state()
 
 

@@ -17,7 +17,7 @@ from keras_ntt.pruning.neural_tangent.checks import check_shapes
 from keras_ntt.pruning.neural_tangent.transfer import NeuralTangentTransfer
 from keras_ntt.saliency.base import flat
 from keras_ntt.saliency.loss_gradient import loss_gradient
-from keras_ntt.saliency.losses import as_loss
+from keras_ntt.saliency.losses import check_loss
 
 
 def effective_gradient_flow(
@@ -34,9 +34,10 @@ def effective_gradient_flow(
         model: A built model.
         x: Inputs, one batch.
         y: Labels, as ``fit`` takes them.
-        loss: A Keras loss, its name, or a function of labels and outputs; None is the loss that
-            the model is compiled with, or softmax cross-entropy of logits if there is none, as
-            in a model with a training step of its own.
+        loss: A Keras loss, its name, or a function of labels and outputs, or one for each output,
+            see `keras_ntt.saliency.SNIP`; None is the loss that the model is compiled with, or the
+            cross-entropy of its logits if there is none, as in a model with a training step of its
+            own: of sigmoid where it ends in sigmoid, else of softmax.
         order: The order p of the norm, at least 1.
 
     Returns:
@@ -153,7 +154,7 @@ class TrainingDynamics(keras.callbacks.Callback):
         self._order = _check_order(order)
         self._every = checks.check_count("every", every)
         self._loss = loss
-        as_loss(loss)
+        check_loss(loss)
         self.start: dict[str, float] = {}
 
     def on_train_begin(self, logs: Any = None) -> None:

@@ -18,7 +18,7 @@ from keras_ntt.masks.filters import Filters, check_filters
 from keras_ntt.masks.policies import check_policy, choose_weights
 from keras_ntt.saliency.data import Batches
 from keras_ntt.saliency.loss_gradient import loss_gradient
-from keras_ntt.saliency.losses import as_loss
+from keras_ntt.saliency.losses import check_loss
 from keras_ntt.selection.allocations import Shares
 from keras_ntt.selection.counts import counts_by_threshold, keep_count
 from keras_ntt.selection.find_masks import paths_of, select
@@ -124,7 +124,7 @@ class GraNet(keras.callbacks.Callback):
         check_policy(pruning_policy)
         self._choice = {"filters": filters, "pruning_policy": pruning_policy}
         self._loss = loss
-        as_loss(loss)
+        check_loss(loss)
         self._step = 0
 
     def on_train_begin(self, logs: Any = None) -> None:

@@ -15,8 +15,6 @@ from keras_ntt.core import host
 from keras_ntt.saliency.data import Batches, sample_count
 
 Function = Callable[[Sequence[tf.Tensor]], Sequence[tf.Tensor]]
-Loss = Callable[[tf.Tensor, Any], tf.Tensor]
-"""``(outputs, labels) -> the sum of the loss over the samples``, a scalar."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,9 +73,15 @@ class Subject:
         Returns:
             The outputs, flattened beyond the batch axis.
         """
+        return flat(self.ends(x, values, others, logits=logits))
+
+    def ends(
+        self, x: Any, values: Sequence[tf.Tensor], others: Any = None, *, logits: bool = False
+    ) -> Any:
+        """Return the model's outputs as it nests them, see `outputs`."""
         own = {id(v): (v, t) for v, t in zip(self.variables, values, strict=True)}
         with host.values_in_place({**(others or {}), **own}):
-            return flat((self.network if logits else self.model)(x, training=False))
+            return (self.network if logits else self.model)(x, training=False)
 
     def batches(self) -> Iterator[tuple[Any, Any]]:
         """Yield the batches of the data.
@@ -128,6 +132,10 @@ class NetworkSaliency(ABC):
         """What the score is called in messages."""
         return type(self).__name__
 
+    def looks_at_logits(self, model: keras.Model) -> bool:
+        """Tell whether the score is one of a model's logits and not of what it returns."""
+        return self.takes_logits
+
     @abstractmethod
     def __call__(self, subject: Subject) -> list[tf.Tensor]:
         """Return one tensor of scores for each variable, of its shape."""
@@ -176,13 +184,13 @@ def gradient(tape: tf.GradientTape, of: tf.Tensor, values: Sequence[tf.Tensor]) 
 
 
 def summed_gradient(
-    subject: Subject, loss: Loss, *, logits: bool = False
+    subject: Subject, loss: Callable[[Any, Any], tf.Tensor], *, logits: bool = False
 ) -> tuple[list[tf.Tensor], int]:
     """Differentiate a loss with respect to the masked values, summed over all samples.
 
     Args:
         subject: The network and its data.
-        loss: The loss, summed over the samples of a batch.
+        loss: The loss of the outputs as the model nests them, summed over the samples of a batch.
         logits: Whether the loss is one of logits, see `Subject.outputs`.
 
     Returns:
@@ -193,7 +201,7 @@ def summed_gradient(
     for x, y in subject.batches():
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(values)
-            found = loss(subject.outputs(x, values, logits=logits), y)
+            found = loss(subject.ends(x, values, logits=logits), y)
         total = [a + g for a, g in zip(total, gradient(tape, found, values), strict=True)]
         count += sample_count(x)
     return total, count

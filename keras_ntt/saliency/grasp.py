@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import keras
@@ -13,11 +12,12 @@ from keras_ntt.core.loops import unrolled
 from keras_ntt.saliency.base import (
     NetworkSaliency,
     Subject,
+    flat,
     gradient,
     sensitivity,
     summed_gradient,
 )
-from keras_ntt.saliency.losses import as_loss, check_logits, crossentropy
+from keras_ntt.saliency.losses import Given, check_logits, check_loss, loss_for
 
 
 class GraSP(NetworkSaliency):
@@ -29,37 +29,42 @@ class GraSP(NetworkSaliency):
     because the derivative of a derivative through a loop of the graph fails in TensorFlow.
 
     Args:
-        loss: A Keras loss, its name, or a function of labels and outputs; None is softmax
-            cross-entropy of logits.
+        loss: A loss, or one for each output, see `keras_ntt.saliency.SNIP`.
+        loss_weights: Weights of the losses of several outputs, nested as they are.
         temperature: What the outputs are divided by.
     """
 
     needs_data: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = True
 
-    def __init__(
-        self, loss: Callable[[Any, Any], Any] | str | None = None, *, temperature: float = 200.0
-    ):
-        self.loss = as_loss(loss)
-        self.takes_logits = loss is None  # a loss that is given takes what the model returns
+    def __init__(self, loss: Given = None, *, loss_weights: Any = None, temperature: float = 200.0):
+        check_loss(loss, loss_weights)
+        self.loss, self.loss_weights = loss, loss_weights
         self.temperature = checks.check_number("temperature", temperature)
         if not self.temperature:
             raise ValueError(f"temperature must be above 0. Received: temperature={temperature!r}")
 
+    def looks_at_logits(self, model: keras.Model) -> bool:
+        """Tell whether the loss is one of logits; one that is given is of what comes out."""
+        return loss_for(model, self.loss, self.loss_weights).takes_logits
+
     def __call__(self, subject: Subject) -> list[tf.Tensor]:
         """Return the scores; negative ones are of weights whose removal helps the gradient."""
+        chosen = loss_for(subject.model, self.loss, self.loss_weights)
 
-        def loss(outputs: tf.Tensor, labels: Any) -> tf.Tensor:
-            if self.loss is crossentropy:
-                check_logits(tf.stop_gradient(outputs), self.name)
-            return self.loss(outputs / self.temperature, labels)
+        def loss(outputs: Any, labels: Any) -> tf.Tensor:
+            if chosen.takes_logits:
+                for end in keras.tree.flatten(outputs):
+                    check_logits(tf.stop_gradient(flat(end)), self.name)
+            cool = keras.tree.map_structure(lambda end: end / self.temperature, outputs)
+            return chosen.function(cool, labels)
 
-        sums, count = summed_gradient(subject, loss, logits=self.takes_logits)
+        sums, count = summed_gradient(subject, loss, logits=chosen.takes_logits)
         mean = [g / count for g in sums]
         values = subject.values
         total = [tf.zeros_like(v) for v in values]
         for x, y in subject.batches():
-            products = _hessian_product(subject, loss, x, y, mean, self.takes_logits)
+            products = _hessian_product(subject, loss, x, y, mean, chosen.takes_logits)
             total = [t + p / count for t, p in zip(total, products, strict=True)]
         return sensitivity(values, total, signed=True)
 
@@ -77,7 +82,7 @@ def _hessian_product(
             outer.watch(values)
             with tf.GradientTape(watch_accessed_variables=False) as inner:
                 inner.watch(values)
-                found = loss(subject.outputs(x, values, logits=logits), y)
+                found = loss(subject.ends(x, values, logits=logits), y)
             first = gradient(inner, found, values)
             product = tf.add_n([tf.reduce_sum(g * v) for g, v in zip(first, vector, strict=True)])
         return gradient(outer, product, values)

@@ -9,12 +9,13 @@ import keras
 import tensorflow as tf
 
 from keras_ntt.core import host, input_checks
+from keras_ntt.core.logits import logits_of
 from keras_ntt.saliency.base import flat, gradient
-from keras_ntt.saliency.losses import as_loss, fitting
+from keras_ntt.saliency.losses import Given, fitting, loss_for
 
 
 def loss_gradient(
-    model: keras.Model, variables: Sequence[keras.Variable], x: Any, y: Any, loss: Any = None
+    model: keras.Model, variables: Sequence[keras.Variable], x: Any, y: Any, loss: Given = None
 ) -> list[tf.Tensor]:
     """Return the gradient of the mean loss of a batch by some weights, in inference mode.
 
@@ -25,8 +26,8 @@ def loss_gradient(
         variables: The weights.
         x: Inputs.
         y: Labels.
-        loss: A Keras loss, its name, or a function of labels and outputs; None is the loss that
-            the model is compiled with, or softmax cross-entropy of logits if there is none.
+        loss: A loss, or one for each output, see `keras_ntt.saliency.SNIP`; None is the loss that
+            the model is compiled with, or the cross-entropy of its logits if there is none.
 
     Returns:
         One tensor for each weight.
@@ -52,9 +53,12 @@ def loss_gradient(
                 found = tf.convert_to_tensor(found)
         else:
             _check_labelled(y)
-            outputs = flat(outputs)
-            found = as_loss(loss)(outputs, labels)
-            found = found / tf.cast(tf.shape(outputs)[0], found.dtype)
+            chosen = loss_for(model, loss)
+            instead = logits_of(model)
+            if chosen.takes_logits and instead.names:
+                outputs = instead.model(x, training=False)
+            found = chosen.function(outputs, labels)
+            found = found / tf.cast(tf.shape(flat(outputs))[0], found.dtype)
     return gradient(tape, found, sources)
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, ClassVar
 
+import keras
 import tensorflow as tf
 
 from keras_ntt.core import checks
-from keras_ntt.saliency.base import NetworkSaliency, Subject, sensitivity, summed_gradient
-from keras_ntt.saliency.losses import as_loss
+from keras_ntt.saliency.base import NetworkSaliency, Subject, flat, sensitivity, summed_gradient
+from keras_ntt.saliency.losses import Given, check_loss, loss_for
 
 
 class SNIP(NetworkSaliency):
@@ -20,22 +20,31 @@ class SNIP(NetworkSaliency):
     ICLR 2019). With several rounds it is iterative SNIP.
 
     Args:
-        loss: A Keras loss, its name, or a function of labels and outputs; None is softmax
-            cross-entropy of logits.
+        loss: A Keras loss, its name, or a function of labels and outputs, which takes several
+            outputs side by side; or a dictionary or list with one of these for each output, as
+            ``compile`` takes them. None is the cross-entropy of logits: that of sigmoid where the
+            model ends in sigmoid and the labels are no class numbers, else that of softmax; and
+            for a model with several outputs what it is compiled with, if it is.
+        loss_weights: Weights of the losses of several outputs, nested as they are.
         rounds: Rounds in which to prune, unless asked otherwise.
     """
 
     needs_data: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = True
 
-    def __init__(self, loss: Callable[[Any, Any], Any] | str | None = None, *, rounds: int = 1):
-        self.loss = as_loss(loss)
-        self.takes_logits = loss is None  # a loss that is given takes what the model returns
+    def __init__(self, loss: Given = None, *, loss_weights: Any = None, rounds: int = 1):
+        check_loss(loss, loss_weights)
+        self.loss, self.loss_weights = loss, loss_weights
         self.rounds = checks.check_count("rounds", rounds)
+
+    def looks_at_logits(self, model: keras.Model) -> bool:
+        """Tell whether the loss is one of logits; one that is given is of what comes out."""
+        return loss_for(model, self.loss, self.loss_weights).takes_logits
 
     def __call__(self, subject: Subject) -> list[tf.Tensor]:
         """Return the scores, which sum to 1."""
-        gradients, _ = summed_gradient(subject, self.loss, logits=self.takes_logits)
+        chosen = loss_for(subject.model, self.loss, self.loss_weights)
+        gradients, _ = summed_gradient(subject, chosen.function, logits=chosen.takes_logits)
         return normalized(sensitivity(subject.values, gradients))
 
 
@@ -58,7 +67,7 @@ class LogitSNIP(NetworkSaliency):
     def __call__(self, subject: Subject) -> list[tf.Tensor]:
         """Return the scores."""
         gradients, _ = summed_gradient(
-            subject, lambda f, _: tf.reduce_sum(tf.square(f)), logits=True
+            subject, lambda f, _: tf.reduce_sum(tf.square(flat(f))), logits=True
         )
         return sensitivity(subject.values, gradients)
 

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from keras_ntt.core import checks, host
 from keras_ntt.core.axes import Axes, axes_of_weights
-from keras_ntt.core.logits import logits_of, warn_of_logits
+from keras_ntt.core.logits import logits_of, warn_of_logits, warn_of_probabilities
 from keras_ntt.masks.filters import without_root
 from keras_ntt.masks.names import names_by_id
 from keras_ntt.saliency import Batches, NetworkSaliency, Subject
@@ -99,9 +99,14 @@ def score(saliency: NetworkSaliency, subject: Subject) -> list[np.ndarray]:
     Raises:
         ValueError: If the scores are not finite, do not fit, or are all zero.
     """
-    if saliency.takes_logits and subject.round == 0:
-        warn_of_logits(logits_of(subject.model), saliency.name, stacklevel=4)
-    scores = saliency(subject)
+    if subject.round == 0 and saliency.looks_at_logits(subject.model):
+        found = logits_of(subject.model)
+        warn_of_logits(found, saliency.name, stacklevel=4)
+        scores = saliency(subject)  # some refuse probabilities
+        if not found.certain and subject.data is not None:
+            warn_of_probabilities([found], next(subject.batches())[0], saliency.name, stacklevel=4)
+    else:
+        scores = saliency(subject)
     check_scores(scores, subject.weights)
     arrays = [np.asarray(tf.cast(s, tf.float64)) for s in scores]
     # Later on, all zeros mean that no signal passes a network that was pruned to pieces.

@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from keras_ntt.core import checks
 from keras_ntt.core.checks import check_sparsity
+from keras_ntt.core.kinds import rule_for
 
 _TFMOT = "tensorflow_model_optimization"
 
@@ -331,13 +332,14 @@ def decide(schedule: PruningSchedule, step: int) -> tuple[bool, float]:
 def asked_for(schedule: PruningSchedule) -> list[float]:
     """Return the sparsities that a schedule asks for, as far as it says so beforehand.
 
-    These are the settings of the classes of this module. Other schedules, and subclasses, which
-    may answer otherwise, are functions of the step, and those are not asked before their time.
+    These are the settings of the classes of this module, and of subclasses that change nothing but
+    the constructor. Other schedules are functions of the step, and those are not asked before
+    their time.
 
     >>> asked_for(PolynomialDecay(0.5, 0.8, begin_step=0, end_step=10))
     [0.5, 0.8]
     """
-    return [getattr(schedule, name) for name in _SPARSITIES.get(type(schedule), ())]
+    return [getattr(schedule, name) for name in rule_for(schedule, _SPARSITIES) or ()]
 
 
 _SPARSITIES: dict[type[PruningSchedule], tuple[str, ...]] = {

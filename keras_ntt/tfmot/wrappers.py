@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ntt.core import checks
+from keras_ntt.core.kinds import rule_for
 from keras_ntt.keras2.to_keras3 import to_keras3
 from keras_ntt.keras2.twins import (
     check_unwrapped,
@@ -117,17 +118,18 @@ def as_tfmot_schedule(schedule: Any) -> Any:
     if isinstance(schedule, tfmot.sparsity.keras.PruningSchedule):
         return schedule
     native = schedules.as_schedule(schedule)
-    names = {
+    names: dict[type, Any] = {
         schedules.ConstantSparsity: tfmot.sparsity.keras.ConstantSparsity,
         schedules.PolynomialDecay: tfmot.sparsity.keras.PolynomialDecay,
         schedules.NTTSchedule: NTTSchedule,
     }
-    if type(native) not in names:
+    made = rule_for(native, names)
+    if made is None:
         raise ValueError(
             "Only ConstantSparsity, PolynomialDecay and NTTSchedule have a counterpart in tfmot. "
             f"Received: {schedule!r}"
         )
-    return names[type(native)](**native.get_config())
+    return made(**native.get_config())
 
 
 def prune_scope() -> Any:

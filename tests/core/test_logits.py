@@ -234,12 +234,12 @@ def test_probabilities_of_own_code_are_told_by_looking():
     assert found.model is model
     assert not found.certain
     with warned("look like probabilities.*code of your own.*from_logits=True"):
-        logits.warn_of_probabilities(found, x, "The transfer")
+        logits.warn_of_probabilities([found], x, "The transfer")
     plain = OwnCode()
     plain(x)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        logits.warn_of_probabilities(logits_of(plain), x, "The transfer")
+        logits.warn_of_probabilities([logits_of(plain)], x, "The transfer")
         logits.warn_of_logits(logits_of(sequential((5,), layers.Dense(3))), "The transfer")
     with warned("ends in softmax. The transfer looks at what goes into it"):
         logits.warn_of_logits(

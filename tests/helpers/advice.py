@@ -69,6 +69,8 @@ def _part(value: ast.expr) -> str:
 def calls(text: str) -> Iterator[tuple[str, str]]:
     """Yield the calls in a text, ``(name, arguments)``."""
     for name, arguments in _CALL.findall(text):
+        if arguments == "s":  # a plural, `input(s)`
+            continue
         yield name, arguments
         yield from calls(arguments)
 

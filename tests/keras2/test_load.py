@@ -191,8 +191,9 @@ def test_a_closed_graph_in_a_model(tmp_path, rng):
     closed = layers.TFSMLayer(str(tmp_path / "saved"), call_endpoint="serving_default")
     model = keras.Sequential([keras.Input((5, 5, 2)), closed])
     model.save(tmp_path / "closed.keras")
-    with pytest.raises(ValueError, match=r"closed graph, TFSMLayer.*load_model\(folder\)"):
-        keras_ntt.load_model(tmp_path / "closed.keras")
+    # Older releases read it, and there is nothing in it to prune.
+    with pytest.raises(ValueError, match=r"TFSMLayer.*keras_ntt\.load_model\(folder\)"):
+        keras_ntt.prune_low_magnitude(keras_ntt.load_model(tmp_path / "closed.keras"), 0.5)
 
 
 @pytest.mark.parametrize(

@@ -32,8 +32,8 @@ OWNERS = [
     *(tf.data.Dataset, tf.distribute.Strategy, np.ndarray, keras_ntt, keras_ntt.saliency),
     *(keras_ntt.PruningPolicy, keras_ntt.NeuralTangentTransfer, keras.models),
 ]
-# Functions of the user's that messages speak of, and what `input(s)` and the like are not.
-OF_THE_USER = {"get_prunable_weights", "measure", "input", "output", "prunable_weights"}
+# Functions of the user's that messages speak of.
+OF_THE_USER = {"get_prunable_weights", "measure", "prunable_weights"}
 # Arguments of others than this package that messages name, and who takes them.
 ELSEWHERE = {
     "from_logits": keras.losses.CategoricalCrossentropy,

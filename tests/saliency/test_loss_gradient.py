@@ -233,10 +233,19 @@ def test_labels_of_several_outputs_in_a_list(kind):
 
 
 def test_labels_of_several_outputs_of_a_score():
+    """In the order of the outputs or by the names of their layers, of the compiled losses."""
     x, y = data()
+    model = two_outputs(list)
+    first, second = (
+        keras_ntt.saliency_scores(model, "snip", data=(x, labels)).values()
+        for labels in (y, list(y.values()))
+    )
+    for mine, other in zip(first, second, strict=True):
+        np.testing.assert_array_equal(mine, other)
+    model = keras.Model(model.inputs, model.outputs)  # which is not compiled
     for labels in (y, list(y.values())):
         with pytest.raises(ValueError, match=r"that of one output.*Received: labels of 2 outputs"):
-            keras_ntt.saliency_scores(two_outputs(list), "snip", data=(x, labels))
+            keras_ntt.saliency_scores(model, "snip", data=(x, labels))
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.legacy import layers, seeded, tf_keras  # noqa: F401
 
 import keras_ntt
+from keras_ntt.tfmot import to_keras3
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5")
 
@@ -102,3 +104,27 @@ def test_a_model_with_code_of_its_own_is_named(tmp_path):
     model.save(tmp_path / "own")
     with pytest.raises(ValueError, match=r"code is not in the file.*Received"):
         keras_ntt.load_model(tmp_path / "own")
+
+
+def test_a_subclass_that_changes_nothing_is_its_base():
+    class Named(layers.DepthwiseConv2D):
+        def __init__(self, *args, remark="", **kwargs):
+            super().__init__(*args, **kwargs)
+            self.remark = remark
+
+        def get_config(self):
+            return {**super().get_config(), "remark": self.remark}
+
+    inputs = tf_keras.Input((6, 6, 2))
+    model = tf_keras.Model(inputs, Named(3, remark="first", activation="relu")(inputs))
+    twin = to_keras3(model)
+    assert type(twin.layers[1]) is keras.layers.DepthwiseConv2D
+    x = np.random.default_rng(0).normal(size=(2, 6, 6, 2)).astype("float32")
+    np.testing.assert_allclose(twin(x), model(x), rtol=1e-5, atol=1e-6)
+
+    class Doubled(layers.DepthwiseConv2D):
+        def call(self, x):
+            return 2 * super().call(x)
+
+    with pytest.raises(ValueError, match="a layer of one's own"):
+        to_keras3(tf_keras.Model(inputs, Doubled(3)(inputs)))

@@ -10,6 +10,7 @@ import keras
 from keras import layers
 
 from keras_ntt.core import host
+from keras_ntt.core.kinds import kind_of
 
 _READERS = (layers.Dense, layers.Conv1D, layers.Conv2D)
 
@@ -82,7 +83,7 @@ def chains_of(model: keras.Model) -> Iterator[Chain]:
             if has_units(layer):
                 yield Chain(start.operation, between, layer)
                 break
-            flat = any(type(earlier) is layers.Flatten for earlier in between)
+            flat = any(kind_of(earlier) is layers.Flatten for earlier in between)
             if not _passes(layer) or (flat and layer.weights):
                 break
             between.append(layer)
@@ -90,7 +91,7 @@ def chains_of(model: keras.Model) -> Iterator[Chain]:
 
 def has_units(layer: Any) -> bool:
     """Tell whether a layer's outputs are units: columns of a kernel, each with its activation."""
-    if type(layer) not in _READERS or getattr(layer, "quantization_mode", None) is not None:
+    if kind_of(layer) not in _READERS or getattr(layer, "quantization_mode", None) is not None:
         return False
     if getattr(layer, "lora_enabled", False) or not _is_elementwise(layer.activation):
         return False
@@ -107,10 +108,11 @@ def _passes(layer: Any) -> bool:
     """Tell whether a layer treats each channel by itself, in a way that is known here."""
     if getattr(layer, "data_format", "channels_last") != "channels_last":
         return False
-    if type(layer) is layers.Activation:
+    kind = kind_of(layer)
+    if kind is layers.Activation:
         return _is_elementwise(layer.activation)
-    if type(layer) is layers.BatchNormalization:
+    if kind is layers.BatchNormalization:
         return layer.axis in (-1, len(layer.input.shape) - 1)
-    if type(layer) is layers.DepthwiseConv2D:
+    if kind is layers.DepthwiseConv2D:
         return layer.depth_multiplier == 1 and _is_elementwise(layer.activation)
-    return type(layer) in (*_POOLING, *PADDING, *ACTIVATIONS)
+    return kind in (*_POOLING, *PADDING, *ACTIVATIONS)

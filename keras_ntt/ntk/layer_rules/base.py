@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import tensorflow as tf
 
 from keras_ntt.core import host
+from keras_ntt.core.kinds import rule_for
 from keras_ntt.core.network import Call
 from keras_ntt.ntk.factors import Factor
 from keras_ntt.ntk.layer_rules.stacking import Stacked
@@ -45,12 +46,6 @@ LayerRule = Callable[[Call, Sequence[tf.Tensor]], Linearization]
 """Run a call on tensors in the order of its inputs and return its `Linearization`."""
 
 _rules: dict[type, LayerRule] = {}
-
-# What a subclass may define and still compute what its base computes.
-_HARMLESS = {
-    "__annotations__", "__doc__", "__firstlineno__", "__init__", "__module__", "__qualname__",
-    "__static_attributes__", "from_config", "get_config",
-}  # fmt: skip
 
 
 def register_layer_rule(*types: type) -> Callable[[LayerRule], LayerRule]:
@@ -108,14 +103,7 @@ def find_rule(operation: object) -> LayerRule | None:
     A subclass has its base's rule only while it must compute what its base computes: one that
     overrides anything but its constructor and configuration is unknown.
     """
-    if "call" in vars(operation):
-        return None
-    for cls in type(operation).__mro__:
-        if cls in _rules:
-            return _rules[cls]
-        if set(vars(cls)) - _HARMLESS:
-            return None
-    return None
+    return rule_for(operation, _rules)
 
 
 def pass_mask_on(call: Call, tensors: Sequence[tf.Tensor], output: tf.Tensor) -> None:

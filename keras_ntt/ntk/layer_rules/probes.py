@@ -14,6 +14,7 @@ import keras
 import tensorflow as tf
 
 from keras_ntt.core import host
+from keras_ntt.core.kinds import kind_of
 from keras_ntt.core.loops import loops_of
 from keras_ntt.core.network import call_with
 from keras_ntt.ntk.layer_rules import stacking
@@ -64,7 +65,7 @@ def has_loops(layer: Any) -> bool:
         return False
     loops = loops_of(layer)
     # Other cells may have states in lists of lists.
-    plain = all(type(loop.cell) in FORMS for loop in loops)
+    plain = all(kind_of(loop.cell) in FORMS for loop in loops)
     return bool(loops) and (plain or not layer.return_state)
 
 

@@ -22,6 +22,7 @@ import tensorflow as tf
 from keras import layers
 
 from keras_ntt.core import host
+from keras_ntt.core.kinds import kind_of
 from keras_ntt.ntk.factors import AffineFactor, Factor, JacobianFactor, full_precision
 from keras_ntt.ntk.layer_rules.base import Cotangents, Linearization
 from keras_ntt.ntk.layer_rules.stacking import Stacked
@@ -89,7 +90,7 @@ class Recurrent(Linearization):
     ):
         cell = layer.cell
         self._layer, self._units = layer, cell.units
-        self._form = FORMS[type(cell)]
+        self._form = FORMS[kind_of(cell)]
         self._dtype = tf.as_dtype(cell.compute_dtype)
         self._length = sequences.shape[1]
         self._steps = tf.shape(sequences)[1] if self._length is None else self._length

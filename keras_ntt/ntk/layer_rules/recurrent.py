@@ -11,6 +11,7 @@ import tensorflow as tf
 from keras import layers
 
 from keras_ntt.core import host
+from keras_ntt.core.kinds import kind_of
 from keras_ntt.core.network import Call
 from keras_ntt.ntk.factors import Factor
 from keras_ntt.ntk.layer_rules.base import (
@@ -76,7 +77,7 @@ def _is_plain(layer: Any) -> bool:
     if find_rule(layer) is not recurrent or layer.stateful:
         return False
     cell = layer.cell
-    if type(cell) not in FORMS or not getattr(cell, "reset_after", True):
+    if kind_of(cell) not in FORMS or not getattr(cell, "reset_after", True):
         return False
     applied = {cell.activation, getattr(cell, "recurrent_activation", cell.activation)}
     return applied <= ELEMENTWISE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_ntt.core import host, memory
 from keras_ntt.pruning.neural_tangent.gradient import loss_and_gradient
 from keras_ntt.pruning.neural_tangent.objective import Pair
 
@@ -18,6 +20,13 @@ _VIEWS = {
     "EnsureShape", "ExpandDims", "Identity", "IdentityN", "PreventGradient", "Reshape", "Squeeze",
     "StopGradient",
 }  # fmt: skip
+
+# How often the derivatives by an activation are held, at most: forwards, backwards, by patches.
+_COPIES = 16
+# A step that needs more of the memory than this is worth a word: estimates are off by a third.
+_CLOSE = 0.8
+# Outputs, or steps of a sequence, where nothing says how many there are.
+_GUESS = 64
 
 
 def peak_memory(function: Callable, specs: Sequence[tf.TensorSpec]) -> int:
@@ -163,3 +172,109 @@ def written(size: float) -> str:
     ('3.0 GiB', '0.7 MiB')
     """
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+
+
+def check_room(
+    model: keras.Model, batch: Any, estimate: Callable[[], int], *, combinations: int | None = None
+) -> None:
+    """Raise if a step needs more memory than there is.
+
+    A step that is far from that by a rough bound is not estimated, which would take as long as to
+    compile it.
+
+    Args:
+        model: The student.
+        batch: ``tf.TensorSpec`` of a batch, fully known.
+        estimate: Returns the number of bytes that a step needs.
+        combinations: The number of combinations of outputs that stand for all, or None.
+
+    Raises:
+        ValueError: If there is less memory; the message says what to set.
+
+    Warns:
+        UserWarning: If it is a close thing.
+    """
+    if tf.config.list_logical_devices("GPU"):  # which has a memory of its own
+        return
+    there = memory.available()
+    if there is None or rough_bound(model, batch, combinations) < there / 2:
+        return
+    needed = estimate()
+    if needed < _CLOSE * there:
+        return
+    samples = keras.tree.flatten(batch)[0].shape[0]
+    said = (
+        f"A step needs about {written(needed)}, and there are {written(there)} of memory left. Set "
+        "output_projections to a small number such as 8, so that fewer derivatives are held; set "
+        f"memory_limit={there // 2}, so that the step is taken in blocks with the same result; or "
+        f"make batch_size smaller. Received: batches of {samples} samples for the model "
+        f"{model.name!r} with {_outputs(model)} outputs"
+    )
+    if needed > there:
+        raise ValueError(said)
+    warnings.warn(said, stacklevel=3)
+
+
+def rough_bound(model: keras.Model, batch: Any, combinations: int | None) -> float:
+    """Return more bytes than a step is likely to need, without tracing it.
+
+    Derivatives of each output by each activation of a batch are held, several times over, and for
+    each layer the kernel of the two halves.
+
+    Args:
+        model: The student.
+        batch: ``tf.TensorSpec`` of a batch, fully known.
+        combinations: The number of combinations of outputs that stand for all, or None.
+    """
+    samples = keras.tree.flatten(batch)[0].shape[0]
+    outputs = combinations or _outputs(model)
+    activations, layers = _activations(model)
+    weights = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
+    held = samples * outputs * activations * _COPIES
+    kernels = (samples * outputs / 2) ** 2 * layers * 4
+    return 4.0 * (held + kernels + weights * _COPIES)
+
+
+def _outputs(model: keras.Model) -> int:
+    """Return how many outputs a sample has; of code of the user's own a guess."""
+    graph: Any = host.functional_of(model)
+    return _GUESS if graph is None else _entries(graph.outputs)
+
+
+def _activations(model: keras.Model) -> tuple[int, int]:
+    """Return how many numbers all layers return for a sample, and how many layers have weights."""
+    graph: Any = host.functional_of(model)
+    if graph is None:  # code of the user's own: a guess
+        layers = sum(bool(host.own_variables(layer)) for layer in host.layers_of(model))
+        return model.count_params(), max(layers, 1)
+    total = count = 0
+    for node in host.nodes_in_order(graph):
+        total += _entries(node.output_tensors) + _inside(node.operation, node.input_tensors)
+        if isinstance(node.operation, keras.Model):
+            more, layers = _activations(node.operation)
+            total, count = total + more, count + layers
+        else:
+            count += bool(getattr(node.operation, "trainable_variables", ()))
+    return total, count
+
+
+def _inside(operation: Any, inputs: Any) -> int:
+    """Return how many numbers a layer has for a sample while it computes, beside its outputs.
+
+    Recurrent layers have gates and states for each step, attention a number for each two positions.
+    """
+    if not inputs:
+        return 0
+    positions = math.prod(side or _GUESS for side in inputs[0].shape[1:-1])
+    if isinstance(operation, keras.layers.RNN | keras.layers.Bidirectional):
+        return positions * sum(int(v.shape[-1]) for v in operation.trainable_variables)
+    heads = getattr(operation, "num_heads", None) or getattr(operation, "num_query_heads", 0)
+    width = sum(math.prod(v.shape[1:]) for v in getattr(operation, "trainable_variables", ()))
+    return positions * (heads * positions + width) if heads else 0
+
+
+def _entries(tensors: Any) -> int:
+    """Return how many numbers tensors hold for a sample, with a guess for sizes that are open."""
+    return sum(
+        math.prod(side or _GUESS for side in t.shape[1:]) for t in keras.tree.flatten(tensors)
+    )

@@ -95,7 +95,7 @@ def ntt_loss(
     check_heads(student_logits, teacher_logits)
     warn_of_logits(student_logits, "ntt_loss")
     if not symbolic:
-        warn_of_probabilities(student_logits, x, "ntt_loss")
+        warn_of_probabilities([student_logits, teacher_logits], x, "ntt_loss")
     weighting = Weighting(ntk_weight, l2, wrt, outputs, output_projections)
     density = _density_of(sparsity, density)
     seed = checks.check_seed(seed)

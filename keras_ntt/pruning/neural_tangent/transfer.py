@@ -23,7 +23,7 @@ from keras_ntt.pruning.neural_tangent.checks import (
 )
 from keras_ntt.pruning.neural_tangent.first_masks import initial_masks
 from keras_ntt.pruning.neural_tangent.lookahead import Plan, RunLifecycle
-from keras_ntt.pruning.neural_tangent.memory import parts_within, step_memory
+from keras_ntt.pruning.neural_tangent.memory import check_room, parts_within, step_memory
 from keras_ntt.pruning.neural_tangent.objective import NTTLoss, Weighting
 from keras_ntt.pruning.neural_tangent.state import TransferState
 from keras_ntt.pruning.neural_tangent.step import evaluation_step, training_step
@@ -87,7 +87,9 @@ class NeuralTangentTransfer(host.CompleteModel):
         memory_limit: Bytes that the tensors of a step may take, as `estimate_memory` estimates
             them. Where a batch does not fit, the step is taken in blocks, with the same result, and
             takes longer. ``fit`` must then know the size of a batch: pass arrays, or a
-            ``tf.data.Dataset`` of batches with ``drop_remainder=True``. None sets no limit.
+            ``tf.data.Dataset`` of batches with ``drop_remainder=True``. None sets no limit; where a
+            step needs more memory than there is, ``fit`` says so then, if the size of a batch is
+            known.
         adversarial: An attack that moves the inputs of each training step before they are used,
             such as ``keras_ntt.ProjectedGradient(epsilon=0.1)``; None takes them as they are.
         seed: Seed of all that is random: the first masks by a random score, the order in which
@@ -264,9 +266,10 @@ class NeuralTangentTransfer(host.CompleteModel):
             Keras's history, with loss, ntk_distance, output_distance and sparsity.
 
         Raises:
-            ValueError: If the data or settings do not fit, or the student's kernels were changed
-                since the transfer was made or has run; the student is as it was, unless steps
-                were taken before the batch that does not fit.
+            ValueError: If the data or settings do not fit, a step needs more memory than there is
+                (without `memory_limit`), or the student's kernels were changed since the transfer
+                was made or has run; the student is as it was, unless steps were taken before the
+                batch that does not fit.
             FloatingPointError: If the loss or its gradient becomes NaN or infinite. Everything
                 is as the last step before left it then; the student holds its masks.
         """
@@ -293,8 +296,11 @@ class NeuralTangentTransfer(host.CompleteModel):
             batch_size = checks.check_count("batch_size", batch_size)
         if self.memory_limit is not None:
             self._divide(inputs.batch_spec(x, batch_size or 64), self.memory_limit)
+        elif not self.step:
+            self._check_room(x, batch_size or 64)
+        networks = [self.student, *([] if self.teacher is None else [self.teacher])]
+        warn_of_probabilities(map(logits_of, networks), inputs.some_of(x), "The transfer")
         if input_checks.is_array(x):
-            warn_of_probabilities(logits_of(self.student), x, "The transfer")
             x = inputs.batches(x, batch_size or 64, key=self._state.order, shuffle=shuffle)
             batch_size = None
         else:
@@ -327,6 +333,19 @@ class NeuralTangentTransfer(host.CompleteModel):
         if parts != self._parts:
             self._parts = parts
             self.make_train_function(force=True)
+
+    def _check_room(self, x: Any, batch_size: int) -> None:
+        """Raise a ValueError if a step needs more memory than there is, as far as can be told."""
+        try:
+            batch = inputs.batch_spec(x, batch_size)
+        except ValueError:  # the size of a batch is not known
+            return
+        check_room(
+            self.student,
+            batch,
+            lambda: self.estimate_memory(batch),
+            combinations=self.weighting.output_projections,
+        )
 
     def estimate_memory(self, batch: Any, *, parts: int = 1) -> int:
         """Estimate the memory of a step, from its graph, without taking it.

@@ -6,6 +6,8 @@ from typing import Any
 
 import keras
 
+from keras_ntt.core.kinds import kind_of
+
 _NAMES = """
     linear relu relu6 leaky_relu elu selu gelu silu tanh sigmoid hard_sigmoid hard_silu softplus
     softsign exponential mish celu tanh_shrink hard_tanh hard_shrink threshold soft_shrink
@@ -29,7 +31,7 @@ def is_elementwise(function: Any) -> bool:
     known = [getattr(keras.activations, name, None) for name in _NAMES.split()]
     if function is None or any(function is f for f in known if f is not None):
         return True
-    return type(function) in _LAYERS
+    return kind_of(function) in _LAYERS
 
 
 _LAYERS = (keras.layers.ReLU, keras.layers.LeakyReLU, keras.layers.ELU)

@@ -10,6 +10,7 @@ from keras import layers
 from keras_ntt.core.channels.call import ChannelCall, Traced, tiled
 from keras_ntt.core.channels.labels import Axes, Labels, labelled
 from keras_ntt.core.channels.rules.elementwise import is_elementwise
+from keras_ntt.core.kinds import kind_of
 
 _GATES = {layers.LSTM: 4, layers.GRU: 3, layers.SimpleRNN: 1}
 
@@ -58,7 +59,7 @@ def bidirectional(call: ChannelCall, apply: Any) -> Axes | list[Axes]:
     """Bidirectional: both directions lose the same units."""
     layer, x = call.layer, call.inputs[0]
     ways = (layer.forward_layer, layer.backward_layer)
-    known = all(type(way) in _GATES for way in ways)
+    known = all(kind_of(way) in _GATES for way in ways)
     if len(call.inputs) > 1 or len(call.output_shapes) > 1 or not known:
         return call.opaque("wraps layers, or is called, in a way that is not known")
     config = layer.get_config()

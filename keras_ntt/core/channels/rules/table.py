@@ -18,6 +18,7 @@ from keras_ntt.core.channels.rules import (
     recurrent,
     shapes,
 )
+from keras_ntt.core.kinds import rule_for
 
 Rule = Callable[[ChannelCall], Axes | list[Axes]]
 
@@ -29,12 +30,6 @@ _RULES: dict[type, Rule] = {
     **attention.RULES,
     **recurrent.RULES,
 }
-# What a subclass may define without being another layer.
-_NAMES = """
-    __init__ __module__ __doc__ __qualname__ __firstlineno__ __static_attributes__ __annotations__
-    __dict__ __weakref__ __abstractmethods__ _abc_impl get_config from_config
-"""
-_HARMLESS = frozenset(_NAMES.split())
 
 
 def register_channel_rule(layer_class: type) -> Callable[[Rule], Rule]:
@@ -45,7 +40,8 @@ def register_channel_rule(layer_class: type) -> Callable[[Rule], Rule]:
     axes of the weights and which entries of ``get_config()`` go along.
 
     Args:
-        layer_class: The class. Its subclasses have no rule by that.
+        layer_class: The class. A subclass that changes nothing but the constructor and the
+            configuration has the rule, too.
 
     Returns:
         A decorator that gives the rule back.
@@ -84,7 +80,7 @@ def register_channel_rule(layer_class: type) -> Callable[[Rule], Rule]:
 
 def rule_of(operation: Any) -> Rule | None:
     """Return the rule of a layer or operation, None if there is none."""
-    own = _OWN.get(type(operation))
+    own = rule_for(operation, _OWN)
     if own is not None:
         return own
     if not isinstance(operation, keras.layers.Layer):
@@ -94,17 +90,12 @@ def rule_of(operation: Any) -> Rule | None:
     for holder in (operation, operation.dtype_policy):  # older releases have it in the policy only
         if getattr(holder, "quantization_mode", None) is not None:
             return None
-    if getattr(operation, "lora_enabled", False) or "call" in vars(operation):
+    if getattr(operation, "lora_enabled", False):
         return None
-    for cls in type(operation).__mro__:
-        if cls in recurrent.WRAPPERS:
-            wrapper = recurrent.WRAPPERS[cls]
-            return lambda call: wrapper(call, apply)
-        if cls in _RULES:
-            return _RULES[cls]
-        if set(vars(cls)) - _HARMLESS:
-            return None
-    return None
+    wrapper = rule_for(operation, recurrent.WRAPPERS)
+    if wrapper is not None:
+        return lambda call: wrapper(call, apply)
+    return rule_for(operation, _RULES)
 
 
 def apply(call: ChannelCall) -> list[Axes]:

@@ -1,0 +1,83 @@
+"""How much memory there is for a process, where the system says so."""
+
+from __future__ import annotations
+
+import pathlib
+
+
+def available(root: str = "/") -> int | None:
+    """Return how many bytes a process can still take before the system ends it.
+
+    Args:
+        root: Where ``proc`` and ``sys`` are.
+
+    Returns:
+        The smaller of what is available on the machine (``MemAvailable`` of ``/proc/meminfo``) and
+        what is left of the limits of its control groups; None where neither is known.
+    """
+    base = pathlib.Path(root)
+    known = [of_machine(base), of_control_groups(base)]
+    return min((size for size in known if size is not None), default=None)
+
+
+def of_machine(base: pathlib.Path) -> int | None:
+    """Return the bytes that Linux calls available, None elsewhere."""
+    for line in _lines(base / "proc" / "meminfo"):
+        name, _, rest = line.partition(":")
+        if name == "MemAvailable" and rest.split()[1:] == ["kB"]:
+            return int(rest.split()[0]) * 1024
+    return None
+
+
+def of_control_groups(base: pathlib.Path) -> int | None:
+    """Return what is left of the limits of a process's control groups, None for no limit.
+
+    Files that were read are counted as used, and given back when memory is needed: they are
+    taken as free.
+
+    Args:
+        base: Where ``proc`` and ``sys`` are.
+    """
+    left = []
+    for line in _lines(base / "proc" / "self" / "cgroup"):
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            place, names = base / "sys/fs/cgroup", ("memory.max", "memory.current")
+        elif "memory" in controllers.split(","):
+            place = base / "sys/fs/cgroup/memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        else:
+            continue
+        # In a container its own group may be mounted at the top.
+        parts = pathlib.PurePosixPath(path.strip("/")).parts
+        for count in range(len(parts) + 1):
+            found = _left(place.joinpath(*parts[:count]), *names)
+            left += [] if found is None else [found]
+    return min(left, default=None)
+
+
+def _left(folder: pathlib.Path, limit: str, usage: str) -> int | None:
+    """Return what is left of the limit of one group."""
+    most, used = _number(folder / limit), _number(folder / usage)
+    if most is None or used is None:
+        return None
+    cached = 0
+    for line in _lines(folder / "memory.stat"):
+        name, _, value = line.partition(" ")
+        if name in ("inactive_file", "total_inactive_file"):
+            cached = int(value)
+    return max(most - max(used - cached, 0), 0)
+
+
+def _number(file: pathlib.Path) -> int | None:
+    """Return the number in a file, None for ``max`` or one that stands for no limit."""
+    for line in _lines(file):
+        return int(line) if line.isdigit() and int(line) < 2**60 else None
+    return None
+
+
+def _lines(file: pathlib.Path) -> list[str]:
+    try:
+        return file.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):  # not there, or not for us to read
+        return []
