@@ -257,7 +257,7 @@ def stored_weights(
                 readers.setdefault(source.tensor, set()).add(kind)
                 first.setdefault(source.tensor, source)
         for index, source in first.items():
-            name = fb.name_of(subgraph.tensors[index]).removesuffix(PACKED)
+            name = fb.name_of(subgraph.tensors[index]).removesuffix(PACKED) or f"tensor {index}"
             kinds = "+".join(sorted(readers[index]))
             reason = (reasons or {}).get(name, "")
             rows.append(_row(model, subgraph.tensors[index], source, name, kinds, reason))

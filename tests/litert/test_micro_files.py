@@ -280,6 +280,7 @@ def test_files_from_anywhere_shrink_for_both(seed, tmp_path):
     found = shrink_tflite(source, path, target="micro", huffman=True)
     assert found.micro.constants > 0
     rows = inspect_tflite(path).weights
+    assert len({w.name for w in rows}) == len(rows)  # numbers, where names are gone
     assert sum(w.nonzeros for w in rows) >= found.nonzeros
     assert path.stat().st_size <= source.stat().st_size
     again = shrink_tflite(path, path, target="micro", huffman=True)  # encoded already
@@ -351,8 +352,11 @@ def test_commands(model, data, tmp_path, capsys):
     np.save(tmp_path / "x.npy", data)
     words = ["export", tmp_path / "m.keras", tmp_path / "m.tflite", "--target", "micro"]
     words += ["--data", tmp_path / "x.npy", "--c-array", tmp_path / "net", "--arena-limit", "1MiB"]
+    words += ["--levels", 31]
     assert main(list(map(str, words))) == 0
-    assert "MicroMutableOpResolver" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "MicroMutableOpResolver" in printed
+    assert "weights rounded to 31" in printed
     assert name_of(tmp_path / "net.cc") in (tmp_path / "net.cc").read_text()
     words = ["shrink", tmp_path / "m.tflite", tmp_path / "n.tflite", "--target", "micro", "--json"]
     assert main(list(map(str, words))) == 0
