@@ -19,7 +19,7 @@ from .masks.kept_updates import kept_gradients
 from .masks.policies import KernelPolicy, PrunableLayer, PruningPolicy
 from .masks.report import SparsityReport, sparsity_report
 from .masks.restore import restore_masks
-from .masks.saving import BackupAndRestore, save_model
+from .masks.models_and_backups import BackupAndRestore, save_model
 from .ntk.empirical import empirical_ntk
 from .ntk.layer_rules.base import register_layer_rule
 from .ntk.linearized import Prediction, predict_training

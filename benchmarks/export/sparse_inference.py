@@ -111,7 +111,7 @@ def _case(name: str, options: Any, child: list[str], folder: Path) -> dict[str, 
     from keras_ntt.litert.format import storage
     from keras_ntt.litert.format.rewrite import rewrite
     from keras_ntt.litert.format.weights import weights_of
-    from keras_ntt.litert.xnnpack import predict
+    from keras_ntt.litert.xnnpack import verdict as verdicts
 
     content = convert(_network(options, **_cases()[name]), [None])[0]
     model = fb.read(content)
@@ -126,7 +126,7 @@ def _case(name: str, options: Any, child: list[str], folder: Path) -> dict[str, 
     sparse_file.write_bytes(fb.write(sparse))
     command = [*child, dense_file, sparse_file]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    predicted = predict.predict(sparse).kind
+    predicted = verdicts.predict(sparse).kind
     found: dict[str, float] = {}
     if result.returncode == 0:
         found = json.loads(result.stdout.strip().split("\n")[-1])

@@ -26,7 +26,7 @@ from keras_ntt.litert.format.weights import (
     weight_input,
 )
 from keras_ntt.litert.runtimes import runtimes_of
-from keras_ntt.litert.xnnpack import predict
+from keras_ntt.litert.xnnpack import verdict as verdicts
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ class FileReport:
     sizes: sizes.Sizes
     operators: Mapping[str, int]
     weights: tuple[StoredWeight, ...]
-    verdict: predict.Verdict
+    verdict: verdicts.Verdict
     runtimes: Mapping[str, str] = field(default_factory=dict)
     parts: Mapping[str, int] = field(default_factory=dict)
     ports: tuple[Port, ...] = ()
@@ -211,7 +211,7 @@ def inspect_tflite(path: str | os.PathLike) -> FileReport:
         counts = collections.Counter(
             fb.operator_name(model, op) for graph in model.subgraphs for op in graph.operators
         )
-        weights, verdict = stored_weights(model), predict.predict(model)
+        weights, verdict = stored_weights(model), verdicts.predict(model)
         runtimes, parts, ports = runtimes_of(model), parts_of(content), ports_in(model)
     except fb.FileFormatError:
         raise

@@ -10,7 +10,7 @@ from keras_ntt.litert.format.rewrite import Key, rewrite, trimmed
 from keras_ntt.litert.format.storage import Choice
 from keras_ntt.litert.format.weights import Weight, weights_of
 from keras_ntt.litert.runtimes import closed
-from keras_ntt.litert.xnnpack import predict
+from keras_ntt.litert.xnnpack import verdict as verdicts
 
 TARGETS = ("size", "latency", "int8", "dense")
 
@@ -30,7 +30,7 @@ class Reencoded:
 
     model: Any
     choices: Choices
-    verdict: predict.Verdict
+    verdict: verdicts.Verdict
     notes: tuple[str, ...] = ()
 
 
@@ -64,7 +64,7 @@ def reencode(
 
 def _apply(model: Any, choices: Choices, notes: tuple[str, ...] = ()) -> Reencoded:
     changed = closed(rewrite(model, choices))
-    return Reencoded(changed, choices, predict.predict(changed), notes)
+    return Reencoded(changed, choices, verdicts.predict(changed), notes)
 
 
 def _small(model: Any, weights: dict[Key, Weight], int8: bool) -> Reencoded:
@@ -82,7 +82,7 @@ def _small(model: Any, weights: dict[Key, Weight], int8: bool) -> Reencoded:
 
 
 def _fast(model: Any, weights: dict[Key, Weight], int8: bool, cpu: str) -> Reencoded:
-    verdict = predict.predict(model, hint=True)
+    verdict = verdicts.predict(model, hint=True)
     sparse = verdict.tensors if verdict.kind == "sparse" else frozenset[Key]()
     sparse &= {k for k, w in weights.items() if w.is_pointwise}
     choices = {

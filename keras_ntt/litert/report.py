@@ -16,7 +16,7 @@ from keras_ntt.litert.micro.report import MicroReport
 from keras_ntt.litert.rounding import Rounding
 from keras_ntt.litert.runtime.benchmark import Benchmark, cpu_class
 from keras_ntt.litert.runtime.run import Run
-from keras_ntt.litert.xnnpack.predict import Verdict
+from keras_ntt.litert.xnnpack.verdict import Verdict
 
 
 @dataclass(frozen=True)

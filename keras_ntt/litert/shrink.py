@@ -25,7 +25,7 @@ from keras_ntt.litert.report import ExportReport, file_warnings
 from keras_ntt.litert.runtime import run as runs
 from keras_ntt.litert.runtimes import closed, dangers, runtimes_of
 from keras_ntt.litert.written import Written
-from keras_ntt.litert.xnnpack import predict
+from keras_ntt.litert.xnnpack import verdict as verdicts
 
 _TOLERANCE = 1e-5  # relative; sparse kernels add in another order
 _SAMPLES = 8
@@ -73,7 +73,7 @@ def shrink_tflite(
     target_path = atomic_files.writable(path)
     model = fb.read(content)
     try:
-        verdict = predict.predict(model)
+        verdict = verdicts.predict(model)
         original = resolve(model) if any(True for _ in decodes(model)) else model
         arrays = _weights_of(original)
     except fb.FileFormatError:

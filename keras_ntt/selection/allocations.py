@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from keras_ntt.core import checks
-from keras_ntt.selection.choices import ALLOCATIONS, BY_SCORE
+from keras_ntt.selection.allocation_names import ALLOCATIONS, BY_SCORE
 from keras_ntt.selection.counts import keep_count, round_to_total
 
 Allocation = str | Mapping[str, float]

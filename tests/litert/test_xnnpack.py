@@ -16,7 +16,7 @@ from keras_ntt import edge_mobilenet, explain_edge_latency
 from keras_ntt.litert.convert import convert
 from keras_ntt.litert.format import flatbuffer as fb
 from keras_ntt.litert.reencode import reencode
-from keras_ntt.litert.xnnpack import predict
+from keras_ntt.litert.xnnpack import verdict as verdicts
 
 
 def network(
@@ -141,11 +141,11 @@ CASES = {
 def test_the_verdict_and_its_reason(name):
     options, kind, words = CASES[name]
     model = fb.read(convert(pruned(network(**options), 0.9), [None])[0])
-    verdict = predict.predict(model, hint=True)
+    verdict = verdicts.predict(model, hint=True)
     assert verdict.kind == kind, verdict
     assert words in str(verdict)
     # Without the hint nothing is computed sparsely, whatever the graph is like.
-    assert predict.predict(model).kind == "dense"
+    assert verdicts.predict(model).kind == "dense"
     found = reencode(model, target="size")
     stored = {fb.operator_name(found.model, op) for op in found.model.subgraphs[0].operators}
     if kind == "wrong":
@@ -170,7 +170,7 @@ def test_more_than_two_thirds_of_the_cluster_must_be_zero(zeros, kind):
     values[:zeros] = 0
     for layer, part in zip(pointwise, (values[:128], values[128:]), strict=True):
         layer.kernel.assign(part.reshape(layer.kernel.shape))
-    verdict = predict.predict(fb.read(convert(model, [None])[0]), hint=True)
+    verdict = verdicts.predict(fb.read(convert(model, [None])[0]), hint=True)
     assert verdict.kind == kind
     assert verdict.sparsity == pytest.approx(zeros / 384)
 
@@ -178,7 +178,7 @@ def test_more_than_two_thirds_of_the_cluster_must_be_zero(zeros, kind):
 def test_odd_sizes_are_lost_where_the_converter_merges_their_padding():
     model = fb.read(convert(pruned(network(17), 0.9), [None])[0])
     names = [fb.operator_name(model, op) for op in model.subgraphs[0].operators]
-    verdict = predict.predict(model, hint=True)
+    verdict = verdicts.predict(model, hint=True)
     if "PAD" in names:  # as TensorFlow 2.16 leaves it
         assert verdict.kind == "sparse"
     else:

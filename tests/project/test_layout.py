@@ -46,7 +46,7 @@ ONLY_IN = {
     "click": ("keras_ntt.cli",),
     "tensorflow_datasets": ("keras_ntt.cli.sources",),
     "sklearn": ("keras_ntt.cli.jobs.demo",),
-    "h5py": ("keras_ntt.masks.saving", "keras_ntt.keras2.load"),
+    "h5py": ("keras_ntt.masks.models_and_backups", "keras_ntt.keras2.load"),
     "tf_keras": ("keras_ntt.tfmot.wrappers", "keras_ntt.keras2.load"),
     "tensorflow_model_optimization": ("keras_ntt.tfmot.wrappers",),
     "flatbuffers": ("keras_ntt.litert.format.builder",),

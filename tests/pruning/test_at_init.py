@@ -20,7 +20,7 @@ from keras_ntt import (
 )
 from keras_ntt.saliency import NTKSAP
 from keras_ntt.saliency.names import SALIENCIES
-from keras_ntt.selection.choices import ALLOCATIONS
+from keras_ntt.selection.allocation_names import ALLOCATIONS
 
 
 def test_the_copy_is_sparse_and_trains_sparse():

@@ -21,8 +21,8 @@ from keras_ntt import (
 )
 from keras_ntt.masks.policies import choose_weights
 from keras_ntt.saliency.of_weights import OfWeights, magnitude
+from keras_ntt.selection.allocation_names import ALLOCATIONS
 from keras_ntt.selection.allocations import Shares, erdos_renyi
-from keras_ntt.selection.choices import ALLOCATIONS
 from keras_ntt.selection.compiled_masks import CompiledMasks
 from keras_ntt.selection.counts import counts_by_threshold, round_to_total
 from keras_ntt.selection.find_masks import Recipe

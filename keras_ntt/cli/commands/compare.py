@@ -11,7 +11,7 @@ import click
 from keras_ntt.cli import options, printing
 from keras_ntt.cli.command import Command
 from keras_ntt.cli.methods import DEFAULT, METHODS
-from keras_ntt.selection.choices import ALLOCATIONS
+from keras_ntt.selection.allocation_names import ALLOCATIONS
 
 
 @click.command(

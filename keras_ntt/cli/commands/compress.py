@@ -96,7 +96,7 @@ def command(
     )
     from keras_ntt.cli import data as files
     from keras_ntt.compression.compress import compress
-    from keras_ntt.masks.saving import save_model
+    from keras_ntt.masks.models_and_backups import save_model
 
     with printing.only_json(as_json):
         loaded = files.load_model(model)

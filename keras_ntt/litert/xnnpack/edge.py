@@ -15,7 +15,7 @@ from keras_ntt.litert.convert import convert
 from keras_ntt.litert.format import flatbuffer as fb
 from keras_ntt.litert.format import storage
 from keras_ntt.litert.format.weights import Weight, weights_of
-from keras_ntt.litert.xnnpack import predict
+from keras_ntt.litert.xnnpack import verdict as verdicts
 
 # What to do about what keeps a graph dense, by words of the reason.
 _CHANGES = (
@@ -73,7 +73,7 @@ class EdgeAdvice:
         changes: What to change so that 1x1 convolutions gain on ARM.
     """
 
-    verdict: predict.Verdict
+    verdict: verdicts.Verdict
     layers: tuple[LayerAdvice, ...]
     changes: tuple[str, ...]
 
@@ -114,7 +114,7 @@ def explain_edge_latency(model: keras.Model) -> EdgeAdvice:
     """
     checks.check_model(model)
     graph = fb.read(convert(model, [None])[0])
-    verdict = predict.predict(graph, hint=True, sparsity=0.9)
+    verdict = verdicts.predict(graph, hint=True, sparsity=0.9)
     sparse = verdict.tensors if verdict.kind == "sparse" else frozenset[tuple[int, int]]()
     rows = tuple(_advice(w, (w.subgraph, w.tensor) in sparse) for w in weights_of(graph))
     pointwise = any(w.is_pointwise for w in weights_of(graph))

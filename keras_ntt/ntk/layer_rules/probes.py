@@ -19,7 +19,7 @@ from keras_ntt.core.loops import loops_of
 from keras_ntt.core.network import call_with
 from keras_ntt.ntk.layer_rules import stacking
 from keras_ntt.ntk.layer_rules.base import Linearization, find_rule
-from keras_ntt.ntk.layer_rules.recurrence import FORMS
+from keras_ntt.ntk.layer_rules.recurrent_loops import FORMS
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,7 @@ from keras_ntt.ntk.layer_rules.base import (
     register_layer_rule,
 )
 from keras_ntt.ntk.layer_rules.composite import Composite
-from keras_ntt.ntk.layer_rules.recurrence import FORMS, Recurrent
+from keras_ntt.ntk.layer_rules.recurrent_loops import FORMS, Recurrent
 from keras_ntt.ntk.layer_rules.stacking import Stacked
 from keras_ntt.ntk.layer_rules.weightless import ELEMENTWISE
 

@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 
 from keras_ntt.core import host
-from keras_ntt.pruning.neural_tangent.update import check_scale
+from keras_ntt.pruning.neural_tangent.divergence import check_scale
 from keras_ntt.selection.compiled_schedule import warn_if_idle
 from keras_ntt.selection.schedules import PruningSchedule, decide
 

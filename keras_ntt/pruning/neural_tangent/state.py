@@ -13,10 +13,10 @@ from keras_ntt.core.logits import logits_of
 from keras_ntt.core.network import unroll
 from keras_ntt.masks.apply import get_masks, hold_masks, strip_pruning
 from keras_ntt.pruning.neural_tangent import replicas
+from keras_ntt.pruning.neural_tangent.divergence import Update
 from keras_ntt.pruning.neural_tangent.first_masks import FirstMasks
 from keras_ntt.pruning.neural_tangent.latent_weights import LatentWeights, state_of
 from keras_ntt.pruning.neural_tangent.objective import Pair, Weighting
-from keras_ntt.pruning.neural_tangent.update import Update
 
 
 class TransferState:

@@ -21,13 +21,13 @@ from keras_ntt.pruning.neural_tangent.checks import (
     check_heads,
     check_pair,
 )
+from keras_ntt.pruning.neural_tangent.divergence import watched
 from keras_ntt.pruning.neural_tangent.first_masks import initial_masks
 from keras_ntt.pruning.neural_tangent.lookahead import Plan, RunLifecycle
 from keras_ntt.pruning.neural_tangent.memory import check_room, parts_within, step_memory
 from keras_ntt.pruning.neural_tangent.objective import NTTLoss, Weighting
 from keras_ntt.pruning.neural_tangent.state import TransferState
 from keras_ntt.pruning.neural_tangent.step import evaluation_step, training_step
-from keras_ntt.pruning.neural_tangent.update import watched
 from keras_ntt.saliency import NetworkSaliency
 from keras_ntt.saliency.base import Function
 from keras_ntt.saliency.names import as_saliency

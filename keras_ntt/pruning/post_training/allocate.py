@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from keras_ntt.core import checks
+from keras_ntt.selection.allocation_names import ALLOCATIONS
 from keras_ntt.selection.allocations import Allocation, Shares
-from keras_ntt.selection.choices import ALLOCATIONS
 from keras_ntt.selection.counts import counts_by_threshold, keep_count
 
 BY_COST: tuple[str, ...] = ("sensitivity", "error")
