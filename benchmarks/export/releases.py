@@ -48,8 +48,11 @@ FORMS: dict[str, dict[str, Any]] = {
 def networks() -> dict[str, keras.Model]:
     """Return small networks of the kinds of layers that files hold sparse weights for."""
 
-    def sequential(shape: tuple[int, ...], *hidden: keras.layers.Layer) -> keras.Model:
-        return keras.Sequential([keras.Input(shape), *hidden, layers.Flatten(), layers.Dense(10)])
+    def sequential(
+        shape: tuple[int, ...], *hidden: keras.layers.Layer, batch: int | None = None
+    ) -> keras.Model:
+        inputs = keras.Input(batch_shape=(batch, *shape))
+        return keras.Sequential([inputs, *hidden, layers.Flatten(), layers.Dense(10)])
 
     return {
         "mlp": sequential((83,), layers.Dense(301, "relu"), layers.Dense(77, "relu")),
@@ -70,6 +73,10 @@ def networks() -> dict[str, keras.Model]:
         ),
         "one-dimensional": sequential(
             (31, 5), layers.Conv1D(18, 3, activation="relu"), layers.SeparableConv1D(13, 3)
+        ),
+        "unrolled": sequential((6, 20), layers.GRU(32, return_sequences=True), layers.LSTM(24)),
+        "lstm": sequential(
+            (6, 20), layers.LSTM(48, return_sequences=True), layers.LSTM(32), batch=1
         ),
     }
 
@@ -101,7 +108,7 @@ def write(folder: Path) -> tuple[int, list[str]]:
                     continue
                 loaded = interpreter(str(path))
                 arrays = {}
-                for batch in (1, 3):
+                for batch in (1, 3) if model.input_shape[0] is None else (1,):
                     arrays[f"inputs_{batch}"] = inputs = samples[:batch]
                     arrays[f"outputs_{batch}"] = run(loaded, inputs)
                 np.savez(path.with_suffix(".npz"), **arrays)

@@ -19,6 +19,7 @@ from keras_ntt.core.copies import cause_of, hand_over, rebuilt, undisturbed
 from keras_ntt.core.loops import has_unknown_length, loops_of, unrolled
 from keras_ntt.litert.chatter import chatter_dropped
 from keras_ntt.litert.ports import Ports, ports_of
+from keras_ntt.litert.recurrent import form_of, has_lstm, written_as
 from keras_ntt.litert.runtime.run import ExportError
 
 QUANTIZATIONS = ("float16", "int8_weights", "int8", "int16")
@@ -42,15 +43,17 @@ def convert(
     ports: Ports | None = None,
     input_type: str = "float32",
     output_type: str = "float32",
+    operators: bool = True,
 ) -> list[bytes]:
     """Convert a model to LiteRT files, without what TensorFlow prints.
 
     The converter takes the model's function with its variables as constants. Where a model has
     something that cannot be a constant, such as a look-up table, it takes a SavedModel, which is
-    several times slower to write and to read. The converter's own way for Keras models is never
-    used, because it ends the process with TensorFlow 2.16, nor its sparse mode: its files compute
-    something else or do not load. Recurrent layers are written step by step, because the converter
-    cannot take their loops.
+    several times slower to write and to read; likewise where an LSTM becomes one operator, because
+    the function that stands for it must not be inlined. The converter's own way for Keras models is
+    never used, because it ends the process with TensorFlow 2.16, nor its sparse mode: its files
+    compute something else or do not load. Recurrent layers are written as `recurrent` says, because
+    the converter cannot take their loops.
 
     Args:
         model: The model.
@@ -61,6 +64,7 @@ def convert(
         ports: What the model takes and returns; None finds out, as far as Keras knows it.
         input_type: What files that compute in integers take for floats.
         output_type: What they return for floats.
+        operators: Whether an LSTM may become one operator, where the number of samples is fixed.
 
     Returns:
         The files, which compute from float32 whatever the policies of the model's layers, and have
@@ -74,10 +78,19 @@ def convert(
     batches = [] if samples is None or ports is None else _batches(ports, samples)
     integers = _Integers(batches, input_type, output_type)
     try:
-        with contextlib.redirect_stdout(io.StringIO()), chatter_dropped():
-            files = None if ports is None else _by_function(model, quantizations, ports, integers)
-            if files is None:
-                files = _by_saved_model(model, quantizations, ports, integers)
+        whole = operators and ports is not None and ports.batch is not None and has_lstm(model)
+        forms = [form_of(kind) if whole else "steps" for kind in quantizations]
+        found: dict[tuple[str, str | None], bytes] = {}
+        for form in dict.fromkeys(forms):
+            kinds = [k for k, its in zip(quantizations, forms, strict=True) if its == form]
+            with contextlib.redirect_stdout(io.StringIO()), chatter_dropped():
+                made = None
+                if ports is not None and form == "steps":
+                    made = _by_function(model, kinds, ports, integers)
+                if made is None:
+                    made = _by_saved_model(model, kinds, ports, integers, form)
+            found |= {(form, kind): content for kind, content in zip(kinds, made, strict=True)}
+        files = [found[key] for key in zip(forms, quantizations, strict=True)]
         if ports is None or ports.is_single:
             return files
         return [ports.in_order(content) for content in files]
@@ -145,7 +158,10 @@ def _renamed(value: Any) -> Any:
 
 
 def _by_function(
-    model: keras.Model, quantizations: Sequence[str | None], ports: Ports, integers: _Integers
+    model: keras.Model,
+    quantizations: Sequence[str | None],
+    ports: Ports,
+    integers: _Integers,
 ) -> list[bytes] | None:
     """Return files of the model's function; None if its variables cannot be constants."""
     specs = list(ports.inputs)
@@ -174,17 +190,18 @@ def _by_saved_model(
     quantizations: Sequence[str | None],
     ports: Ports | None,
     integers: _Integers,
+    form: str,
 ) -> list[bytes]:
     """Return files of a model that is saved as a SavedModel first."""
     with tempfile.TemporaryDirectory() as folder:
-        _save(model, folder, ports)
+        _save(model, folder, ports, form)
         return [
             _convert(tf.lite.TFLiteConverter.from_saved_model(folder), q, integers)
             for q in quantizations
         ]
 
 
-def _save(model: keras.Model, folder: str, ports: Ports | None) -> None:
+def _save(model: keras.Model, folder: str, ports: Ports | None, form: str) -> None:
     """Write a SavedModel of inference, which `Model.export` takes for the default of each layer."""
     if ports is None:  # the shapes that a call of its own takes are known to Keras alone
         with unrolled(model, []):
@@ -193,7 +210,7 @@ def _save(model: keras.Model, folder: str, ports: Ports | None) -> None:
     archive = keras.export.ExportArchive()
     archive.track(model)
     specs = list(ports.inputs)
-    with unrolled(model, specs):
+    with written_as(model, specs, form):
         archive.add_endpoint("serve", ports.endpoint(model), specs)
         archive.write_out(folder)
 

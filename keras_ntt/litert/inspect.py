@@ -15,18 +15,26 @@ from keras_ntt.core.atomic_files import as_path
 from keras_ntt.core.tables import table
 from keras_ntt.litert.format import flatbuffer as fb
 from keras_ntt.litert.format import sizes
+from keras_ntt.litert.format.interface import Port, ports_in
 from keras_ntt.litert.format.parts import parts_of
 from keras_ntt.litert.format.weights import (
+    LSTM,
     PACKED,
     TABLE,
     Source,
     source_of,
     sparse_bytes,
     sparse_of,
-    weight_input,
+    weights_read_by,
 )
 from keras_ntt.litert.runtimes import runtimes_of
 from keras_ntt.litert.xnnpack import verdict as verdicts
+
+_LSTM_NAMES = [
+    f"LSTM, {source} to {gate}"
+    for source in ("inputs", "last outputs")
+    for gate in ("input gate", "forget gate", "candidate", "output gate")
+]
 
 
 @dataclass(frozen=True)
@@ -70,73 +78,6 @@ class StoredWeight:
     def to_dict(self) -> dict[str, Any]:
         """Return the row as plain numbers and strings."""
         return {**vars(self), "shape": list(self.shape), "sparsity": self.sparsity}
-
-
-@dataclass(frozen=True)
-class Port:
-    """An input or output of a LiteRT file.
-
-    Attributes:
-        kind: ``"input"`` or ``"output"``.
-        name: Its name.
-        shape: Its shape, -1 for a size that is open.
-        dtype: Its type.
-        scale: What integers ``q`` stand for, ``scale * (q - zero_point)``; None for numbers that
-            stand for themselves.
-        zero_point: See there.
-    """
-
-    kind: str
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    scale: float | None
-    zero_point: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the port as plain numbers and strings."""
-        return {**vars(self), "shape": list(self.shape)}
-
-    def __str__(self) -> str:
-        """Return the port in one line."""
-        shape = "x".join("?" if n < 0 else str(n) for n in self.shape)
-        text = f"{self.kind} {self.name}: {self.dtype} {shape}"
-        if self.scale is None:
-            return text
-        return f"{text}, value = {self.scale:.9g} * (q - {self.zero_point})"
-
-
-def ports_in(model: Any) -> tuple[Port, ...]:
-    """List the inputs and outputs of a model.
-
-    Args:
-        model: A ``ModelT``.
-
-    Returns:
-        Those of its first graph, inputs first.
-    """
-    graph = model.subgraphs[0]
-    found = []
-    for kind, indices in (("input", graph.inputs), ("output", graph.outputs)):
-        for index in () if indices is None else indices:
-            tensor = graph.tensors[int(index)]
-            dtype = fb.dtypes().get(tensor.type)
-            signature = tensor.shapeSignature
-            shape = tensor.shape if signature is None or not len(signature) else signature
-            scales = getattr(tensor.quantization, "scale", None)
-            scaled = scales is not None and len(scales) > 0
-            zeros = getattr(tensor.quantization, "zeroPoint", None)
-            found.append(
-                Port(
-                    kind,
-                    fb.name_of(tensor),
-                    () if shape is None else tuple(int(n) for n in shape),
-                    "other" if dtype is None else dtype.name,
-                    None if scales is None or not scaled else float(scales[0]),
-                    0 if not scaled or zeros is None or not len(zeros) else int(zeros[0]),
-                )
-            )
-    return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -239,28 +180,31 @@ def stored_weights(
         reasons: Why, by the weight's name.
 
     Returns:
-        One row a constant that convolutions or fully-connected operators read as their weight, or
-        whose rows are looked up.
+        One row a constant that convolutions, fully-connected operators or LSTMs read as a weight,
+        or whose rows are looked up. Those of LSTMs have the names of their gates; others without a
+        name are numbered.
     """
-    rows = []
+    rows: list[StoredWeight] = []
     for subgraph in model.subgraphs:
         producers = fb.producers(subgraph)
         readers: dict[int, set[str]] = {}
         first: dict[int, Source] = {}
+        gates: dict[int, str] = {}
         for operator in subgraph.operators:
             kind = fb.operator_name(model, operator)
-            place = weight_input(kind)
-            if place is None or len(operator.inputs) < 2:
-                continue
-            source = source_of(model, subgraph, producers, int(operator.inputs[place]))
-            if source.array is not None and (kind != TABLE or _is_table(source.array)):
-                readers.setdefault(source.tensor, set()).add(kind)
-                first.setdefault(source.tensor, source)
+            for place, index in enumerate(weights_read_by(model, operator)):
+                source = source_of(model, subgraph, producers, index)
+                if source.array is not None and (kind != TABLE or _is_table(source.array)):
+                    readers.setdefault(source.tensor, set()).add(kind)
+                    first.setdefault(source.tensor, source)
+                    if kind == LSTM:
+                        gates[source.tensor] = _LSTM_NAMES[place]
         for index, source in first.items():
             name = fb.name_of(subgraph.tensors[index]).removesuffix(PACKED) or f"tensor {index}"
             kinds = "+".join(sorted(readers[index]))
             reason = (reasons or {}).get(name, "")
-            rows.append(_row(model, subgraph.tensors[index], source, name, kinds, reason))
+            shown = gates.get(index) or name or f"weight {len(rows)}"
+            rows.append(_row(model, subgraph.tensors[index], source, shown, kinds, reason))
     return tuple(rows)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from keras_ntt.litert.format import flatbuffer as fb
 from keras_ntt.litert.format import storage
-from keras_ntt.litert.format.weights import WEIGHT_AXIS, Source, source_of
+from keras_ntt.litert.format.weights import Source, axis_of, source_of, weights_read_by
 from keras_ntt.litert.runtime import run as runs
 from keras_ntt.litert.runtime.run import ExportError
 
@@ -26,6 +26,7 @@ class _Read(NamedTuple):
 
     name: str
     operator: str
+    graph: int
     source: Source
 
 
@@ -48,7 +49,7 @@ def check_weights(content: bytes, dense: Any, name: str) -> None:
         numbers, original = found.source.numbers, wanted.source.numbers
         if numbers is None or original is None or numbers.shape != original.shape:
             raise _fault(name, f"{wanted.name!r} of another shape")
-        axis = WEIGHT_AXIS[wanted.operator]
+        axis = axis_of(wanted.operator)
         others = tuple(i for i in range(original.ndim) if i != axis)
         largest = np.abs(original).max(axis=others, keepdims=True, initial=0)
         top = largest.max(initial=0)
@@ -62,19 +63,14 @@ def check_weights(content: bytes, dense: Any, name: str) -> None:
 
 
 def _weights_of(model: Any) -> Iterator[_Read]:
-    """Yield what convolutions and fully-connected operators read as their weight, in order."""
-    for graph in model.subgraphs:
+    """Yield what operators read as their weights, in order."""
+    for number, graph in enumerate(model.subgraphs):
         producers = fb.producers(graph)
         for operator in graph.operators:
-            if _has_weight(model, operator):
-                index = int(operator.inputs[1])
+            for index in weights_read_by(model, operator):
                 source = source_of(model, graph, producers, index)
                 name = fb.name_of(graph.tensors[index])
-                yield _Read(name, fb.operator_name(model, operator), source)
-
-
-def _has_weight(model: Any, operator: Any) -> bool:
-    return fb.operator_name(model, operator) in WEIGHT_AXIS and len(operator.inputs) > 1
+                yield _Read(name, fb.operator_name(model, operator), number, source)
 
 
 def _fault(name: str, what: str) -> ExportError:
@@ -96,15 +92,14 @@ def twin_of(dense: Any, content: bytes) -> bytes:
         The dense file; weights that were rounded to int8 are the floats that these stand for.
     """
     twin = fb.copy_of(dense)
-    graphs = [graph for graph in twin.subgraphs for op in graph.operators if _has_weight(twin, op)]
-    pairs = zip(_weights_of(fb.read(content)), list(_weights_of(twin)), graphs, strict=True)
-    for ours, theirs, graph in pairs:
+    pairs = zip(_weights_of(fb.read(content)), list(_weights_of(twin)), strict=True)
+    for ours, theirs in pairs:
         mine, its = ours.source, theirs.source
         if mine.array is None or its.array is None or mine.numbers is None:
             continue
         if mine.array.dtype == np.int8 and its.array.dtype.kind == "f":
             number = fb.add_buffer(twin, mine.numbers.astype(its.array.dtype))
-            graph.tensors[its.tensor].buffer = number
+            twin.subgraphs[theirs.graph].tensors[its.tensor].buffer = number
     fb.drop_unused(twin)
     return fb.write(twin)
 

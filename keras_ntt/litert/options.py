@@ -50,6 +50,7 @@ class Options:
         output_type: What it returns.
         batch_size: The number of samples at a time that the file fixes, or None for the model's.
         micro: Options of ``target="micro"``.
+        operators: Whether an LSTM may become one operator.
     """
 
     target: str
@@ -60,6 +61,7 @@ class Options:
     output_type: str
     batch_size: int | None
     micro: Micro
+    operators: bool = True
 
 
 def options_of(
@@ -128,7 +130,8 @@ def options_of(
     size = None if batch_size is None else checks.check_count("batch_size", batch_size)
     if target == "micro" and size is None:
         size = 1
-    return Options(target, quantization, cpu, number, takes, returns, size, checked)
+    whole = target != "latency"
+    return Options(target, quantization, cpu, number, takes, returns, size, checked, whole)
 
 
 def _port(name: str, given: Any, quantization: str | None, target: str) -> str:

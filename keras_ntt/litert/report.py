@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from keras_ntt.core.tables import table
+from keras_ntt.litert.format.interface import Port
 from keras_ntt.litert.format.sizes import Sizes
-from keras_ntt.litert.inspect import Port, StoredWeight, weights_table
+from keras_ntt.litert.inspect import StoredWeight, weights_table
 from keras_ntt.litert.micro.report import MicroReport
 from keras_ntt.litert.rounding import Rounding
 from keras_ntt.litert.runtime.benchmark import Benchmark, cpu_class

@@ -20,6 +20,10 @@ POOR_DB = 10.0
 POOR_AGREEMENT = 0.9
 
 
+class RuinedError(ExportError):
+    """Rounding has ruined a model."""
+
+
 @dataclass(frozen=True)
 class Rounding:
     """What rounding has done to a model's outputs, in the worst of the ways to run its file.
@@ -173,7 +177,7 @@ def judge_rounding(
 
 
 def check_rounding(rounding: Rounding, name: str, quantization: str) -> None:
-    """Raise an ExportError if rounding has ruined a model.
+    """Raise a `RuinedError` if rounding has ruined a model.
 
     Args:
         rounding: What rounding has done.
@@ -190,7 +194,7 @@ def check_rounding(rounding: Rounding, name: str, quantization: str) -> None:
         "int8_weights": "Take quantization='float16', or None for float32",
         "float16": "Take quantization='int8_weights', or None for float32",
     }
-    raise ExportError(
+    raise RuinedError(
         f"Rounding has ruined the model {name!r}, so its file was not written: the error of its "
         f"outputs is as large as they vary. {advice[quantization]}. To have the file nevertheless, "
         "pass tolerance=, the largest difference allowed relative to the largest output, such as "

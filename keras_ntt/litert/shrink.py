@@ -12,7 +12,7 @@ import numpy as np
 from keras_ntt.core import atomic_files, checks
 from keras_ntt.litert.format import flatbuffer as fb
 from keras_ntt.litert.format import sizes
-from keras_ntt.litert.format.weights import WEIGHT_AXIS, source_of
+from keras_ntt.litert.format.weights import source_of, weights_read_by
 from keras_ntt.litert.inspect import stored_weights
 from keras_ntt.litert.micro import export as micro
 from keras_ntt.litert.micro.build import build
@@ -113,8 +113,8 @@ def _weights_of(model: Any) -> list[np.ndarray]:
     for number, subgraph in enumerate(model.subgraphs):
         producers = fb.producers(subgraph)
         for operator in subgraph.operators:
-            if fb.operator_name(model, operator) in WEIGHT_AXIS and len(operator.inputs) > 1:
-                source = source_of(model, subgraph, producers, int(operator.inputs[1]))
+            for index in weights_read_by(model, operator):
+                source = source_of(model, subgraph, producers, index)
                 if source.array is not None:
                     found[number, source.tensor] = source.array
     return list(found.values())
@@ -137,8 +137,10 @@ def _for_micro(model: Any, size: int, path: pathlib.Path, options: Micro) -> Wri
 def _for_litert(model: Any, content: bytes, path: pathlib.Path) -> Written:
     result = reencode(model, target="size")
     smaller = fb.write(closed(slim(result.model, micro=False)))
-    if len(smaller) > len(content):
-        smaller = content
+    kept = closed(model)
+    whole = content if kept is model else fb.write(kept)
+    if len(smaller) > len(whole):
+        smaller = whole
     samples = _drawn(model)
     batch = _batch_of(model)
     with atomic_files.replacing(path) as temporary, tempfile.TemporaryDirectory() as folder:

@@ -63,6 +63,7 @@ def test_the_default_takes_floats_in_batches_and_says_what_less_would_save(tmp_p
 
 
 @pytest.mark.parametrize("kind", ["int8", "uint8"])
+@pytest.mark.few(1)
 def test_integers_in_and_out_with_their_scales(kind, tmp_path):
     model, path = cnn(), tmp_path / "m.tflite"
     kinds = {"inference_input_type": kind, "inference_output_type": getattr(np, kind)}
@@ -90,6 +91,7 @@ def test_integers_in_and_out_with_their_scales(kind, tmp_path):
 
 
 @pytest.mark.parametrize("target", ["size", "latency", "dense", "int8"])
+@pytest.mark.few(2)
 def test_a_fixed_batch_of_any_target(target, tmp_path):
     model, path = cnn(), tmp_path / "m.tflite"
     data = {"representative_data": X} if target == "int8" else {}
@@ -165,6 +167,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("name", FILES)
+@pytest.mark.few(2)
 def test_dead_channels_become_zeros_and_not_noise(name, tmp_path):
     x = np.random.default_rng(1).normal(size=(16, 6, 6, 16)).astype("float32")
     model, path = with_dead_channels(), tmp_path / "m.tflite"
@@ -176,6 +179,7 @@ def test_dead_channels_become_zeros_and_not_noise(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", FILES)
+@pytest.mark.few(1)
 def test_channels_of_an_output_have_units_of_their_own(name, tmp_path):
     x = np.random.default_rng(1).normal(size=(16, 6, 6, 16)).astype("float32")
     report = export_tflite(

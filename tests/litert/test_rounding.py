@@ -138,6 +138,7 @@ def test_rounding_is_judged_on_the_samples_that_follow(written):
 
 
 @pytest.mark.parametrize("quantization", ["float16", "int8_weights", "int16"])
+@pytest.mark.few(1)
 def test_other_roundings_are_judged_alike(quantization, tmp_path):
     x = normal((100, 6)).astype("float32")
     report = export_tflite(

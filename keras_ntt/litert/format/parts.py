@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from keras_ntt.litert.format import flatbuffer as fb
-from keras_ntt.litert.format.weights import WEIGHT_AXIS, sparse_bytes, sparse_of
+from keras_ntt.litert.format.weights import TABLE, sparse_bytes, sparse_of, weights_read_by
 from keras_ntt.litert.micro.graph import is_decode
 
 PARTS = ("weights", "other constants", "scales", "zero points", "names and metadata", "tables")
@@ -73,9 +73,9 @@ def _weight_buffers(model: Any) -> set[int]:
     for graph in model.subgraphs:
         producers = fb.producers(graph)
         for operator in graph.operators:
-            if fb.operator_name(model, operator) not in WEIGHT_AXIS or len(operator.inputs) < 2:
+            if fb.operator_name(model, operator) == TABLE:
                 continue
-            todo, seen = [int(operator.inputs[1])], set[int]()
+            todo, seen = weights_read_by(model, operator), set[int]()
             while todo:
                 index = todo.pop()
                 if index < 0 or index in seen:

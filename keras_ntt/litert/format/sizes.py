@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from keras_ntt.litert.format import flatbuffer as fb
-from keras_ntt.litert.format.weights import source_of, weight_input
+from keras_ntt.litert.format.weights import source_of, weights_read_by
 
 _THOROUGH_BYTES = 2**25  # above this size zstd's thorough level takes minutes
 
@@ -121,9 +121,8 @@ def limit_of_model(model: Any) -> float:
     for subgraph in model.subgraphs:
         producers = fb.producers(subgraph)
         for operator in subgraph.operators:
-            place = weight_input(fb.operator_name(model, operator))
-            if place is not None and len(operator.inputs) > 1:
-                source = source_of(model, subgraph, producers, int(operator.inputs[place]))
+            for index in weights_read_by(model, operator):
+                source = source_of(model, subgraph, producers, index)
                 buffer = subgraph.tensors[source.tensor].buffer
                 if source.array is not None and buffer not in seen:
                     seen.add(buffer)

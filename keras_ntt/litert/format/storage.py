@@ -10,7 +10,7 @@ import numpy as np
 from keras_ntt.litert.format import encoding
 from keras_ntt.litert.format.cost import Cost
 from keras_ntt.litert.format.encoding import Layout
-from keras_ntt.litert.format.weights import Weight
+from keras_ntt.litert.format.weights import LSTM, Weight
 
 # Bytes of tables, names and operators that a storage adds beside its data.
 _OVERHEAD = {"dense": 0, "densify": 330, "direct": 170, "dequantize": 200}
@@ -151,7 +151,9 @@ def _candidates(weight: Weight, int8: bool, densify: bool) -> Iterator[Choice]:
     if weight.may_be_direct and array.ndim == 2:
         yield direct(weight)
     # The converter rounds no tables, and a row, which is read alone, would need a scale of its own.
-    if int8 and not weight.half and not weight.is_table and array.size >= _MIN_QUANTIZED:
+    # XNNPACK unpacks int8 with one scale a channel right only for operators that it computes.
+    may_round = not (weight.half or weight.is_table or LSTM in weight.operators)
+    if int8 and may_round and array.size >= _MIN_QUANTIZED:
         rounded, scales = quantize(array, weight.axis, mixed=weight.mixed)
         parameters = 12 * len(scales)
         reason = "int8 for each weight is the smallest"

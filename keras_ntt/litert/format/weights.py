@@ -17,13 +17,8 @@ PACKED = "/packed"  # ends the name of a constant that is unpacked into the tens
 # Operators whose input 1 is a weight, and the axis of the weight that counts output channels.
 WEIGHT_AXIS = {"FULLY_CONNECTED": 0, "CONV_2D": 0, "TRANSPOSE_CONV": 0, "DEPTHWISE_CONV_2D": 3}
 TABLE = "GATHER"  # reads rows of its input 0, as an Embedding does
-
-
-def weight_input(operator: str) -> int | None:
-    """Return which input of an operator is its weight, None if it has none."""
-    if operator == TABLE:
-        return 0
-    return 1 if operator in WEIGHT_AXIS else None
+LSTM = "UNIDIRECTIONAL_SEQUENCE_LSTM"
+_LSTM_WEIGHTS = range(1, 9)  # its inputs: four of the sequence, four of the last outputs
 
 
 @dataclass(frozen=True)
@@ -63,9 +58,9 @@ class Weight:
         """Whether all that read it give the right outputs where DENSIFY unpacks it.
 
         XNNPACK gives NaN for transposed convolutions by float16 once the batch has been resized,
-        and for lookups in float16.
+        for lookups in float16, and LiteRT for an LSTM.
         """
-        return not self.half or not {"TRANSPOSE_CONV", TABLE} & set(self.operators)
+        return not self.half or not {"TRANSPOSE_CONV", TABLE, LSTM} & set(self.operators)
 
     @property
     def is_table(self) -> bool:
@@ -148,11 +143,9 @@ def weights_of(model: Any) -> list[Weight]:
             array = fb.constant(model, tensor)
             if array is None or array.dtype.kind != "f" or array.size == 0:
                 continue
-            readers = [(fb.operator_name(model, use.operator), use.position) for use in places]
-            names = tuple(sorted({name for name, _ in readers}))
-            axes = {0 if name == TABLE else WEIGHT_AXIS.get(name) for name in names}
-            fits = all(weight_input(name) == position for name, position in readers)
-            is_weight = fits and len(axes) == 1
+            names = tuple(sorted({fb.operator_name(model, use.operator) for use in places}))
+            axes = {axis_of(name) for name in names}
+            is_weight = places and all(_is_weight(model, use) for use in places) and len(axes) == 1
             axis = axes.pop() if is_weight else None
             shapes = (2,) if TABLE in names else (2, 4)
             if axis is not None and array.ndim in shapes and axis < array.ndim:
@@ -160,6 +153,36 @@ def weights_of(model: Any) -> list[Weight]:
                 mixed = not any(int(use.operator.outputs[0]) in alone for use in places)
                 found.append(Weight(number, index, name, names, array, axis, mixed))
     return found
+
+
+def axis_of(name: str) -> int | None:
+    """Return the axis of output channels of an operator's weights, or None if it has none."""
+    return 0 if name in (LSTM, TABLE) else WEIGHT_AXIS.get(name)
+
+
+def weights_read_by(model: Any, operator: Any) -> list[int]:
+    """Return the tensors that an operator reads as its weights.
+
+    Args:
+        model: A ``ModelT``.
+        operator: One of its operators.
+
+    Returns:
+        Their numbers: one of a convolution or a fully-connected operator, eight of an LSTM,
+        the table of a lookup.
+    """
+    uses = [fb.Use(operator, place) for place in range(len(operator.inputs))]
+    found = [int(operator.inputs[use.position]) for use in uses if _is_weight(model, use)]
+    return [index for index in found if index >= 0]
+
+
+def _is_weight(model: Any, use: fb.Use) -> bool:
+    name = fb.operator_name(model, use.operator)
+    if name == LSTM:
+        return use.position in _LSTM_WEIGHTS
+    if name == TABLE:
+        return use.position == 0 and len(use.operator.inputs) > 1
+    return name in WEIGHT_AXIS and use.position == 1
 
 
 def unmixed(model: Any, subgraph: Any) -> set[int]:

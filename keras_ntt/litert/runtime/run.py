@@ -111,6 +111,7 @@ def run(
                 part = quantized(array[start : start + size], port["dtype"], port["quantization"])
                 rest = np.zeros((size - filled, *array.shape[1:]), part.dtype)
                 loaded.set_tensor(port["index"], np.concatenate([part, rest]))
+            loaded.reset_all_variables()  # states that an LSTM would keep from the last batch
             loaded.invoke()
             for found, port in zip(outputs, results, strict=True):
                 output = loaded.get_tensor(port["index"])

@@ -1,0 +1,174 @@
+"""Recurrent layers in a file: an LSTM as one operator, others step by step.
+
+TensorFlow's converter writes UNIDIRECTIONAL_SEQUENCE_LSTM for a function that is marked as Keras's
+LSTM. The operator keeps its states from one run to the next, which no Keras model does. Where it
+computes in float32, two steps before the sequence close its gates and so clear the states. Where it
+computes in int8 there is no room for such numbers: who runs the file has to clear them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_ntt.core.loops import loops_of, unrolled
+from keras_ntt.litert.format import flatbuffer as fb
+from keras_ntt.litert.format.weights import LSTM
+
+FORMS = ("steps", "cleared", "kept")
+_FORM = {None: "cleared", "float16": "cleared", "int8": "kept", "int8_weights": "kept"}
+_CLEARING_STEPS = 2
+_SHUT = 100.0  # what goes into a gate that is shut, beside all else that may go into it
+
+
+def form_of(quantization: str | None) -> str:
+    """Return what LSTM layers become: ``"steps"``, or an operator with states cleared or kept."""
+    return _FORM.get(quantization, "steps")
+
+
+@contextlib.contextmanager
+def written_as(model: keras.Model, specs: Sequence[tf.TensorSpec], form: str) -> Iterator[None]:
+    """Run recurrent layers as they are to be written.
+
+    Args:
+        model: The model.
+        specs: Its inputs.
+        form: One of `FORMS`. What cannot be one operator is run step by step: layers with masks,
+            with states that come from or go elsewhere, with other activations, and all of those
+            where the number of samples or steps is open.
+    """
+    lstms = [] if form == "steps" else [layer for layer in loops_of(model) if _is_plain(layer)]
+    backwards = {id(layer): layer.go_backwards for layer in lstms}
+    with unrolled(model, specs), contextlib.ExitStack() as stack:
+        for layer in lstms:
+            stack.enter_context(_as_operator(layer, backwards[id(layer)], form))
+        yield
+
+
+def has_lstm(model: keras.Model) -> bool:
+    """Return whether a model has layers that may become one operator each."""
+    return any(_is_plain(layer) for layer in loops_of(model))
+
+
+def _is_plain(layer: keras.Layer) -> bool:
+    return (
+        type(layer) is keras.layers.LSTM
+        and type(layer.cell) is keras.layers.LSTMCell
+        and layer.cell.activation is keras.activations.tanh
+        and layer.cell.recurrent_activation is keras.activations.sigmoid
+        and not layer.return_state
+    )
+
+
+@contextlib.contextmanager
+def _as_operator(layer: keras.Layer, backwards: bool, form: str) -> Iterator[None]:
+    """Let a layer call a function that the converter takes for one operator."""
+    own = vars(layer).get("inner_loop")
+    steps, weights = layer.inner_loop, _weights_of(layer)
+    operator = _cleared if form == "cleared" else _lstm
+
+    def inner_loop(sequences: Any, initial_state: Any, mask: Any, training: bool = False) -> Any:
+        fits = mask is None and None not in sequences.shape and _are_zeros(initial_state)
+        if not fits:
+            return steps(sequences, initial_state, mask, training)
+        forwards = tf.reverse(sequences, [1]) if backwards else sequences
+        outputs = operator(forwards, weights)
+        return outputs[:, -1], outputs, list(initial_state)
+
+    vars(layer)["inner_loop"] = inner_loop
+    try:
+        yield
+    finally:
+        if own is None:
+            vars(layer).pop("inner_loop", None)
+        else:
+            vars(layer)["inner_loop"] = own
+
+
+def _are_zeros(states: Sequence[Any]) -> bool:
+    found = [tf.get_static_value(tf.convert_to_tensor(state)) for state in states]
+    return all(value is not None and not np.any(value) for value in found)
+
+
+def _weights_of(layer: keras.Layer) -> list[np.ndarray]:
+    """Return kernel, recurrent kernel and bias, in the order i, f, c, o of the gates."""
+    cell = layer.cell
+    found = [keras.ops.convert_to_numpy(v) for v in (cell.kernel, cell.recurrent_kernel)]
+    bias = np.zeros(4 * layer.units) if cell.bias is None else cell.bias
+    return [np.asarray(value, np.float32) for value in (*found, bias)]
+
+
+def _lstm(x: Any, weights: Sequence[np.ndarray]) -> Any:
+    """Return the outputs ``[batch, steps, units]`` of an LSTM, as the function that is marked."""
+    marks = {"api_implements": f"lstm_{uuid.uuid4().hex}", "api_preferred_device": "CPU"}
+
+    @tf.function(experimental_attributes={**marks, "time_major": False, "go_backwards": False})
+    def lstm(x: Any, h: Any, c: Any, kernel: Any, recurrent: Any, bias: Any) -> Any:
+        # The converter replaces this. It is what runs if it does not.
+        outputs = []
+        for step in range(x.shape[1]):
+            gates = tf.split(x[:, step] @ kernel + h @ recurrent + bias, 4, axis=1)
+            i, f, o = (tf.sigmoid(gates[place]) for place in (0, 1, 3))
+            c = f * c + i * tf.tanh(gates[2])
+            h = o * tf.tanh(c)
+            outputs.append(h)
+        return h, tf.stack(outputs, axis=1), h, c, tf.constant(0.0)
+
+    state = tf.zeros([x.shape[0], len(weights[1])])
+    return lstm(x, state, state, *map(tf.constant, weights))[1]
+
+
+def _cleared(x: Any, weights: Sequence[np.ndarray]) -> Any:
+    """Return the outputs of an LSTM that forgets what it has run on before.
+
+    A further input is 1 in two steps before the sequence and 0 in it. Its weights shut the gates
+    whatever the states are: each of them lies between -1 and 1 when it goes into a gate.
+    """
+    kernel, recurrent, bias = weights
+    units = len(recurrent)
+    shut = -(_SHUT + np.abs(bias) + np.abs(recurrent).sum(axis=0))
+    shut[2 * units : 3 * units] = 0  # the candidate, which is no gate
+    steps = np.zeros((x.shape[0], _CLEARING_STEPS, x.shape[2] + 1), np.float32)
+    steps[..., -1] = 1
+    marked = tf.concat([steps, tf.pad(x, [[0, 0], [0, 0], [0, 1]])], axis=1)
+    kernel = np.concatenate([kernel, shut[None].astype(np.float32)])
+    return _lstm(marked, [kernel, recurrent, bias])[:, _CLEARING_STEPS:]
+
+
+def recurrent_notes(model: keras.Model, file: Any, size: int, batch: int | None) -> Iterator[str]:
+    """Yield what one should know of the recurrent layers in a file.
+
+    Args:
+        model: The Keras model.
+        file: The ``ModelT`` that was made of it.
+        size: The bytes of the file.
+        batch: The number of samples at a time that it fixes, or None.
+    """
+    graph = file.subgraphs[0]
+    operators = [op for op in graph.operators if fb.operator_name(file, op) == LSTM]
+    types = {fb.dtypes().get(graph.tensors[int(op.inputs[2])].type) for op in operators}
+    if np.dtype(np.int8) in types:
+        yield (
+            f"{LSTM} keeps its states from one run to the next: clear them before each sequence, "
+            "by reset_all_variables() in Python, ResetVariableTensors() in C++, Reset() in "
+            "TensorFlow Lite Micro; tflite_predict does"
+        )
+    layers = loops_of(model)
+    if len(operators) >= len(layers):
+        return
+    stored = sum(len(buffer.data) for buffer in file.buffers if buffer.data is not None)
+    names = ", ".join(layer.name for layer in layers)
+    advice = ""
+    if has_lstm(model) and batch is None:
+        advice = "; with batch_size=1 an LSTM becomes one operator"
+    yield (
+        f"recurrent layers ({names}) are unrolled, one step after another: {size - stored:,} of "
+        f"{size:,} bytes are {len(graph.operators):,} operators and their tensors, not "
+        f"weights{advice}"
+    )
