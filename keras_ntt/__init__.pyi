@@ -16,10 +16,10 @@ from .masks.apply import apply_masks, get_masks, strip_pruning
 from .masks.compaction import remove_dead_units
 from .masks.files import load_masks, save_masks
 from .masks.kept_updates import kept_gradients
+from .masks.models_and_backups import BackupAndRestore, save_model
 from .masks.policies import KernelPolicy, PrunableLayer, PruningPolicy
 from .masks.report import SparsityReport, sparsity_report
 from .masks.restore import restore_masks
-from .masks.models_and_backups import BackupAndRestore, save_model
 from .ntk.empirical import empirical_ntk
 from .ntk.layer_rules.base import register_layer_rule
 from .ntk.linearized import Prediction, predict_training
