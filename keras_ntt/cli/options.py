@@ -173,6 +173,16 @@ class ArenaLimit(click.ParamType):
         return value if value == "dense" else Bytes().convert(value, param, ctx)
 
 
+class SamplesAtATime(click.ParamType):
+    """A whole number of at least 1, or ``any``."""
+
+    name = "samples"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int | str:
+        """Return the number, or the word."""
+        return value if value == "any" else click.IntRange(min=1).convert(value, param, ctx)
+
+
 def microcontroller(function: Any) -> Any:
     """Add the options of files for microcontrollers to a command."""
     for option in (

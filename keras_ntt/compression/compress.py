@@ -184,7 +184,7 @@ def _files(
             report = export_tflite(
                 model,
                 file,
-                target="int8" if kind == "int8" else target,
+                target="dense" if kind == "int8" else target,
                 quantization=kind,
                 representative_data=_first(samples, 256),
                 tolerance="auto" if kind is None else 1e9,  # what is lost is measured here

@@ -68,7 +68,7 @@ def export_tflite(
     c_array: str | os.PathLike | None = None,
     npu: str | None = None,
     levels: int | None = None,
-    batch_size: int | None = None,
+    batch_size: int | str | None = None,
     labels: Any = None,
 ) -> ExportReport:
     """Write a LiteRT file of a model, small or fast by its zeros, and check it against Keras.
@@ -87,8 +87,9 @@ def export_tflite(
         path: The file to write. An older file is replaced only on success.
         target: ``"size"``: each weight takes the fewest bytes, sparse where that is smaller.
             ``"latency"``: sparse only where a sparse kernel is faster at batch 1, else dense.
-            ``"int8"``: for devices; computes in int8, stored densely. Types of inputs and outputs
-            and `batch_size` save more; the report says how much. ``"dense"``: everything densely.
+            ``"int8"``: for devices; takes one sample in int8, computes and returns int8, stored
+            densely. ``"dense"``: everything densely; with ``quantization="int8"`` a file that
+            computes in int8 for a CPU.
             ``"micro"``: for TensorFlow Lite Micro; takes one sample and computes in int8, and
             pruned weights take a bit a zero. LiteRT does not run such a file.
         quantization: None keeps float32 exactly, or takes the target's own. ``"float16"`` rounds
@@ -118,7 +119,8 @@ def export_tflite(
             for ``"micro"``.
         inference_input_type: What a file that computes in int8 takes: ``"int8"``, ``"uint8"`` or
             ``"float32"``; with int16 ``"int16"`` or ``"float32"``. None is float32, and for
-            ``"micro"`` the type it computes in. The scales are in `ExportReport.ports`.
+            ``"int8"`` and ``"micro"`` the type it computes in. `tflite_predict` converts floats;
+            the scales are in `ExportReport.ports`.
         inference_output_type: What it returns, likewise.
         huffman: For ``"micro"``: whether weights may be stored by a Huffman code where that is
             smaller. It takes some 3 times longer to unpack.
@@ -132,8 +134,8 @@ def export_tflite(
             zero not counted, where a Huffman code then makes the file smaller. 15 takes some 0.22
             bytes a weight at 80 % zeros. Biases are refitted on `representative_data`; the report
             has the effect on the outputs.
-        batch_size: The number of samples at a time that the file takes; devices want 1. None is
-            any number, or the model's own; for ``"micro"`` 1.
+        batch_size: The number of samples at a time that the file takes, or ``"any"``. None is 1 for
+            ``"int8"`` and ``"micro"``, else any; a model that fixes the number keeps its own.
         labels: Class numbers ``[n]`` of the samples of `representative_data`, or a row for each
             with a weight for each class, to report the accuracy of the file and of the model where
             something is rounded.
@@ -178,7 +180,7 @@ def export_tflite(
     exact = in_float32(model)
     samples = samples_of(exact, representative_data, options.batch_size)
     own = samples.ports.batch
-    if batch_size is not None and own not in (None, options.batch_size):
+    if batch_size not in (None, "any") and own not in (None, options.batch_size):
         raise ValueError(
             "The model fixes the number of samples at a time, so a file cannot have another. Make "
             f"it again without batch_shape. Received: batch_size={batch_size!r}, {own} in the model"

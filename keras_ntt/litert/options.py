@@ -17,6 +17,9 @@ _PORTS = {"int8": ("int8", "uint8", "float32"), "int16": ("int16", "float32")}
 NPUS = ("ethos-u",)
 
 
+_DEVICES = ("int8", "micro")  # they take one sample, in the type that they compute in
+
+
 @dataclass(frozen=True)
 class Micro:
     """Options of ``target="micro"``.
@@ -127,18 +130,30 @@ def options_of(
         )
     is_auto = isinstance(tolerance, str) and tolerance == "auto"
     number = None if is_auto else checks.check_number("tolerance", tolerance)
-    size = None if batch_size is None else checks.check_count("batch_size", batch_size)
-    if target == "micro" and size is None:
+    any_number = isinstance(batch_size, str) and batch_size == "any" and target != "micro"
+    size = None if batch_size is None or any_number else _count(batch_size, target)
+    if target in _DEVICES and batch_size is None:
         size = 1
     whole = target != "latency"
     return Options(target, quantization, cpu, number, takes, returns, size, checked, whole)
+
+
+def _count(batch_size: Any, target: str) -> int:
+    """Return the number of samples at a time, or raise a ValueError."""
+    try:
+        return checks.check_count("batch_size", batch_size)
+    except ValueError:
+        also = "" if target == "micro" else ', or "any"'
+        raise ValueError(
+            f"batch_size must be a whole number of at least 1{also}. Received: {batch_size=}"
+        ) from None
 
 
 def _port(name: str, given: Any, quantization: str | None, target: str) -> str:
     """Return the type of inputs or outputs."""
     choices = _PORTS.get(quantization or "", ("float32",))
     if given is None:
-        return choices[0] if target == "micro" else "float32"
+        return choices[0] if target in _DEVICES else "float32"
     wanted = str(getattr(given, "name", None) or getattr(given, "__name__", given))
     if wanted not in choices:
         raise ValueError(

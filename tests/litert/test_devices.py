@@ -41,25 +41,34 @@ def options(**kwargs):
     return {"target": "int8", "representative_data": X, **kwargs}
 
 
-def test_the_default_takes_floats_in_batches_and_says_what_less_would_save(tmp_path):
+LIKE_A_CPU_S = {
+    "batch_size": "any",
+    "inference_input_type": "float32",
+    "inference_output_type": "float32",
+}
+
+
+def test_the_default_is_for_devices_and_others_are_told_what_it_would_save(tmp_path):
     model, plain, small = cnn(), tmp_path / "plain.tflite", tmp_path / "small.tflite"
-    report = export_tflite(model, plain, **options())
+    report = export_tflite(model, plain, **options(**LIKE_A_CPU_S))
     (given,) = Interpreter(str(plain)).get_input_details()
     assert given["dtype"] == np.float32
     assert given["shape_signature"][0] == -1
-    kinds = {"inference_input_type": "int8", "inference_output_type": "int8"}
-    export_tflite(model, small, **options(), **kinds)
+    export_tflite(model, small, **options(batch_size="any"))
     (note,) = (w for w in report.warnings if "inference_input_type" in w)
     assert "inference_input_type='int8' and inference_output_type='int8'" in note
     saved, whole = head(plain) - head(small), head(plain)
     assert saved > 1000
     assert f"2 operator(s) and {saved:,} of {whole:,} bytes" in note
-    fixed = export_tflite(model, small, **options(batch_size=1), **kinds)
+    fixed = export_tflite(model, small, **options())
     assert not any("would" in w for w in fixed.warnings)
+    assert [(port.dtype, port.shape[0]) for port in fixed.ports] == [("int8", 1)] * 2
     gone = inspect_tflite(plain).operators.keys() - inspect_tflite(small).operators.keys()
     assert gone == {"PACK", "SHAPE", "STRIDED_SLICE", "QUANTIZE", "DEQUANTIZE"}
     (note,) = (w for w in report.warnings if "batch_size=1" in w)
     assert "save 3 operators (PACK, SHAPE, STRIDED_SLICE)" in note
+    export_tflite(model, small, target="dense", quantization="int8", representative_data=X)
+    assert inspect_tflite(small).operators == inspect_tflite(plain).operators
 
 
 @pytest.mark.parametrize("kind", ["int8", "uint8"])
@@ -111,7 +120,7 @@ def test_batches_of_several(tmp_path):
     assert export_tflite(cnn(), path, batch_size=3).samples == 18
     with pytest.raises(ValueError, match=r"fill a batch.*32 samples for batches of 33"):
         export_tflite(cnn(), path, batch_size=33, representative_data=X)
-    with pytest.raises(ValueError, match="batch_size must be a positive integer"):
+    with pytest.raises(ValueError, match=r"batch_size must be a whole number.*or .any"):
         export_tflite(cnn(), path, batch_size=0)
     fixed = keras.Sequential([keras.Input(batch_shape=(4, 12, 12, 3)), *cnn().layers])
     with pytest.raises(ValueError, match=r"fixes the number.*batch_size=1, 4 in the model"):

@@ -144,7 +144,7 @@ def test_types_of_micro_files(options, types, model, data, tmp_path):
 def test_int8_files_take_integers_too(model, data, tmp_path):
     path = tmp_path / "m.tflite"
     report = export_tflite(
-        model, path, target="int8", representative_data=data, inference_input_type="int8"
+        model, path, target="int8", representative_data=data, inference_output_type="float32"
     )
     assert types_of(path.read_bytes()) == ["int8", "float32"]
     assert report.max_difference <= report.tolerance

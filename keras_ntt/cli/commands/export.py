@@ -55,8 +55,8 @@ from keras_ntt.cli.command import Command
 )
 @click.option(
     "--batch-size",
-    type=click.IntRange(min=1),
-    help="Samples at a time that the file fixes; devices want 1.",
+    type=options.SamplesAtATime(),
+    help="Samples at a time that the file takes, or 'any'.",
 )
 @options.microcontroller
 @click.option(
