@@ -29,8 +29,8 @@ def savings(model: Any, options: Options, batch: int | None) -> Iterator[str]:
         if operators:
             yield (
                 f"the file takes or returns float32; {' and '.join(names)} would save "
-                f"{operators} operator(s) and {max(now - then, 0):,} of {now:,} bytes of "
-                "activations, as TensorFlow Lite Micro lays out those of one sample"
+                f"{operators} operator{'s' * (operators > 1)} and {max(now - then, 0):,} of "
+                f"{now:,} bytes of activations of one sample, as TensorFlow Lite Micro has them"
             )
     if batch is None:
         found = shape_operators(model)

@@ -291,7 +291,7 @@ def advance_pruning(model: keras.Model) -> None:
         >>> model = prune_low_magnitude(model, ConstantSparsity(0.5, begin_step=3, frequency=1))
         >>> for batch in range(2):
         ...     kernel = model.trainable_variables[0]
-        ...     kernel.assign_sub(0.1 * kernel)  # an update of one's own
+        ...     _ = kernel.assign_sub(0.1 * kernel)  # an update of one's own
         ...     advance_pruning(model)
         >>> [int(mask.sum()) for mask in get_masks(model).values()]
         [10]

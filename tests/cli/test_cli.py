@@ -63,6 +63,7 @@ def weights_of(path):
 # --- prune -----------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_prune_does_what_python_does(folder, capsys):
     command = "prune model.keras --inputs x.npy -s 0.8 -o out.keras --epochs 3 --batch-size 16"
     more = "--learning-rate 0.01 --ntk-weight 0.1 --l2 1e-4 --wrt kept --seed 5 --masks m.npz"

@@ -37,6 +37,7 @@ def test_demo_writes_its_files(short_run):
     assert (output / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.long
 def test_demo_reports_what_it_measured(short_run):
     output, results, text = short_run
     data = demo.load_digits()

@@ -89,6 +89,7 @@ def test_int8_and_several_inputs(rng):
         ({"data": np.zeros(3)}, "data must be"),
     ],
 )
+@pytest.mark.few(3)
 def test_refusals(trained, options, message):
     model, x, _ = trained
     with pytest.raises(ValueError, match=message):

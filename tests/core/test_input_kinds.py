@@ -132,7 +132,7 @@ def masks_after_a_transfer(make, dtype, form):
 
 @pytest.mark.parametrize("form", ["array", "dataset", "generator"])
 @pytest.mark.parametrize("make", [positions, images])
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_a_transfer_on_whole_numbers_is_that_on_floats(make, form):
     wanted = masks_after_a_transfer(make, "float32", "array")
     for a, b in zip(masks_after_a_transfer(make, "uint8", form), wanted, strict=True):

@@ -48,6 +48,7 @@ def test_a_file_of_constants_computes_what_the_model_does(rng):
 
 
 @pytest.mark.parametrize("kind", [None, "float16", "int8_weights", "int8", "int16"])
+@pytest.mark.few(2)
 def test_both_ways_write_files_of_the_same_numbers(kind, rng, monkeypatch):
     model = model_of_layers()
     x = rng.normal(size=(16, 8, 8, 2)).astype("float32")

@@ -59,7 +59,7 @@ def test_the_default_is_for_devices_and_others_are_told_what_it_would_save(tmp_p
     assert "inference_input_type='int8' and inference_output_type='int8'" in note
     saved, whole = head(plain) - head(small), head(plain)
     assert saved > 1000
-    assert f"2 operator(s) and {saved:,} of {whole:,} bytes" in note
+    assert f"2 operators and {saved:,} of {whole:,} bytes" in note
     fixed = export_tflite(model, small, **options())
     assert not any("would" in w for w in fixed.warnings)
     assert [(port.dtype, port.shape[0]) for port in fixed.ports] == [("int8", 1)] * 2

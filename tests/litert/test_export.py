@@ -74,6 +74,7 @@ def inputs_of(model, n=5, seed=3):
 
 
 @pytest.mark.parametrize("own_data", [False, True], ids=["drawn", "own_data"])
+@pytest.mark.few(3)
 def test_the_file_computes_what_keras_computes(model, tmp_path, own_data, capfd):
     path = tmp_path / "model.tflite"
     x = inputs_of(model)
@@ -267,6 +268,7 @@ def convolutional_recurrent():
 
 
 @pytest.mark.parametrize("make", [recurrent, convolutional_recurrent])
+@pytest.mark.few(1)
 def test_recurrent_layers_are_written_step_by_step(tmp_path, make):
     model = sparse(randomize(make()))
     x = np.random.default_rng(0).integers(0, 7, (4, *model.input_shape[1:]))

@@ -74,6 +74,7 @@ def test_an_lstm_is_one_operator_that_forgets_what_it_ran_on(make, tmp_path):
     assert not any("unrolled" in note or "states" in note for note in report.warnings)
 
 
+@pytest.mark.long
 def test_states_as_large_as_they_get_are_forgotten(tmp_path):
     # Gates that stay open for 40 steps fill the cells with 40.
     model, path = sequential((40, 2), layers.LSTM(3)), tmp_path / "m.tflite"
@@ -118,6 +119,7 @@ def test_an_int8_lstm_and_its_states(make, tmp_path):
     assert "with batch_size=1 an LSTM becomes one operator" in note
 
 
+@pytest.mark.long
 def test_several_samples_at_a_time(tmp_path):
     model, path = randomized(sequences()), tmp_path / "m.tflite"
     export_tflite(model, path, batch_size=3)
@@ -150,7 +152,7 @@ def gru():
 
 
 @pytest.mark.parametrize("make", [masked, with_states, from_states, of_relu, gru])
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_what_is_no_plain_lstm_is_unrolled_and_right(make, tmp_path):
     model, path = randomized(make()), tmp_path / "m.tflite"
     x = [inputs(t.shape[1:], seed=i) for i, t in enumerate(model.inputs)]
@@ -166,6 +168,7 @@ def test_what_is_no_plain_lstm_is_unrolled_and_right(make, tmp_path):
     assert f"{sum(inspect_tflite(path).operators.values()):,} operators" in note
 
 
+@pytest.mark.long
 def test_zeros_of_an_lstm_make_the_file_smaller(tmp_path):
     model = randomized(sequential((4, 60), layers.LSTM(64), layers.Dense(2)))
     rng = np.random.default_rng(1)
@@ -191,7 +194,7 @@ def test_zeros_of_an_lstm_make_the_file_smaller(tmp_path):
     ("target", "quantization", "operators"),
     [("size", "float16", 1), ("dense", "int8_weights", 1), ("size", "int8_weights", 0)],
 )
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_rounded_weights_of_an_lstm(target, quantization, operators, tmp_path):
     model, path = randomized(sequential((4, 40), layers.LSTM(48)), scale=0.1), tmp_path / "m.tflite"
     x = inputs((4, 40), 12)
@@ -214,6 +217,7 @@ def test_the_target_latency_stays_with_steps(tmp_path):
     assert LSTM not in inspect_tflite(path).operators
 
 
+@pytest.mark.long
 def test_an_lstm_that_int8_would_ruin_is_unrolled(tmp_path):
     # Without biases the values of three small layers shrink; the operator's gates round them away.
     hidden = (layers.LSTM(6, return_sequences=True), layers.LSTM(4, return_sequences=True))
@@ -250,7 +254,7 @@ def names_in(path):
 
 
 @pytest.mark.parametrize("quantization", [None, "float16", "int8_weights", "int8"])
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_the_smallest_file_has_no_names_but_of_inputs_and_outputs(quantization, tmp_path):
     model, x = randomized(gru()), inputs((5, 3), 32)
     plain, small = tmp_path / "plain.tflite", tmp_path / "small.tflite"

@@ -52,6 +52,7 @@ MODELS = {"one": text_model, "two": two_tables, "tied": tied}
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("quantization", [None, "int8_weights"])
+@pytest.mark.few(2)
 def test_a_pruned_table_is_stored_sparsely(name, quantization, tmp_path):
     model = keras_ntt.prune_low_magnitude(MODELS[name](), 0.9)
     options = {"representative_data": TOKENS, "quantization": quantization}

@@ -177,7 +177,7 @@ def test_paths_that_repeat_are_numbered():
         pytest.param({"steps_per_execution": 4, "jit_compile": True}, 2, id="steps_and_jit"),
     ],
 )
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 def test_zeros_hold_however_a_step_is_run(mlp, options, calls):
     model = mlp()
     masks = random_masks(model)
@@ -187,7 +187,7 @@ def test_zeros_hold_however_a_step_is_run(mlp, options, calls):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 def test_zeros_hold_with_every_optimizer(mlp, name):
     model = mlp()
     masks = random_masks(model)
@@ -223,7 +223,7 @@ def test_averaged_weights_are_those_of_masks_attached_after_a_first_fit(mlp):
         ("float64", {"jit_compile": True}),
     ],
 )
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 def test_zeros_hold_under_every_dtype_policy(mlp, policy, options):
     keras.config.set_dtype_policy(policy)
     model = mlp()
@@ -307,7 +307,7 @@ MASKED = {nested: 3, subclassed: 3, recurrent: 5, attention: 5, separable: 4, sh
     ("make", "run_eagerly"),
     [*((make, False) for make in MASKED), (nested, True), (recurrent, True)],
 )
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 def test_zeros_hold_in_every_architecture(make, run_eagerly):
     model = make()
     masks = random_masks(model)

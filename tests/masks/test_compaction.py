@@ -142,7 +142,7 @@ MODELS = (mlp, cnn, separable, sequence, branches)
 @pytest.mark.parametrize("make", MODELS)
 @hypothesis.given(st.integers(0, 10_000), st.sampled_from([0.5, 0.8, 0.95]))
 @hypothesis.settings(max_examples=4)
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 def test_outputs_stay_the_same(make, seed, sparsity):
     rng = np.random.default_rng(seed)
     model = randomize(make(), seed)
@@ -227,6 +227,7 @@ def recurrent():
 @pytest.mark.parametrize("make", [residual, recurrent])
 @hypothesis.given(st.integers(0, 10_000))
 @hypothesis.settings(max_examples=2)
+@pytest.mark.few(1)
 def test_outputs_stay_the_same_in_graphs(make, seed):
     rng = np.random.default_rng(seed)
     model = randomize(make(), seed)

@@ -62,6 +62,7 @@ OPTIMIZERS = {
     [*((name, {}) for name in OPTIMIZERS), ("adafactor", {"jit_compile": True})],
     ids=[*OPTIMIZERS, "jit"],
 )
+@pytest.mark.few(3)
 def test_training_is_that_of_the_network_that_is_kept(rng, name, options):
     kernel, mask, x, y = rows_and_columns(rng)
     pruned = masked(dense(kernel), mask)
@@ -195,6 +196,7 @@ BOTH = {
     [*((name, {}) for name in BOTH), ("sums", {"jit_compile": True})],
     ids=[*BOTH, "jit"],
 )
+@pytest.mark.few(4)
 def test_the_mask_and_another_constraint_both_hold(rng, name, way, options):
     constraint, violation = BOTH[name]
     layer = layers.Dense(8, kernel_constraint=constraint)

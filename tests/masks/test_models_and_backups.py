@@ -62,6 +62,7 @@ def files_of_at_most(size):
 
 @pytest.mark.parametrize("older", [True, False], ids=["older_file", "no_file"])
 @pytest.mark.parametrize("name", [name for name in WRITERS if name != "model.tflite"])
+@pytest.mark.few(2)
 def test_a_disk_that_is_full_is_a_clear_error_and_changes_nothing(tmp_path, name, older):
     path = tmp_path / name
     if older:
@@ -204,7 +205,7 @@ def whole_run(run):
      (run_scheduled, (2, 1))],
     ids=["no_epoch", "transfer", "all_epochs", "scheduled"],
 )  # fmt: skip
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_a_run_that_is_ended_goes_on_to_the_same_weights(run, stop, tmp_path):
     folder = tmp_path / "state"
     whole = whole_run(run)

@@ -59,6 +59,7 @@ def test_convolutional_recurrent_layers_are_pruned():
 
 
 @pytest.mark.parametrize("name", every_layer.CASES)
+@pytest.mark.few(12)
 def test_every_trainable_weight_is_pruned_or_has_a_reason(name):
     model = every_layer.CASES[name]()
     for policy in (None, EVERYTHING):

@@ -147,7 +147,7 @@ def run(golden, dtype):
     return transfer, losses
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_trajectory(golden):
     transfer, losses = run(golden, "float64")
     np.testing.assert_allclose(losses, golden["loss_before_step"], rtol=1e-7)

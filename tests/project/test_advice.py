@@ -32,8 +32,11 @@ OWNERS = [
     *(tf.data.Dataset, tf.distribute.Strategy, np.ndarray, keras_ntt, keras_ntt.saliency),
     *(keras_ntt.PruningPolicy, keras_ntt.NeuralTangentTransfer, keras.models),
 ]
-# Functions of the user's that messages speak of.
-OF_THE_USER = {"get_prunable_weights", "measure", "prunable_weights"}
+# Functions of the user's that messages speak of, and methods of interpreters in Python and C++.
+ELSEWHERE_DEFINED = {
+    *("get_prunable_weights", "measure", "prunable_weights"),
+    *("reset_all_variables", "ResetVariableTensors", "Reset"),
+}
 # Arguments of others than this package that messages name, and who takes them.
 ELSEWHERE = {
     "from_logits": keras.losses.CategoricalCrossentropy,
@@ -133,7 +136,9 @@ def faults(message, known):
         if not exists(name):
             yield f"{name} does not exist"
     for name, given in advice.calls(message.advice):
-        if name in OF_THE_USER or name.startswith(("keras_ntt.tfmot.", "tfmot.", "strategy.")):
+        if name in ELSEWHERE_DEFINED or name.startswith(
+            ("keras_ntt.tfmot.", "tfmot.", "strategy.")
+        ):
             continue
         found = resolved(name)
         if found is None:
@@ -153,7 +158,7 @@ def faults(message, known):
         elsewhere = name in ELSEWHERE
         there = name in known | WORDS | set(SALIENCIES) | set(tfmot_names()) or elsewhere
         attributes = [a for f in public_callables() for a in getattr(f, "__annotations__", {})]
-        if not there and resolved(name) is None and name not in (*OF_THE_USER, *attributes):
+        if not there and resolved(name) is None and name not in (*ELSEWHERE_DEFINED, *attributes):
             yield f"{name} is the name of nothing"
     for option in advice.options(message.text):
         if not any(option in p.opts for c in commands_of(message.module) for p in c.params):

@@ -27,6 +27,7 @@ TAKE_TWO = {
 
 
 @pytest.mark.parametrize("take", TAKE_TWO)
+@pytest.mark.few(1)
 def test_two_inputs_in_a_tuple(take, rng):
     a, b = (rng.normal(size=(8, n)).astype("float32") for n in (3, 2))
     pairs = tf.data.Dataset.from_tensor_slices((a, b)).batch(4)

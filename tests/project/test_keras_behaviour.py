@@ -23,7 +23,7 @@ NEEDS = {
 
 @pytest.mark.filterwarnings("ignore:Layer InputLayer does not have")
 @pytest.mark.parametrize(("name", "maker"), PAIRS)
-@pytest.mark.few(8)
+@pytest.mark.few(5)
 def test_a_row_of_the_page_is_what_keras_does(name, maker, tmp_path):
     if not NEEDS.get(name, True):
         pytest.skip("an older Keras")

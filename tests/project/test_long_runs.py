@@ -89,7 +89,7 @@ def stripped():
 
 
 @pytest.mark.parametrize("make", [transferred, with_masks, scheduled, stripped])
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_what_is_not_used_any_more_is_collected(make):
     references = [weakref.ref(one) for one in make()]
     keras.backend.clear_session()  # Keras keeps names and the like of what was built

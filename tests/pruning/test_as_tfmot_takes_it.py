@@ -19,6 +19,7 @@ def unbuilt():
 
 
 @pytest.mark.parametrize("way", ["build", "call", "fit", "add"])
+@pytest.mark.few(2)
 def test_a_sequential_that_is_not_built_is_pruned_when_it_is(rng, way):
     model = prune_low_magnitude(unbuilt(), NOW)
     x, y = rng.normal(size=(8, 6)).astype("float32"), rng.normal(size=(8, 4)).astype("float32")
@@ -97,6 +98,7 @@ def made(name):
 
 
 @pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.few(4)
 def test_m_of_n_is_that_of_prune_at_init(name):
     model = made(name)
     options = {"sparsity": 0.5, "saliency": "magnitude", "allocation": "layerwise", "verbose": 0}
@@ -110,6 +112,7 @@ def test_m_of_n_is_that_of_prune_at_init(name):
 
 
 @pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.few(4)
 def test_blocks_are_those_of_prune_at_init(name):
     model = made(name)
     options = {"sparsity": 0.5, "saliency": "magnitude", "allocation": "layerwise", "verbose": 0}

@@ -218,6 +218,7 @@ class Attending(layers.Layer):
 
 @pytest.mark.parametrize("name", _kinds_of_models())
 @pytest.mark.parametrize("saliency", ["random", "balanced"])
+@pytest.mark.few(3)
 def test_a_trained_model_is_told_which_function_is_for_it(name, saliency):
     model = _kinds_of_models()[name]
     x = np.random.default_rng(0).normal(size=(32, *model.input_shape[1:])).astype("float32")

@@ -49,6 +49,7 @@ def fit(model, callback, *, steps=1, gradient=GRADIENT, optimizer=None, **compil
     ],
 )
 @pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.few(2)
 def test_rigl_by_hand(fraction, mask, value, jit_compile):
     callback = RigL(drop_fraction=fraction, end_step=10)
     found, kept = fit(one_layer(), callback, jit_compile=jit_compile)
@@ -90,6 +91,7 @@ def rigl_in_numpy(value, mask, gradient, fraction):
 
 
 @pytest.mark.parametrize("seed", range(4))
+@pytest.mark.few(2)
 def test_rigl_is_that_of_a_loop_in_numpy(seed):
     rng = np.random.default_rng(seed)
     value, mask = rng.normal(size=(1, 40)), rng.random((1, 40)) < 0.4
@@ -164,6 +166,7 @@ def data(rng, count=96):
 
 
 @pytest.mark.parametrize(("method", "optimizer"), [(RigL, "adam"), (SET, "adam"), (RigL, "lamb")])
+@pytest.mark.few(2)
 def test_counts_are_exact_after_every_update_and_masks_move(method, optimizer, rng):
     if optimizer == "lamb":
         if not hasattr(keras.optimizers, "Lamb"):
@@ -229,6 +232,7 @@ def test_grown_entries_begin_with_clean_slots_and_others_keep_theirs(rng):
         pytest.param({"jit_compile": True, "steps_per_execution": 3}, marks=pytest.mark.long),
     ],
 )
+@pytest.mark.few(1)
 def test_every_way_to_compile_a_step_gives_the_same_run(compile_, rng):
     x, y = data(rng)
 
@@ -287,6 +291,7 @@ def test_a_model_without_masks_gets_random_ones_by_erk(rng):
     ]
 
 
+@pytest.mark.long
 def test_a_run_that_is_resumed_ends_as_one_that_is_not(rng, tmp_path):
     x, y = data(rng, 48)
 

@@ -144,7 +144,7 @@ def granet_run(seed, *callbacks, first=True):
 
 
 @pytest.mark.parametrize(("epoch", "first"), [(0, True), (1, False), (3, True), (3, False)])
-@pytest.mark.few(1)
+@pytest.mark.long
 def test_granet_in_a_run_that_is_resumed(tmp_path, epoch, first):
     whole = whole_run(granet_run)
     with pytest.raises(StoppedError):

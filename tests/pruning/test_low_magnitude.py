@@ -76,7 +76,7 @@ CONSTANT = ConstantSparsity(0.6, 0, frequency=5)
         (DECAY, {"steps_per_execution": 8, "jit_compile": True}),
     ],
 )
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 def test_training_is_that_of_a_loop_in_numpy(data, schedule, options):
     model = keras.Sequential([keras.Input((6,)), layers.Dense(3, use_bias=False)])
     start = named(model)
@@ -145,7 +145,7 @@ WRITING = ["sgd", "accumulation", "adamw_clipped", "adafactor", "ema", "ema_over
 
 
 @pytest.mark.parametrize("name", [name for name in WRITING if name in OPTIMIZERS])
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 def test_counts_hold_with_every_optimizer(mlp, data, name):
     model = prune_low_magnitude(mlp(), SCHEDULE)
     compile_(model, OPTIMIZERS[name]())
@@ -251,7 +251,7 @@ def own_layers():
     ],
     ids=lambda p: getattr(p, "__name__", ""),
 )
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 def test_every_kind_of_model_is_pruned(make, names, data):
     model = make()
     paths = [v.path for v in model.weights]
@@ -358,7 +358,7 @@ def test_a_mirrored_strategy_trains_as_one_device_does():
 
 @pytest.mark.parametrize("options", [{}, {"jit_compile": True}], ids=["graph", "jit"])
 @pytest.mark.parametrize("pooling", ["AVG", "MAX"])
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_blocks_become_zero_as_a_whole(data, pooling, options):
     model = keras.Sequential([keras.Input((6,)), layers.Dense(8), layers.Dense(4, name="last")])
     prune_low_magnitude(
@@ -533,7 +533,7 @@ def pruned(mlp):
 
 
 @pytest.mark.parametrize("kind", ["weights", "keras"])
-@pytest.mark.few(1)
+@pytest.mark.long
 def test_training_goes_on_where_a_file_left_it(mlp, data, tmp_path, kind):
     straight = pruned(mlp)
     straight.fit(*data, batch_size=BATCH, epochs=4, shuffle=False, verbose=0)
@@ -554,6 +554,7 @@ def test_training_goes_on_where_a_file_left_it(mlp, data, tmp_path, kind):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.long
 def test_a_killed_run_is_resumed_to_the_same_masks(mlp, data, tmp_path):
     class Killed(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
@@ -695,7 +696,7 @@ def test_masks_that_are_applied_end_the_schedule(mlp, data):
 
 @pytest.mark.parametrize("first", [0, 2])
 @pytest.mark.parametrize("way", ["fit", "train_on_batch"])
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_layers_that_training_builds_are_pruned(data, first, way):
     made = [layers.Dense(8, "relu"), layers.Dense(3)]
     model = keras.Sequential(prune_low_magnitude(made, ConstantSparsity(0.5, first, frequency=1)))

@@ -125,6 +125,7 @@ def test_weights_that_are_behind_are_named_one_by_one(data):
 
 
 @pytest.mark.parametrize("options", [{}, {"steps_per_execution": 2}, {"jit_compile": True}])
+@pytest.mark.few(1)
 def test_the_callback_counts_for_a_head_without_a_loss(data, options):
     inputs = keras.Input((16,))
     hidden = layers.Dense(30)(inputs)

@@ -101,7 +101,7 @@ def sniper_run(seed, *callbacks, first=True, epochs=4):
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 2])
-@pytest.mark.few(1)
+@pytest.mark.long
 def test_sniper_in_a_run_that_is_resumed(tmp_path, epoch):
     whole = whole_run(sniper_run)
     with pytest.raises(StoppedError):

@@ -91,6 +91,7 @@ def test_weights_of_losses(as_dict):
 
 @pytest.mark.parametrize("as_dict", [True, False])
 @pytest.mark.parametrize("saliency", ["snip", "grasp"])
+@pytest.mark.few(2)
 def test_the_losses_of_a_compiled_model(saliency, as_dict):
     model = two_heads(as_dict)
     names = {"kind": CROSS, "box": "mse"}
@@ -196,6 +197,7 @@ ANSWERS = {
 
 @pytest.mark.parametrize("name", ANSWERS)
 @pytest.mark.parametrize("make", [SNIP, GraSP])
+@pytest.mark.few(3)
 def test_the_default_loss_of_sigmoid_is_binary_cross_entropy(make, name):
     outputs, y = ANSWERS[name]
     with warned("ends in sigmoid.*looks at what goes into it, the logits"):
@@ -303,6 +305,7 @@ FIT = {"sparsity": 0.5, "epochs": 1, "verbose": 0}
 
 
 @pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.few(1)
 def test_transfers_warn_of_probabilities(name):
     with warned(LOOKS):
         keras_ntt.prune_neural_tangent(own(keras.ops.softmax), SOURCES[name](), **FIT)

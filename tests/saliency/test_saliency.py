@@ -463,7 +463,7 @@ MODELS = {
 
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("name", sorted({*SALIENCIES} - {"iterative_snip", "magnitude"}))
-@pytest.mark.few(12)
+@pytest.mark.few(8)
 def test_every_score_on_every_kind_of_model(kind, name):
     model, shape = MODELS[kind]()
     rng = np.random.default_rng(0)

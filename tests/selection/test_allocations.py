@@ -168,6 +168,7 @@ def many_blocks():
         ({"block_1": 0.5, "block_1.": 0.0}, {10, 11}),
     ],
 )
+@pytest.mark.few(3)
 def test_a_name_means_one_layer_and_an_expression_all_that_have_it(allocation, dense):
     pruned = prune_at_init(many_blocks(), sparsity=0.5, saliency="random", allocation=allocation)
     assert counts_of(pruned) == [8 if i in dense else 4 for i in range(12)]
@@ -226,6 +227,7 @@ def test_too_few_entries_for_the_weights(allocation):
 @pytest.mark.parametrize("allocation", ["global", "plsr", "er", "erk"])
 @pytest.mark.parametrize("saliency", ["magnitude", "synflow"])
 @pytest.mark.parametrize("schedule", [0.985, NTTSchedule(0.985), PolynomialDecay(0.5, 0.985, 0, 9)])
+@pytest.mark.few(8)
 def test_too_few_entries_in_a_transfer(allocation, saliency, schedule):
     model = mlp()
     with pytest.raises(ValueError, match=r"fewer entries to keep.*Received: sparsity=0\.985"):

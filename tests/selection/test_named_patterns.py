@@ -57,7 +57,7 @@ PATTERNS = [("1:4", 0.75), ((4, 1), 0.5), ((1, 4), 0.75), ((2, 2), 0.5), ("filte
 
 @pytest.mark.parametrize(("pattern", "sparsity"), PATTERNS)
 @pytest.mark.parametrize("saliency", ["magnitude", "synflow"])
-@pytest.mark.few(5)
+@pytest.mark.few(3)
 def test_at_initialization(network, pattern, sparsity, saliency):
     pruned = keras_ntt.prune_at_init(
         network,
@@ -85,7 +85,7 @@ def test_at_initialization(network, pattern, sparsity, saliency):
         ("filters", 0.5, "global"),
     ],
 )
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_transfer(rng, network, pattern, sparsity, allocation):
     """Each refresh chooses by the pattern from the latent weights of that step."""
     chosen = []

@@ -59,6 +59,7 @@ def error(found, expected):
 
 
 @pytest.mark.parametrize(("image", "kernel", "padding"), SIZES)
+@pytest.mark.few(16)
 def test_it_is_the_gradient_of_the_convolution(image, kernel, padding, rng):
     ways = gradients(image, kernel, (2, 3), padding, "float64", rng)
     for found, expected in zip(*ways, strict=True):
@@ -310,7 +311,7 @@ def batch(model, n, rng):
 
 
 @pytest.mark.parametrize("wrt", ["all", "kept"])
-@pytest.mark.few(8)
+@pytest.mark.few(5)
 def test_kernels_are_those_of_the_jacobian(model, wrt, rng, always, taken):
     kernels = [v for v in model.trainable_variables if v.shape.rank == 4]
     keras_ntt.apply_masks(model, {v.path: rng.random(v.shape) < 0.5 for v in kernels})
@@ -363,7 +364,7 @@ class Gathered(layers.Layer):
 @pytest.mark.parametrize("own", [Forgetful, Gathered])
 @pytest.mark.parametrize("last", [layers.ReLU, layers.MaxPooling2D])
 @pytest.mark.parametrize("gain", [0, 1000])
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 def test_open_batch_and_gradients_of_unknown_shape(
     own, last, gain, monkeypatch, rng, taken, float64
 ):

@@ -58,7 +58,7 @@ def _by_definition(x, kernel_size, strides, dilations, padding, groups, ones):
 
 @pytest.mark.parametrize(("ones", "open_sizes"), [*itertools.product([False, True], repeat=2)])
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.few(16)
+@pytest.mark.few(8)
 def test_patches_and_their_gradient(case, ones, open_sizes):
     spatial, *numbers, padding, groups = CASES[case]
     geometry = Geometry(*numbers, padding, "channels_last")

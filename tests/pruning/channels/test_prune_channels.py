@@ -172,6 +172,7 @@ def test_copies_of_channels_cost_nothing(importance):
         assert apart(model, smaller, images(seed=1)) < 0.01
 
 
+@pytest.mark.long
 def test_epochs_bring_the_outputs_closer():
     model, x = network(), images(64)
     options = {"flops": 0.5, "round_to": 1, "batch_size": 16, "verbose": 0, "refit": False}

@@ -94,6 +94,7 @@ def test_the_student_holds_its_masks_after_the_error():
             np.testing.assert_array_equal(variable.numpy() != 0, masks[variable.path])
 
 
+@pytest.mark.long
 def test_a_run_goes_on_after_the_error_with_data_that_are_good():
     expected = transfer_of(student_of())
     expected.fit(batches([]).take(2), verbose=0)
@@ -174,6 +175,7 @@ def test_steps_whose_scaled_gradients_overflow_are_left_out_until_the_scale_fits
     assert all((old != new)[mask].any() for old, new, mask in kernels)
 
 
+@pytest.mark.long
 def test_gradients_that_overflow_at_any_scale_are_a_clear_error():
     keras.config.set_dtype_policy("mixed_float16")
     student = keras.Sequential(

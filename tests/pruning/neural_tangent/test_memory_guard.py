@@ -47,6 +47,7 @@ def test_a_step_that_does_not_fit_is_refused(as_data_set):
         np.testing.assert_array_equal(value, found)
 
 
+@pytest.mark.long
 def test_each_advice_works(rng):
     x = rng.normal(size=(512, 2048)).astype("float32")
     with pytest.raises(ValueError, match=SAID):
@@ -107,6 +108,7 @@ NETS = {
 
 @pytest.mark.parametrize("name", NETS)
 @pytest.mark.parametrize("samples", [4, 32])
+@pytest.mark.few(2)
 def test_the_rough_bound_is_above_the_estimate(name, samples):
     model = NETS[name]()
     spec = tf.TensorSpec((samples, *model.inputs[0].shape[1:]))

@@ -133,7 +133,7 @@ def on_a_dataset():
 
 @pytest.mark.filterwarnings("ignore:Your input ran out of data")
 @pytest.mark.parametrize("kind", [kind for kind in kinds_of_data() if kind != "dataset"])
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 def test_every_kind_of_data_gives_the_same_run(kind):
     schedule = keras_ntt.NTTSchedule(SPARSITY, frequency=2, end_step=4)
     found = transfer_of(small(), pruning_schedule=schedule)

@@ -94,7 +94,7 @@ def outputs(model, x):
 
 
 @pytest.mark.parametrize("make", MODELS, ids=lambda make: make.__name__)
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 def test_nothing_to_prune_leaves_what_the_model_computes(make, rng):
     model, x = make(), inputs_for(make, rng, 20)
     if make in (convolutional, own):
@@ -124,7 +124,7 @@ def test_counts_zeros_and_masks(make, rng):
 
 @pytest.mark.parametrize("make", [convolutional, attention, own], ids=lambda make: make.__name__)
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.few(5)
+@pytest.mark.few(3)
 def test_refitting_comes_nearer_to_the_dense_model_than_the_mask_alone(make, method, rng):
     model, x = make(), inputs_for(make, rng, 200)
     found = prune_post_training(
