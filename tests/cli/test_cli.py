@@ -265,6 +265,7 @@ def leave_state(monkeypatch, epochs):
         assert run(*LONG.split(), "--epochs", epochs, "-o", "out.keras", "-q") == 1
 
 
+@pytest.mark.long
 def test_a_result_that_could_not_be_written_is_not_lost(folder, capsys, monkeypatch):
     command = [*LONG.split(), "--epochs", 2, "-o", "out.keras", "-q"]
     leave_state(monkeypatch, 2)

@@ -35,6 +35,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.long
 def test_compress_does_what_python_does(folder, capsys):
     words = "compress model.keras --inputs x.npy -s 0.5 -o a.tflite --max-drop 40% --json --quiet"
     assert main([*words.split(), "--keras", "a.keras"]) == 0

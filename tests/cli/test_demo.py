@@ -58,6 +58,7 @@ def test_demo_reports_what_it_measured(short_run):
         assert results["methods"][method]["nonzeros"] == nonzeros
 
 
+@pytest.mark.long
 def test_random_masks_are_uniform():
     """Every entry is as likely as every other, along both axes."""
     model, images = demo.make_model(), demo.load_digits().x_train

@@ -234,6 +234,7 @@ COMMANDS = {
 @pytest.mark.parametrize(
     "name", ["prune", "export", pytest.param("compress", marks=pytest.mark.long)]
 )
+@pytest.mark.few(2)
 def test_unlabelled_inputs(name, source, folder):
     assert run(COMMANDS[name].format(model="model.keras", source=source)) == 0
 
@@ -252,6 +253,7 @@ LABELLED = {
 @pytest.mark.parametrize(
     "name", ["compare", "export", "evaluate", pytest.param("compress", marks=pytest.mark.long)]
 )
+@pytest.mark.few(2)
 def test_labelled_data(name, source, folder, capsys):
     assert run(LABELLED[name].format(source=source)) == 0
     assert "accuracy" in capsys.readouterr().out.lower()

@@ -59,6 +59,7 @@ def test_nothing_may_be_lost(rng):
     assert "loses too much" in str(report)
 
 
+@pytest.mark.long
 def test_labelled_data_decide_where_there_are_any(trained):
     model, x, y = trained
     report = compress(model, x, sparsity=0.6, data=(x, y), max_drop=0.02, verbose=0)
@@ -69,6 +70,7 @@ def test_labelled_data_decide_where_there_are_any(trained):
     assert "accuracy %" in str(report)
 
 
+@pytest.mark.long
 def test_int8_and_several_inputs(rng):
     a, b = keras.Input((6,), name="a"), keras.Input((5,), name="b")
     hidden = layers.Dense(16, "relu")(layers.Concatenate()([a, b]))
@@ -89,7 +91,7 @@ def test_int8_and_several_inputs(rng):
         ({"data": np.zeros(3)}, "data must be"),
     ],
 )
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 def test_refusals(trained, options, message):
     model, x, _ = trained
     with pytest.raises(ValueError, match=message):

@@ -430,6 +430,7 @@ NOT_REGISTERED = {
 
 
 @pytest.mark.parametrize("make", NOT_REGISTERED.values(), ids=NOT_REGISTERED)
+@pytest.mark.few(8)
 def test_nothing_has_to_be_registered(make):
     model = make()
     for variable in model.trainable_variables:

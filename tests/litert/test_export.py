@@ -429,7 +429,7 @@ FAILURES = {
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
 @pytest.mark.parametrize("older", [b"older file", None], ids=["older", "new"])
 @pytest.mark.parametrize("name", FAILURES)
-@pytest.mark.few(12)
+@pytest.mark.few(6)
 def test_a_failure_leaves_an_older_file_as_it_was(tmp_path, name, older):
     make, options, error, match = FAILURES[name]
     model = make()

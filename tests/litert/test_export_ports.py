@@ -105,7 +105,7 @@ def as_lists(found):
     ("make", "own_data"),
     [*((make, False) for make in FUNCTIONAL), (inputs_out_of_order, True), (fixed_batch, True)],
 )
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 def test_several_inputs_and_outputs(make, own_data, tmp_path):
     model = pruned(make())
     x = draw(model.input)
@@ -190,7 +190,7 @@ def test_each_output_is_judged_by_its_own_scale(tmp_path):
     ],
     ids=lambda case: case.__name__ if callable(case) else str(case),
 )
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 def test_every_target(make, options, tmp_path):
     model = pruned(make())
     x = draw(model.input, 40)
@@ -259,7 +259,7 @@ OWN_CODE = {
 
 @pytest.mark.parametrize("options", [{}, {"target": "int8"}], ids=str)
 @pytest.mark.parametrize("name", OWN_CODE)
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 def test_models_with_code_of_their_own(name, options, tmp_path):
     cls, data = OWN_CODE[name]
     model, x = cls(), data()

@@ -153,6 +153,7 @@ def test_int8_files_take_integers_too(model, data, tmp_path):
     assert np.abs(found - expected).max() < 0.2 * np.abs(expected).max()
 
 
+@pytest.mark.long
 def test_limits_and_npu(model, data, tmp_path):
     whole = export_tflite(model, tmp_path / "m.tflite", target="micro", representative_data=data)
     limit = whole.micro.arena - 6_000

@@ -49,6 +49,7 @@ def exported(tmp_path_factory):
     return found
 
 
+@pytest.mark.long
 def test_files_for_vela_are_dense(exported):
     for report in exported:
         assert report.runtimes[VELA] == "yes"

@@ -62,7 +62,7 @@ def runs_in_a_row(path, x, threads=1):
 
 
 @pytest.mark.parametrize("make", COUNTS)
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_an_lstm_is_one_operator_that_forgets_what_it_ran_on(make, tmp_path):
     model, path = randomized(make()), tmp_path / "m.tflite"
     report = export_tflite(model, path, batch_size=1)
@@ -91,7 +91,7 @@ def test_states_as_large_as_they_get_are_forgotten(tmp_path):
 
 
 @pytest.mark.parametrize("make", [last, sequences])
-@pytest.mark.few(1)
+@pytest.mark.long
 def test_an_int8_lstm_and_its_states(make, tmp_path):
     model, path = randomized(make()), tmp_path / "m.tflite"
     x = inputs(model.input_shape[1:], 40)
@@ -233,6 +233,7 @@ def test_an_lstm_that_int8_would_ruin_is_unrolled(tmp_path):
     assert "batch_size" not in note
 
 
+@pytest.mark.long
 def test_sparse_float16_weights_of_an_lstm(tmp_path):
     model, path = randomized(sequential((4, 40), layers.LSTM(48)), scale=0.1), tmp_path / "m.tflite"
     kernels = [w for w in model.trainable_variables if "kernel" in w.name]

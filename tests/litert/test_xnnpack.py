@@ -137,7 +137,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.few(6)
+@pytest.mark.few(4)
 def test_the_verdict_and_its_reason(name):
     options, kind, words = CASES[name]
     model = fb.read(convert(pruned(network(**options), 0.9), [None])[0])

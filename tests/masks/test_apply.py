@@ -197,7 +197,7 @@ def test_zeros_hold_with_every_optimizer(mlp, name):
 
 
 @pytest.mark.parametrize("options", [{"jit_compile": True}, {"run_eagerly": True}])
-@pytest.mark.few(1)
+@pytest.mark.long
 def test_zeros_hold_with_averaged_weights_however_a_step_is_run(mlp, options):
     model = mlp()
     masks = random_masks(model)

@@ -235,6 +235,7 @@ def plain():
 
 @hypothesis.settings(max_examples=200)
 @hypothesis.given(st.data())
+@pytest.mark.long
 def test_a_file_with_a_wrong_byte_is_refused_or_read_as_it_was(whole, plain, data):
     position = data.draw(st.integers(0, len(whole) - 1))
     byte = data.draw(st.integers(0, 255).filter(lambda b: b != whole[position]))

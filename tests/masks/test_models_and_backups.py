@@ -205,7 +205,7 @@ def whole_run(run):
      (run_scheduled, (2, 1))],
     ids=["no_epoch", "transfer", "all_epochs", "scheduled"],
 )  # fmt: skip
-@pytest.mark.few(1)
+@pytest.mark.long
 def test_a_run_that_is_ended_goes_on_to_the_same_weights(run, stop, tmp_path):
     folder = tmp_path / "state"
     whole = whole_run(run)
@@ -255,7 +255,7 @@ def run_with_masks(seed, callbacks):
 
 
 @pytest.mark.parametrize("others", ["none", "other"])
-@pytest.mark.few(1)
+@pytest.mark.long
 def test_masks_of_a_model_are_in_the_state(tmp_path, others):
     masks = random_mask()
     whole = whole_run(run_with_masks)

@@ -108,6 +108,7 @@ def test_the_report_says_why_a_layer_is_skipped():
     assert [path for path, note in notes.items() if not note] == ["chosen/table", "dense/kernel"]
 
 
+@pytest.mark.long
 def test_embeddings_and_depthwise_kernels_in_a_transfer():
     model = every_layer.CASES["Embedding"]()
     transfer = keras_ntt.NeuralTangentTransfer(

@@ -200,6 +200,7 @@ def test_a_dict_of_inputs_is_taken_by_name(implementation, sizes):
     np.testing.assert_array_equal(found, wanted)
 
 
+@pytest.mark.long
 def test_a_transfer_takes_a_dict_of_inputs_by_name():
     # Of one size, so that an exchange would not be an error.
     z, a = keras.Input((3,), name="z"), keras.Input((3,), name="a")

@@ -400,6 +400,7 @@ CHOICES = {
     ("option", "name"), [(o, n) for o, (_, where) in CHOICES.items() for n in where.split()]
 )
 @pytest.mark.parametrize("value", ["other", "", None, 3, ["all"]], ids=repr)
+@pytest.mark.few(20)
 def test_rejects_unknown_choices(option, name, value):
     model, teacher = small(), small()
     choices = re.escape(CHOICES[option][0])
@@ -529,7 +530,7 @@ ON_ARRAYS = {
 
 @pytest.mark.parametrize("kind", BAD_ARRAYS)
 @pytest.mark.parametrize("name", ON_ARRAYS)
-@pytest.mark.few(23)
+@pytest.mark.few(12)
 def test_arrays_that_do_not_fit(name, kind):
     x, match = BAD_ARRAYS[kind]
     model = small()
@@ -616,7 +617,7 @@ LATER = [
 
 
 @pytest.mark.parametrize(("kind", "make", "validation"), LATER)
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 def test_rejects_a_later_batch_that_does_not_fit(kind, make, validation):
     model = small()
     assert model.input_shape == (None, 6)
@@ -853,6 +854,7 @@ BAD_MASKS = {
 
 @pytest.mark.parametrize("kind", BAD_MASKS)
 @pytest.mark.parametrize("held", [False, True], ids=["plain", "masked"])
+@pytest.mark.few(11)
 def test_a_mask_that_does_not_fit(kind, held):
     mask, match = BAD_MASKS[kind]
     model = small()

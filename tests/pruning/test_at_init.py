@@ -113,7 +113,7 @@ def test_a_transfer_begins_with_the_masks_of_pruning_at_init(saliency, allocatio
 
 
 @pytest.mark.parametrize("allocation", [*ALLOCATIONS, {".*": 0.6}])
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_refreshed_masks_are_by_latent_magnitude(allocation):
     """After steps with refreshes the masks are the largest latent weights, in the same shares."""
     model = mlp((6, 12, 10, 3))
@@ -175,6 +175,7 @@ def test_a_score_without_what_it_needs():
     assert get_masks(model) == {}
 
 
+@pytest.mark.long
 def test_generators_are_not_read_for_a_score():
     batches = iter([data(n=8)[0]] * 2)
     sparse = prune_neural_tangent(

@@ -166,7 +166,7 @@ def data(rng, count=96):
 
 
 @pytest.mark.parametrize(("method", "optimizer"), [(RigL, "adam"), (SET, "adam"), (RigL, "lamb")])
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_counts_are_exact_after_every_update_and_masks_move(method, optimizer, rng):
     if optimizer == "lamb":
         if not hasattr(keras.optimizers, "Lamb"):

@@ -156,6 +156,7 @@ def test_granet_in_a_run_that_is_resumed(tmp_path, epoch, first):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.long
 def test_granet_goes_on_from_zeros_where_there_are_no_masks(tmp_path):
     with pytest.raises(StoppedError):
         granet_run(0, keras.callbacks.BackupAndRestore(tmp_path), Stop(3), first=False)

@@ -271,7 +271,7 @@ def transferred(inputs, **options):
 
 @pytest.mark.filterwarnings("ignore:Your input ran out of data:UserWarning")
 @pytest.mark.parametrize("name", READABLE)
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_a_transfer_shows_its_inputs_to_the_score(name):
     inputs, options = READABLE[name](half_constant())
     mask = transferred(inputs, **options)
@@ -281,6 +281,7 @@ def test_a_transfer_shows_its_inputs_to_the_score(name):
 
 @pytest.mark.filterwarnings("ignore:Your input ran out of data:UserWarning")
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.long
 def test_inputs_that_can_be_read_once_are_told_of():
     x = half_constant()
     with pytest.warns(UserWarning, match="Balanced counts all inputs alike.*of type generator"):

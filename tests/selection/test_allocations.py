@@ -117,6 +117,7 @@ def test_global_takes_the_largest_of_all():
         np.testing.assert_array_equal(mask, np.abs(weight) >= threshold)
 
 
+@pytest.mark.long
 def test_plsr_takes_the_ratio_of_the_score_and_the_entries_by_magnitude():
     model = mlp()
     by_score = prune_at_init(model, sparsity=0.7, saliency="synflow", verbose=0)

@@ -125,6 +125,7 @@ def test_blocks_against_a_loop(seed, shape, block, pooling, sparsity):
     [{}, {"block_size": (2, 3)}, {"block_size": (3, 2), "pooling": "MAX"}],
     ids=["entries", "average", "largest"],
 )
+@pytest.mark.few(1)
 def test_compiled_patterns_are_the_same(rng, structure):
     scores = tf.constant(np.abs(rng.normal(size=(7, 8))).astype("float32"))
     pattern = pattern_of((7, 8), **structure)

@@ -201,7 +201,7 @@ if hasattr(layers, "RMSNormalization"):
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.few(12)
+@pytest.mark.few(8)
 def test_outputs_stay(name):
     model = MODELS[name]()
     removal, smaller = assert_exact(model)

@@ -36,7 +36,7 @@ def prune_by_half(model):
     return keras_ntt.apply_masks(model, masks)
 
 
-@pytest.mark.few(7)
+@pytest.mark.few(5)
 def test_structured_kernel_is_the_jacobian_kernel(name, model):
     tolerance = 1e-6 if name == "lora" else 1e-11  # Keras keeps LoRA's weights in float32
     masks = keras_ntt.get_masks(prune_by_half(model))

@@ -85,6 +85,7 @@ def test_a_step_is_one_on_the_moved_inputs(rng, mlp, own_teacher):
         assert float(found) == pytest.approx(wanted, rel=1e-5)
 
 
+@pytest.mark.long
 def test_compiled_transfer_on_adversarial_inputs(rng, mlp):
     """The loss at attacked inputs falls; validation is on clean ones."""
     x = rng.uniform(size=(64, 6)).astype("float32")

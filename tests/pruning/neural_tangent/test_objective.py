@@ -46,7 +46,7 @@ PAIRS = [(make, "kept") for make in SMOOTH] + [(make, "all") for make in EITHER_
 @pytest.mark.parametrize(
     ("make", "wrt"), PAIRS, ids=lambda value: getattr(value, "__name__", value)
 )
-@pytest.mark.few(4)
+@pytest.mark.few(3)
 def test_gradient_is_that_of_finite_differences(make, wrt):
     teacher, student = (architectures.randomize(make(), seed) for seed in (0, 1))
     x = architectures.inputs_for(student, 4)

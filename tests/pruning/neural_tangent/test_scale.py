@@ -41,6 +41,7 @@ def test_projected_kernel_is_the_kernel_of_the_combinations(float64):
         assert min(errors) < 1e-9
 
 
+@pytest.mark.long
 def test_expected_trace_of_projections_is_the_trace(float64):
     """Over all directions drawn, the mean comes as near as its standard error says."""
     model, _ = pair()
@@ -182,6 +183,7 @@ def test_memory_limit_takes_steps_in_blocks():
     assert other._parts == 4
 
 
+@pytest.mark.long
 def test_memory_limit_that_cannot_be_kept():
     student, _ = pair()
     before = student.get_weights()

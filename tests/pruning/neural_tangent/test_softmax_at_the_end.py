@@ -41,7 +41,7 @@ def nested(end=None):
 @pytest.mark.parametrize(
     "end", ["softmax", "sigmoid", layers.Softmax(), layers.Activation("softmax")], ids=str
 )
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_the_transfer_is_that_of_the_logits_to_the_bit(make, end):
     plain = keras_ntt.prune_neural_tangent(make(), X, **OPTIONS)
     model = make(end)

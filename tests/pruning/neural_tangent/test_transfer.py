@@ -133,7 +133,7 @@ def on_a_dataset():
 
 @pytest.mark.filterwarnings("ignore:Your input ran out of data")
 @pytest.mark.parametrize("kind", [kind for kind in kinds_of_data() if kind != "dataset"])
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_every_kind_of_data_gives_the_same_run(kind):
     schedule = keras_ntt.NTTSchedule(SPARSITY, frequency=2, end_step=4)
     found = transfer_of(small(), pruning_schedule=schedule)
@@ -243,6 +243,7 @@ def test_gradual_sparsity_by_a_plain_function():
     assert [round(seen[s], 2) for s in (3, 4, 7, 8, 16)] == [0.0, 0.5, 0.5, 0.8, 0.8]
 
 
+@pytest.mark.long
 def test_another_teacher_is_matched_and_left_alone():
     teacher, student = small(seed=1), small(seed=2)
     before = teacher.get_weights()
@@ -255,6 +256,7 @@ def test_another_teacher_is_matched_and_left_alone():
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.long
 def test_weights_can_be_saved_and_loaded(tmp_path):
     first = transfer_of(small())
     first.fit(samples(), batch_size=16, epochs=2, verbose=0)
@@ -291,7 +293,7 @@ def five_epochs():
 
 
 @pytest.mark.parametrize("step", [6, 13])
-@pytest.mark.few(1)
+@pytest.mark.long
 def test_a_run_that_was_killed_ends_where_another_ends(tmp_path, step):
     backup = tmp_path / "backup"
     killed = transfer_of(small())
@@ -482,6 +484,7 @@ def test_kernels_that_were_changed_since_are_refused_and_left_alone(run_before):
     assert list(keras_ntt.get_masks(student)) == list(masks)
 
 
+@pytest.mark.long
 def test_averages_of_the_optimizer_are_those_of_the_student():
     optimizer = keras.optimizers.SGD(0.5, use_ema=True, ema_momentum=0.5)
     transfer = transfer_of(small(), pruning_schedule=keras_ntt.NTTSchedule(SPARSITY, None))

@@ -63,6 +63,7 @@ CONVOLUTIONS = [
 
 
 @pytest.mark.parametrize("layer", CONVOLUTIONS, ids=lambda layer: type(layer).__name__)
+@pytest.mark.few(20)
 def test_convolutions(layer, rng):
     layer = type(layer).from_config(layer.get_config())
     rank = layer.rank

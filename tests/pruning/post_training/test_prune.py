@@ -182,6 +182,7 @@ def test_the_size_of_batches_and_the_form_of_inputs_do_not_matter(make, rng):
         np.testing.assert_allclose(outputs(other, x), outputs(found[0], x), atol=1e-3)
 
 
+@pytest.mark.long
 def test_activations_that_do_not_fit_go_to_files(rng, monkeypatch, tmp_path):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     model, x = convolutional(), inputs_for(convolutional, rng, 20)

@@ -119,6 +119,7 @@ def test_a_recovery_that_diverges_is_taken_back(rng):
     np.testing.assert_allclose(found(x), plain(x), atol=1e-4)
 
 
+@pytest.mark.long
 def test_the_same_seed_gives_the_same_weights(rng):
     model, x = classifier(), rng.normal(size=(64, 6)).astype("float32")
     a, b = (
@@ -158,6 +159,7 @@ def test_gradual_masks_shrink_along_the_cubic_curve_to_the_sparsity(rng):
     assert sparsities[59:] == [0.9] * 21
 
 
+@pytest.mark.long
 def test_gradual_recovery_ends_at_the_sparsity_with_its_zeros(rng):
     model, x = classifier(), rng.normal(size=(320, 6)).astype("float32")
     options = {"sparsity": 0.8, "epochs": 8, "verbose": 0}

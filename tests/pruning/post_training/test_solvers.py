@@ -197,6 +197,7 @@ def test_what_is_kept_is_the_least_squares_of_its_support(rng, solver):
 
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("pattern", [None, "2:4", "1:4", (4, 1), (2, 2), (3, 2), "filters"])
+@pytest.mark.few(12)
 def test_every_solver_follows_every_pattern(rng, solver, pattern):
     problem, weights, _ = random_problem(rng, 12, 6)
     density = {"2:4": 0.5, "1:4": 0.25}.get(pattern, 1 / 3)
