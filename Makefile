@@ -6,6 +6,7 @@ BIN = $(VENV)/bin
 OUT ?= demo-output
 # Tests of a file stay together, so that what several of them read is made once.
 WORKERS ?= -n auto --dist worksteal
+LONG ?= long and not soak
 
 OLDEST ?= .venv-oldest
 TFMOT ?= .venv-tfmot
@@ -17,7 +18,7 @@ TUTORIALS ?= .venv-tutorials
 help:
 	@echo "make demo   prune, train and export a model on real data; writes $(OUT)/"
 	@echo "make test   lint, type-check and test"
-	@echo "make test-long    notebooks, programs, several processes, gradients of every layer"
+	@echo "make test-long    notebooks, programs, several processes, all parameters of wide tests"
 	@echo "make test-large   transfers of MobileNet, EfficientNet and ResNet; every layer with XLA"
 	@echo "make test-soak    long runs, processes that are killed, workers that are lost"
 	@echo "make test-oldest   the core tests, with the oldest TensorFlow and Keras that are supported"
@@ -48,7 +49,7 @@ unit: $(BIN)/.ready
 	$(BIN)/python -m pytest $(WORKERS)
 
 test-long: $(BIN)/.ready
-	$(BIN)/python -m pytest $(WORKERS) -m "long and not soak" tests
+	$(BIN)/python -m pytest $(WORKERS) -m "$(LONG)" tests
 
 test-large: $(BIN)/.ready
 	$(BIN)/python -m pytest -m large tests/project/test_large.py tests/pruning/neural_tangent/test_scale.py

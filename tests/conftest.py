@@ -47,6 +47,7 @@ def pytest_collection_modifyitems(items):
         for i, item in enumerate(group):
             if i not in kept:
                 item.add_marker(pytest.mark.long)
+                item.add_marker(pytest.mark.wide)
 
 
 @pytest.fixture(autouse=True)
