@@ -80,10 +80,13 @@ def shrink_tflite(
         raise
     except Exception as error:  # tables of the wrong kind make the lookups raise anything
         raise fb.damaged(content, error) from error
-    if target == "micro":
-        written = _for_micro(original, len(content), target_path, options)
-    else:
-        written = _for_litert(original, content, target_path)
+    try:
+        if target == "micro":
+            written = _for_micro(original, len(content), target_path, options)
+        else:
+            written = _for_litert(original, content, target_path)
+    except (LookupError, TypeError, AttributeError) as error:  # such as a signature of no tensor
+        raise fb.damaged(content, error) from error
     measured = sizes.of(written.content)
     return ExportReport(
         path=target_path,

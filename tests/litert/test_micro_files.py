@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shutil
@@ -320,6 +321,18 @@ def test_damaged_files_raise_our_errors_only(model, data, tmp_path):
                 said.append("Received: " in str(error))
     assert said
     assert all(said)
+
+
+def test_a_signature_of_a_tensor_that_nothing_uses_is_our_error(model, tmp_path):
+    path = tmp_path / "m.tflite"
+    export_tflite(model, path, target="dense")
+    damaged = fb.read(path.read_bytes())
+    damaged.subgraphs[0].tensors.append(copy.copy(damaged.subgraphs[0].tensors[0]))
+    damaged.signatureDefs[0].inputs[0].tensorIndex = len(damaged.subgraphs[0].tensors) - 1
+    path.write_bytes(fb.write(damaged))
+    for target in ("size", "micro"):
+        with pytest.raises(ValueError, match="Received"):
+            shrink_tflite(path, tmp_path / "n.tflite", target=target)
 
 
 def test_damaged_pairs_of_decode_are_our_errors(tmp_path):
