@@ -64,9 +64,11 @@ def test_the_default_is_for_devices_and_others_are_told_what_it_would_save(tmp_p
     assert not any("would" in w for w in fixed.warnings)
     assert [(port.dtype, port.shape[0]) for port in fixed.ports] == [("int8", 1)] * 2
     gone = inspect_tflite(plain).operators.keys() - inspect_tflite(small).operators.keys()
-    assert gone == {"PACK", "SHAPE", "STRIDED_SLICE", "QUANTIZE", "DEQUANTIZE"}
+    shapes = {"PACK", "SHAPE", "STRIDED_SLICE"} & inspect_tflite(plain).operators.keys()
+    assert gone == {"QUANTIZE", "DEQUANTIZE"} | shapes
     (note,) = (w for w in report.warnings if "batch_size=1" in w)
-    assert "save 3 operators (PACK, SHAPE, STRIDED_SLICE)" in note
+    # Keras 3.3 flattens without them.
+    assert ("save 3 operators (PACK, SHAPE, STRIDED_SLICE)" in note) == bool(shapes)
     export_tflite(model, small, target="dense", quantization="int8", representative_data=X)
     assert inspect_tflite(small).operators == inspect_tflite(plain).operators
 
