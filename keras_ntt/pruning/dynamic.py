@@ -10,6 +10,7 @@ compiled steps, with several steps an execution, accumulated gradients and on se
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -40,6 +41,7 @@ def drop_count(mask: tf.Tensor, fraction: Any) -> tf.Tensor:
     """
     kept = tf.math.count_nonzero(mask, dtype=tf.int32)
     number = tf.cast(kept, tf.float64) * tf.cast(fraction, tf.float64)
+    # What is a whole number but for rounding, as 100 * 0.29 is, counts as that number.
     return tf.maximum(tf.minimum(tf.cast(tf.floor(number + 1e-9), tf.int32), kept - 1), 0)
 
 
@@ -76,7 +78,7 @@ def grow(mask: tf.Tensor, scores: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
     return tf.logical_or(mask, rank_of(candidates) < count)
 
 
-class _Exchange(keras.callbacks.Callback):
+class _Exchange(keras.callbacks.Callback, ABC):
     """What SET and RigL share: when, how much, and what happens to a weight and its optimizer."""
 
     _anneal, _replaces = "cosine", True
@@ -133,6 +135,9 @@ class _Exchange(keras.callbacks.Callback):
         check_policy(pruning_policy)
         self._choice = {"filters": filters, "pruning_policy": pruning_policy}
         self._seed = checks.check_seed(seed)
+        # The first update that this callback does not look after: an interrupted run does not tell
+        # it that it ends, and the compiled step stays in the model.
+        self._end_of_batch = tf.Variable(0, dtype=tf.int64, trainable=False)
 
     # --- when and how much -----------------------------------------------------------------
 
@@ -173,6 +178,11 @@ class _Exchange(keras.callbacks.Callback):
             variable.constraint.exchange = self._exchange_of(i)
             self._held.append(variable.constraint)
         retrace(self.model)
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Allow exchanges in the updates that follow."""
+        done = int(keras.ops.convert_to_numpy(self.model.optimizer.iterations))
+        self._end_of_batch.assign(done + (self.model.steps_per_execution or 1))
 
     def on_train_end(self, logs: Any = None) -> None:
         """Leave the model with its masks, which no longer move."""
@@ -228,14 +238,24 @@ class _Exchange(keras.callbacks.Callback):
                 take()
                 return False
 
-            tf.cond(self.due_at(step), move, stay)
+            looked_after = step < tf.convert_to_tensor(self._end_of_batch)
+            tf.cond(tf.logical_and(self.due_at(step), looked_after), move, stay)
 
         return exchange
 
+    @abstractmethod
     def _masks(
         self, value: tf.Tensor, gradient: tf.Tensor, mask: tf.Tensor, fraction: Any, draw: Any
     ) -> tf.Tensor:
-        raise TypeError(f"{type(self).__name__} does not say which connections it moves")
+        """Return the mask after an exchange.
+
+        Args:
+            value: The weight, with zeros where it is pruned.
+            gradient: The gradient by all its entries.
+            mask: The mask before.
+            fraction: The fraction of the kept entries that is dropped.
+            draw: The number of the weight and of the update, which random choices depend on.
+        """
 
 
 class RigL(_Exchange):

@@ -215,8 +215,8 @@ def test_grown_entries_begin_with_clean_slots_and_others_keep_theirs(rng):
             continue
         grown = get_masks(model)[owner] & ~before[owner]
         moved += grown.sum()
-        if "average" not in variable.path:
-            assert not np.asarray(variable)[grown].any()
+        assert not np.asarray(variable)[grown].any()
+        if "average" not in variable.path:  # averages of weights move with these
             np.testing.assert_array_equal(
                 np.asarray(variable)[~grown], slots[variable.path][~grown]
             )
@@ -311,6 +311,29 @@ def test_a_run_that_is_resumed_ends_as_one_that_is_not(rng, tmp_path):
         np.testing.assert_array_equal(mask, same)
     for value, same in zip(whole.get_weights(), resumed.get_weights(), strict=True):
         np.testing.assert_allclose(value, same, atol=1e-6)
+
+
+class Interrupt(keras.callbacks.Callback):
+    """Ends training as Ctrl-C does."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        if batch == 2:
+            raise KeyboardInterrupt
+
+
+def test_masks_are_held_after_a_run_that_was_interrupted(rng):
+    model = network()
+    model.compile("sgd", "mse", jit_compile=False)
+    x, y = data(rng)
+    callbacks = [RigL(end_step=100, frequency=1, anneal="constant"), Interrupt()]
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(x, y, batch_size=4, verbose=0, callbacks=callbacks)
+    held = get_masks(model)
+    model.fit(x, y, batch_size=4, verbose=0)
+    for path, mask in get_masks(model).items():
+        np.testing.assert_array_equal(mask, held[path])
+    model.fit(x, y, batch_size=4, verbose=0, callbacks=callbacks[:1])
+    assert any((mask != held[path]).any() for path, mask in get_masks(model).items())
 
 
 TWO_REPLICAS = """
