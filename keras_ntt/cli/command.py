@@ -17,6 +17,8 @@ from typing import Any
 
 import click
 
+from keras_ntt.litert.chatter import CHATTER
+
 # What a user can cause. Anything else is a defect of this package and shows its traceback.
 REPORTED = (
     ImportError,
@@ -28,11 +30,11 @@ REPORTED = (
     MemoryError,
 )
 
-# What TensorFlow, absl, CUDA and LiteRT write when they start, whatever the level of their logs.
+# What TensorFlow, absl, CUDA and LiteRT write when they start, whatever the level of their logs:
+# what a conversion writes, and errors, such as that there is no GPU.
 NOTICES = re.compile(
-    rb"WARNING: All log messages before absl::InitializeLog|[IWE]0000 00:00:|"
-    rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+: [IWE] |To enable the following instructions: |"
-    rb"INFO: Created TensorFlow Lite|INFO:tensorflow:"
+    CHATTER + rb"|E0000 00:00:|\d{4}-\d\d-\d\d [\d:.]+: E |"
+    rb"To enable the following instructions: |INFO:tensorflow:"
 )
 
 

@@ -49,7 +49,7 @@ def copy_of(model: keras.Model, inputs: Any = None, *, instead: str = "") -> ker
     except Exception as error:
         raise ValueError(
             f"The model {model.name!r} cannot be copied: {cause_of(error)}. Each of its layers, "
-            "and a class of its own, needs a get_config() of which from_config() makes it again, "
+            "and its own class, needs a get_config() of which from_config() makes it again, "
             f"and a build() by shapes or a call on an array (inputs= or data=). {instead}"
             f"Received: a {type(model).__name__}"
         ) from error
@@ -57,7 +57,7 @@ def copy_of(model: keras.Model, inputs: Any = None, *, instead: str = "") -> ker
 
 
 def rebuilt(model: keras.Model, config: dict[str, Any], inputs: Any = None) -> keras.Model:
-    """Return a model made again of a configuration, with weights of its own.
+    """Return a model made again of a configuration, with new weights.
 
     Args:
         model: A built model.

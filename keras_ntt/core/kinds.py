@@ -28,7 +28,7 @@ def kinds_of(thing: Any) -> Iterator[type]:
         thing: A layer, an operation, a schedule, ...
 
     Yields:
-        Its class, and each base for as long as nothing that the bases have is defined anew but
+        Its class, and each base for as long as nothing that the bases have is overridden but
         the constructor and the configuration. None where ``call`` is replaced on the object.
     """
     if "call" in getattr(thing, "__dict__", ()):
@@ -41,7 +41,7 @@ def kinds_of(thing: Any) -> Iterator[type]:
 
 
 def _changes_something(cls: type, bases: Sequence[type]) -> bool:
-    """Tell whether a class defines anew something that what it computes as has.
+    """Tell whether a class overrides something of the class that it computes as.
 
     Args:
         cls: The class.

@@ -303,10 +303,10 @@ def warn_of_probabilities(
         if look_like_probabilities(logits.model(some, training=False)):
             warnings.warn(
                 f"The outputs of the model {logits.model.name!r} look like probabilities, and the "
-                "activation that makes them was not found, because it is in code of your own. "
+                "activation that makes them was not found, because it is in your own code. "
                 f"{what} should look at logits: the derivatives of probabilities are so small that "
                 "hardly anything is left to compare. Return what goes into the softmax or sigmoid, "
-                "and apply it afterwards, in a layer of its own or by a loss with "
+                "and apply it afterwards, in a separate layer or by a loss with "
                 "from_logits=True.",
                 stacklevel=stacklevel + 1,
             )

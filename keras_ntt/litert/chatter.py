@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 _LOCK = threading.Lock()
 # Lines of its logs that are information or warnings, and what a pass of the converter prints.
-_CHATTER = re.compile(
+CHATTER = (
     rb"[IW]\d{4} [\d:.]+ |\d{4}-\d\d-\d\d [\d:.]+: [IW] |INFO: |fully_quantize: |"
     rb"WARNING: All log messages before absl::InitializeLog"
 )
@@ -22,8 +22,9 @@ _CHATTER = re.compile(
 def chatter_dropped() -> Iterator[None]:
     """Keep information and warnings of TensorFlow's C++ code off the standard error stream.
 
-    Errors, and all that others write there meanwhile, come through at the end. Of two at the same
-    time, in threads, the second does nothing.
+    The stream is a file meanwhile, and no pipe: a thread that empties a pipe could not run if the
+    converter held the interpreter's lock. Errors, and all that others write there, come through at
+    the end. Of two at the same time, in threads, the second does nothing.
     """
     if not _LOCK.acquire(blocking=False):
         yield
@@ -45,7 +46,7 @@ def chatter_dropped() -> Iterator[None]:
             _flush()
             os.dup2(stream, 2)
             written.seek(0)
-            others = b"".join(line for line in written if not _CHATTER.match(line))
+            others = b"".join(line for line in written if not re.match(CHATTER, line))
             if others:
                 os.write(2, others)
 

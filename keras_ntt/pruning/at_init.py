@@ -29,7 +29,7 @@ from keras_ntt.selection.named_patterns import check_fixed_sparsity
 _BLIND = (Random, Balanced)  # masks of shapes and inputs alone
 _INSTEAD = (
     "Or prune it in place: keras_ntt.prune_low_magnitude(model, sparsity), or "
-    "keras_ntt.apply_masks(model, masks) with masks of your own. "
+    "keras_ntt.apply_masks(model, masks) with your own masks. "
 )
 
 

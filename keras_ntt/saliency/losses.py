@@ -103,7 +103,7 @@ def binary_crossentropy(outputs: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     if tuple(labels.shape) != (n, c):
         raise ValueError(
             f"labels must be numbers from 0 to 1 of shape ({n}, {c}), as the model ends in "
-            f"sigmoid. Or pass a loss of your own. Received: labels of shape {tuple(labels.shape)}"
+            f"sigmoid. Or pass your own loss. Received: labels of shape {tuple(labels.shape)}"
         )
     labels = tf.cast(labels, outputs.dtype)
     low, high = float(tf.reduce_min(labels)), float(tf.reduce_max(labels))

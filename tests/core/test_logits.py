@@ -233,7 +233,7 @@ def test_probabilities_of_own_code_are_told_by_looking():
     found = logits_of(model)
     assert found.model is model
     assert not found.certain
-    with warned("look like probabilities.*code of your own.*from_logits=True"):
+    with warned("look like probabilities.*your own code.*from_logits=True"):
         logits.warn_of_probabilities([found], x, "The transfer")
     plain = OwnCode()
     plain(x)

@@ -1,6 +1,6 @@
 """Set weights of dead channels to zero in files that the converter has rounded to int8.
 
-The converter gives each output channel a scale of its own. Where training has left 1e-12 in a
+The converter gives each output channel its own scale. Where training has left 1e-12 in a
 channel, these become integers of up to 127: they compute nothing, and do not compress.
 """
 
@@ -24,7 +24,7 @@ def without_dead_channels(model: Any) -> Any:
     Returns:
         The new ``ModelT``: in constants of int8 that operators read as their weight, channels with
         a scale below `DEAD` times the largest of the tensor are zeros, if other weights mix the
-        channels before they leave the graph: an output may have units of its own.
+        channels before they leave the graph: an output may have its own units.
     """
     model = fb.copy_of(model)
     for subgraph in model.subgraphs:

@@ -194,7 +194,7 @@ def check_room(
     Warns:
         UserWarning: If it is a close thing.
     """
-    if tf.config.list_logical_devices("GPU"):  # which has a memory of its own
+    if tf.config.list_logical_devices("GPU"):  # which has its own memory
         return
     there = memory.available()
     if there is None or rough_bound(model, batch, combinations) < there / 2:
@@ -236,7 +236,7 @@ def rough_bound(model: keras.Model, batch: Any, combinations: int | None) -> flo
 
 
 def _outputs(model: keras.Model) -> int:
-    """Return how many outputs a sample has; of code of the user's own a guess."""
+    """Return how many outputs a sample has; for the user's own code a guess."""
     graph: Any = host.functional_of(model)
     return _GUESS if graph is None else _entries(graph.outputs)
 
@@ -244,7 +244,7 @@ def _outputs(model: keras.Model) -> int:
 def _activations(model: keras.Model) -> tuple[int, int]:
     """Return how many numbers all layers return for a sample, and how many layers have weights."""
     graph: Any = host.functional_of(model)
-    if graph is None:  # code of the user's own: a guess
+    if graph is None:  # the user's own code: a guess
         layers = sum(bool(host.own_variables(layer)) for layer in host.layers_of(model))
         return model.count_params(), max(layers, 1)
     total = count = 0
