@@ -159,6 +159,16 @@ def test_gradual_masks_shrink_along_the_cubic_curve_to_the_sparsity(rng):
     assert sparsities[59:] == [0.9] * 21
 
 
+def test_gradual_masks_end_at_the_sparsity_whatever_the_number_of_steps(rng):
+    model, x = classifier(), rng.normal(size=(64, 6)).astype("float32")
+    sparse = prune_post_training(model, x, sparsity=0.5, verbose=0)
+    variables = [v for v in sparse.trainable_variables if v.path in get_masks(sparse)]
+    masks = GradualMasks(sparse, variables, 0.9, steps=37)  # the end, 27, is no multiple of 20
+    for _ in range(37):
+        masks.on_train_batch_end(0)
+    assert sum(int(mask.sum()) for mask in get_masks(sparse).values()) == 16
+
+
 @pytest.mark.long
 def test_gradual_recovery_ends_at_the_sparsity_with_its_zeros(rng):
     model, x = classifier(), rng.normal(size=(320, 6)).astype("float32")
