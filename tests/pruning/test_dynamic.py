@@ -10,7 +10,7 @@ from helpers.expect import run_python
 
 import keras_ntt
 from keras_ntt import SET, ConstantSparsity, RigL, apply_masks, get_masks, prune_at_init
-from keras_ntt.pruning.dynamic import drop_nearest_zero
+from keras_ntt.pruning.exchange import drop_nearest_zero
 
 # The example of Evci et al. (2020) by hand: six entries, four of them kept.
 VALUE = np.array([[0.5, -0.1, 0.9, 0.0, 0.0, 0.3]])
