@@ -11,11 +11,15 @@ bit, and writes JSON.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
+import io
 import json
 import os
 import statistics
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,27 +68,38 @@ def files(model: keras.Model, way: str) -> list[bytes]:
     return found
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what TensorFlow and Keras print to oneself, as an export does."""
+    with contextlib.redirect_stdout(io.StringIO()), module.chatter_dropped():
+        yield
+
+
 def seconds(model: keras.Model, way: str, repeats: int) -> list[float]:
     """Return how long some conversions take."""
     found = []
     for _ in range(repeats):
         begin = time.perf_counter()
-        with module.chatter_dropped():
+        with quiet():
             files(model, way)
         found.append(time.perf_counter() - begin)
     return found
 
 
+def outputs(content: bytes, x: np.ndarray) -> list[np.ndarray]:
+    """Return what a file computes."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.tflite"
+        path.write_bytes(content)
+        return runs.run(str(path), [x])
+
+
 def are_same(model: keras.Model) -> bool:
     """Return whether the files of both ways return the same bits."""
-    x = [np.random.default_rng(0).normal(size=(2, *model.input_shape[1:])).astype("float32")]
-    with module.chatter_dropped():
+    x = np.random.default_rng(0).normal(size=(2, *model.input_shape[1:])).astype("float32")
+    with quiet():
         pairs = zip(files(model, FUNCTION), files(model, SAVED_MODEL), strict=True)
-        return all(
-            np.array_equal(a, b)
-            for one, other in pairs
-            for a, b in zip(runs.run(one, x), runs.run(other, x), strict=True)
-        )
+        return all(np.array_equal(outputs(one, x), outputs(other, x)) for one, other in pairs)
 
 
 def main() -> None:
