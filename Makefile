@@ -8,6 +8,10 @@ OUT ?= demo-output
 WORKERS ?= -n auto --dist worksteal
 LONG ?= long and not soak
 
+# Python keeps the bytecode of what it imports, also where the environment forbids it: TensorFlow
+# would be compiled again in each process, and the tests start many.
+export PYTHONDONTWRITEBYTECODE =
+
 OLDEST ?= .venv-oldest
 TFMOT ?= .venv-tfmot
 TUTORIALS ?= .venv-tutorials
