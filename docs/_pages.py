@@ -193,13 +193,14 @@ def navigation(paths: dict[str, str]) -> list[dict[str, Any]]:
         {
             "Guide": [
                 "trained.md",
-                "command_line.md",
-                "tensorboard.md",
-                "layers.md",
                 "channels.md",
                 "microcontrollers.md",
+                "before_training.md",
+                "command_line.md",
+                "tensorboard.md",
                 "distribution.md",
                 "keras_behaviour.md",
+                "layers.md",
                 "maths.md",
                 "faq.md",
             ]
