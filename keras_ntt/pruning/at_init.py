@@ -14,7 +14,9 @@ from keras_ntt.core.checks import check_sparsity
 from keras_ntt.core.copies import copy_of
 from keras_ntt.core.initial import signs_of_training
 from keras_ntt.masks.apply import check_no_masks, hold_masks
+from keras_ntt.masks.dead_filters import drop_shifts_of_dead_filters
 from keras_ntt.masks.filters import Filters
+from keras_ntt.masks.names import weights_by_name
 from keras_ntt.masks.policies import choose_weights
 from keras_ntt.saliency import NetworkSaliency
 from keras_ntt.saliency.balanced import Balanced
@@ -25,6 +27,7 @@ from keras_ntt.saliency.random import Random
 from keras_ntt.selection.allocations import Allocation
 from keras_ntt.selection.find_masks import find_masks, paths_of, recipe_of, score, subject_of
 from keras_ntt.selection.named_patterns import check_fixed_sparsity
+from keras_ntt.selection.patterns import whole_filters
 
 _BLIND = (Random, Balanced)  # masks of shapes and inputs alone
 _INSTEAD = (
@@ -114,7 +117,8 @@ def prune_at_init(
             expressions are searched in both, and the first that is found counts.
         pattern: How the entries of a weight are chosen. None keeps the largest scores, ``"2:4"``
             two of every four consecutive ones along the inputs, ``(4, 1)`` blocks of four inputs
-            and one output, ``"filters"`` whole output channels. Or a function of a weight's
+            and one output, ``"filters"`` whole output channels, with the biases and the shifts of
+            normalizations that would keep one from being zero. Or a function of a weight's
             scores and its sparsity that returns a mask. A warning says where a pattern does not
             come near the sparsity.
         rounds: Number of rounds: round k of n keeps a fraction ``(1 - sparsity) ** (k / n)``
@@ -180,7 +184,12 @@ def prune_at_init(
         model, next(subject.batches())[0] if subject.data is not None else None, instead=_INSTEAD
     )
     masks = find_masks(subject, recipe, sparsity, after_round=after_round)
-    return hold_masks(copy, dict(zip(paths_of(model, variables), masks, strict=True)))
+    paths = paths_of(model, variables)
+    hold_masks(copy, dict(zip(paths, masks, strict=True)))
+    if recipe.pattern is whole_filters:
+        named = weights_by_name(copy)
+        drop_shifts_of_dead_filters(copy, [named[path] for path in paths])
+    return copy
 
 
 def _warn_if_trained(model: keras.Model, function: NetworkSaliency) -> None:

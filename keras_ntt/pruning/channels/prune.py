@@ -16,11 +16,15 @@ from keras_ntt.core.channels.groups import ChannelGroup, groups_of
 from keras_ntt.core.channels.resize import Removal, resized
 from keras_ntt.masks.filters import Filters, as_predicate, check_filters
 from keras_ntt.pruning.channels.arguments import check_arguments, check_target
-from keras_ntt.pruning.channels.distill import distill
 from keras_ntt.pruning.channels.plan import Plan, across_groups, cost_of, level_for, uniform
 from keras_ntt.pruning.channels.repair import repair
 from keras_ntt.pruning.channels.scores import Importance, scores_of
-from keras_ntt.saliency.data import Batches, sample_count
+from keras_ntt.pruning.post_training.batch_norm import batch_norms, reestimate
+from keras_ntt.pruning.post_training.calibration import BATCH_SIZE, calibration_batches
+from keras_ntt.pruning.post_training.recovery import LEARNING_RATE, TEMPERATURE, distil
+
+SAMPLES = 1024
+"""Inputs that statistics are taken on, if there are more."""
 
 
 def prune_channels(
@@ -39,11 +43,13 @@ def prune_channels(
     filters: Filters = None,
     refit: bool = True,
     epochs: int = 0,
-    learning_rate: float = 1e-3,
+    learning_rate: float = LEARNING_RATE,
+    temperature: float = TEMPERATURE,
+    augment: Callable[[Any], Any] | None = None,
     data: Any = None,
     loss: Any = None,
-    samples: int = 1024,
-    batch_size: int = 128,
+    samples: int | None = SAMPLES,
+    batch_size: int = BATCH_SIZE,
     seed: int = 0,
     verbose: Any = "auto",
 ) -> keras.Model:
@@ -82,14 +88,20 @@ def prune_channels(
         refit: Whether to fit what stays to the dense model on `inputs`, layer after layer, by least
             squares, and to estimate the statistics of BatchNormalization again. Without inputs,
             only constants are added to the biases of the layers that read them.
-        epochs: Passes over `inputs` in which the smaller model learns the outputs of the dense one.
-        learning_rate: Of Adam in these epochs; it falls to 0.
+        epochs: Passes over all `inputs` in which the smaller model learns the outputs of the dense
+            one, as in `prune_post_training`: logits are compared, BatchNormalization is in training
+            mode, and its statistics are taken again at the end.
+        learning_rate: The first step size of Adam in these epochs; it falls along a cosine.
+        temperature: What the logits of classifiers are divided by in these epochs.
+        augment: A function of a batch of inputs, in TensorFlow, for these epochs; the dense model
+            sees what it returns, too.
         data: ``(x, y)`` for ``"taylor"``, arrays or a data set of such batches.
         loss: The loss for ``"taylor"``, as for ``model.compile``. By default the model's own.
-        samples: The most inputs that `importance` and `refit` look at: the first batches that hold
-            as many. These are held in memory, with what the layers make of them.
+        samples: The most inputs that `importance` and `refit` look at: of arrays a random part, of
+            data sets the first. None takes all. They are held in memory, with what the layers make
+            of them.
         batch_size: Samples a batch, for arrays.
-        seed: Seed of random scores and of the order of batches.
+        seed: Seed of random scores, of the inputs that are used and of their order.
         verbose: 0 for silence; the epochs show progress otherwise.
 
     Returns:
@@ -124,19 +136,18 @@ def prune_channels(
     graph = channel_graph(model)
     groups = _groups(graph, filters)
     resized(Removal(graph, ()))  # a layer that cannot be made again is refused before the work
-    batches = first = None
+    batches = None
     if inputs is not None:
-        batches = [x for x, _ in Batches(inputs, model, batch_size)]
-        if not batches:
-            raise ValueError("inputs hold no batches. Received: an empty data set")
-        first = first_batches(batches, checks.check_count("samples", samples))
+        batches = calibration_batches(
+            model, inputs, samples=samples, batch_size=batch_size, seed=seed
+        )
     if importance is None:
         importance = "magnitude" if batches is None else "reconstruction"
     scores = scores_of(
         graph,
         groups,
         importance,
-        batches=first,
+        batches=batches,
         data=data,
         loss=loss,
         batch_size=batch_size,
@@ -152,35 +163,24 @@ def prune_channels(
     smaller = resized(removal, _folds(removal))
     if not removed:
         return smaller
-    if refit and first is not None:
-        repair(removal, smaller, first)
+    if refit and batches is not None:
+        repair(removal, smaller, batches)
     if epochs:
         assert batches is not None
-        distill(
-            model,
+        distil(
             smaller,
-            batches,
+            model,
+            inputs,
             epochs=epochs,
             learning_rate=learning_rate,
+            temperature=temperature,
+            augment=augment,
             seed=seed,
             verbose=verbose,
         )
+        if batch_norms(smaller):
+            reestimate(smaller, batches)
     return smaller
-
-
-def first_batches(batches: Sequence[Any], samples: int) -> list[Any]:
-    """Return the first batches that hold a number of samples together, the last one cut.
-
-    >>> [len(batch) for batch in first_batches([np.ones(4), np.ones(4), np.ones(4)], 6)]
-    [4, 2]
-    """
-    found: list[Any] = []
-    for batch in batches:
-        take = min(sample_count(batch), samples)
-        if take:
-            found.append(keras.tree.map_structure(lambda a, n=take: a[:n], batch))
-        samples -= take
-    return found
 
 
 def _groups(graph: ChannelGraph, filters: Filters) -> list[ChannelGroup]:
