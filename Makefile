@@ -96,6 +96,7 @@ $(BIN)/.docs: $(BIN)/.ready
 	touch $@
 
 docs: $(BIN)/.docs
+	$(BIN)/python docs/_figures.py
 	$(BIN)/python docs/_pages.py build/site
 	$(BIN)/zensical build --strict --config-file build/site/mkdocs.yml
 	rm -rf site && mv build/site/html site

@@ -1,17 +1,25 @@
-"""Figures for the documentation, from the JSON files in benchmarks/results/.
+"""Figures and help texts for the documentation, from the JSON files in benchmarks/results/.
 
-Each function takes that folder and returns Markdown. What has not been measured says so; nothing
-is typed by hand.
+    python docs/_figures.py
+
+writes them into the pages, between the lines ``<!-- figures: NAME -->`` and ``<!-- end -->``. Each
+function takes the folder of results and returns Markdown. What has not been measured says so;
+nothing is typed by hand.
 """
 
 from __future__ import annotations
 
+import re
+import statistics
 from pathlib import Path
 from typing import Any
 
 import _trust
 from _tables import machine, missing, ms, read, table
 
+DOCS = Path(__file__).resolve().parent
+RESULTS = DOCS.parent / "benchmarks" / "results"
+BLOCK = re.compile(r"^<!-- figures: (\w+) -->\n(.*?)^<!-- end -->$", re.MULTILINE | re.DOTALL)
 OURS = "keras_ntt"
 
 
@@ -87,7 +95,7 @@ def growth(results: Path) -> str:
             )
     head = ("number", "series", "range", "exponent of time", "of memory", "left out")
     pictures = [
-        f"![Time of a step by {changed}](figures/growth_{changed}.png)"
+        f"![Time of a step by {changed}](../benchmarks/results/growth_{changed}.png)"
         for changed in found["sweeps"]
         if (results / f"growth_{changed}.png").exists()
     ]
@@ -315,7 +323,47 @@ def micro_fuzz(results: Path) -> str:
     return "\n\n".join([said, table(["with", "models"], body, right=(1,))])
 
 
+def conversion(results: Path) -> str:
+    """Return how long exports take from a function of constants, beside a SavedModel."""
+    found = read(results / "conversion.json")
+    if found is None:
+        return missing("benchmarks.export.conversion")
+    body = []
+    for name, network in found["networks"].items():
+        ours, before = network["function"], network["SavedModel"]
+        body.append(
+            [
+                name,
+                f"{ours['median_seconds']:.2f}",
+                f"{before['median_seconds']:.2f}",
+                f"{statistics.median(network['ratios']):.1f}",
+                "yes" if network["same_outputs"] else "no",
+            ]
+        )
+    head = ("network", "s", "s by a SavedModel", "times as fast", "same bits")
+    return "\n\n".join([machine(found["machine"]), table(head, body, right=(1, 2, 3))])
+
+
+# --- help ------------------------------------------------------------------------------------
+
+
+def help_texts(results: Path) -> str:
+    """Return the help of every command."""
+    import click
+
+    from keras_ntt.cli.program import program
+
+    parts = []
+    for name, command in program.commands.items():
+        context = click.Context(command, info_name=f"keras-ntt {name}", max_content_width=88)
+        context.terminal_width = 88
+        parts.append(f"### {name}\n\n```text\n{command.get_help(context)}\n```")
+    return "\n\n".join(parts)
+
+
 FIGURES = {
+    "help": help_texts,
+    "conversion": conversion,
     "micro": micro,
     "micro_fuzz": micro_fuzz,
     "step_times": step_times,
@@ -336,3 +384,17 @@ FIGURES = {
     "overhead": _trust.overhead,
     "scaling": _trust.scaling,
 }
+
+
+def filled(text: str) -> str:
+    """Return a page whose figures are those of the files of results."""
+    return BLOCK.sub(
+        lambda m: f"<!-- figures: {m[1]} -->\n\n{FIGURES[m[1]](RESULTS)}\n\n<!-- end -->", text
+    )
+
+
+if __name__ == "__main__":
+    for file in sorted(DOCS.rglob("*.md")):
+        text = file.read_text(encoding="utf-8")
+        if filled(text) != text:
+            file.write_text(filled(text), encoding="utf-8")

@@ -4,8 +4,8 @@
 
 Writes ``pages/`` and ``mkdocs.yml`` into that folder, whose site goes to ``html/``: the pages of
 this folder, the README, the tutorials, the change log and the like, with links between them as the
-site has them, formulas as MathML, figures from benchmarks/results/ and the help texts of the
-command line. Nothing is fetched.
+site has them, and formulas as MathML. `docs/_figures.py` has written the figures. Nothing is
+fetched.
 """
 
 from __future__ import annotations
@@ -20,13 +20,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import _figures
-
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 FENCE = re.compile(r"^(```.*?^```[^\n]*$)", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
-FIGURES = re.compile(r"^<!-- figures: (\w+) -->$", re.MULTILINE)
 FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<![\\$\w])\$([^$\n]+(?:\n[^$\n]+)?)\$(?!\w)", re.DOTALL)
 TAG = re.compile(r"\\tag\{(\w+)\}")
 
@@ -69,7 +65,7 @@ def with_links(text: str, source: str, paths: dict[str, str]) -> str:
 
     def replaced(match: re.Match[str]) -> str:
         mark, words, target = match.groups()
-        if target.startswith(("http://", "https://", "#", "mailto:", "figures/")):
+        if target.startswith(("http://", "https://", "#", "mailto:")):
             return match[0]
         file, hash_, anchor = target.partition("#")
         file = posixpath.normpath(posixpath.join(posixpath.dirname(source), file))
@@ -115,9 +111,6 @@ def outside_code(text: str, change: Callable[[str], str]) -> str:
 
 def page(text: str, source: str, paths: dict[str, str]) -> str:
     """Return a page of the site from a Markdown text of the repository."""
-    text = FIGURES.sub(lambda match: _figures.FIGURES[match[1]](RESULTS), text)
-    if "<!-- help -->" in text:
-        text = text.replace("<!-- help -->", help_texts())
     text = outside_code(text, lambda part: with_links(part, source, paths))
     return outside_code(text, with_formulas) if "$" in text else text
 
@@ -152,20 +145,6 @@ def _output(output: dict[str, Any], files: Path) -> list[str]:
         return [f"![Output of the code above]({files.name}/{name})"]
     text = "".join(output.get("text", data.get("text/plain", ""))).rstrip()
     return [f"```text\n{text}\n```"] if text else []
-
-
-def help_texts() -> str:
-    """Return the help of every command."""
-    import click
-
-    from keras_ntt.cli.program import program
-
-    parts = []
-    for name, command in program.commands.items():
-        context = click.Context(command, info_name=f"keras-ntt {name}", max_content_width=88)
-        context.terminal_width = 88
-        parts.append(f"### {name}\n\n```text\n{command.get_help(context)}\n```")
-    return "\n\n".join(parts)
 
 
 def navigation(paths: dict[str, str]) -> list[dict[str, Any]]:
