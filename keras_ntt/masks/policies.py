@@ -26,6 +26,11 @@ _KERNEL_LAYERS = (
 _SEPARABLE_LAYERS = (layers.SeparableConv1D, layers.SeparableConv2D)
 _DEPTHWISE_LAYERS = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
 _CELLS = (layers.SimpleRNNCell, layers.LSTMCell, layers.GRUCell, host.CONV_LSTM_CELL)
+NEVER = {
+    "biases": "biases are never pruned",
+    "scales and offsets": "scales and offsets of normalizations are never pruned",
+}
+"""What nobody prunes, and how a report says so."""
 
 
 class PrunableLayer(ABC):
@@ -268,13 +273,13 @@ def _is_quantized(layer: Any) -> bool:
 def _reason(variable: keras.Variable, layer: keras.layers.Layer | None) -> str:
     """Say why a weight that nobody left out is not pruned."""
     if "bias" in variable.name:
-        return "biases are never pruned"
+        return NEVER["biases"]
     if isinstance(layer, (*_DEPTHWISE_LAYERS, *_SEPARABLE_LAYERS)):
         return "depthwise: KernelPolicy(depthwise=True) prunes it"
     if isinstance(layer, layers.Embedding):
         return "embeddings: KernelPolicy(embeddings=True) prunes it"
     if "normalization" in type(layer).__module__:
-        return "scales and offsets of normalizations are never pruned"
+        return NEVER["scales and offsets"]
     if _is_quantized(layer):
         return "Keras has quantized the layer: prune the model before quantize()"
     if isinstance(layer, layers.TFSMLayer):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,6 +18,7 @@ from keras_ntt.masks.constraint import is_masked
 from keras_ntt.masks.names import names_by_id
 from keras_ntt.masks.natural_zeros import was_pruned
 from keras_ntt.masks.policies import (
+    NEVER,
     KernelPolicy,
     choose_weights,
     prunable_weights,
@@ -23,6 +27,8 @@ from keras_ntt.masks.policies import (
 
 _NEGLIGIBLE = 1e-6  # of the largest entry: beyond what a sum in float32 notices
 _NOTICEABLE = 0.01  # of the entries
+_MOST_LINES = 40
+_HIDDEN = frozenset(NEVER.values())
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ class WeightRow:
 
 @dataclass(frozen=True)
 class SparsityReport:
-    """The zeros of a model; its ``str()`` is a table.
+    """The zeros of a model; its ``str()`` is a table of what may be pruned.
 
     Attributes:
         rows: One a trainable weight.
@@ -90,29 +96,83 @@ class SparsityReport:
         return {"sparsity": self.sparsity, "nonzeros": self.nonzeros, "weights": rows}
 
     def __str__(self) -> str:
-        """Return the table."""
+        """Return the table, without the weights that nobody prunes."""
+        return self.table()
+
+    def table(self, *, all_weights: bool = False) -> str:
+        """Return the table.
+
+        Args:
+            all_weights: Whether biases and the scales and offsets of normalizations have lines,
+                and each weight of a deep model has a line. By default they are counted at the end,
+                and the weights of a model with more than 40 are grouped by their names.
+
+        Returns:
+            The lines.
+        """
+        hidden = () if all_weights else tuple(row for row in self.rows if row.note in _HIDDEN)
+        rows = [row for row in self.rows if row not in hidden]
+        groups = [[row] for row in rows]
+        if not all_weights and len(rows) > _MOST_LINES:
+            groups = _grouped(rows)
         head = ("weight", "shape", "size", "non-zeros", "sparsity", "")
-        body = [
-            (
-                row.path,
-                "x".join(map(str, row.shape)),
-                f"{row.size:,}",
-                f"{row.nonzeros:,}",
-                f"{row.sparsity:.2%}",
-                _remarks(row),
-            )
-            for row in self.rows
+        total = ("prunable weights", "", *_counts(self.pruned), "")
+        found = table(head, [_line(group) for group in groups], right=(2, 3, 4), total=total)
+        return "\n".join([found, *_counted(hidden)])
+
+
+def _line(rows: Sequence[WeightRow]) -> tuple[str, ...]:
+    """Return the cells of one weight, or of several that share the beginning of their names."""
+    if len(rows) > 1:
+        remarks = " / ".join(dict.fromkeys(_remarks(row) for row in rows))
+        return (f"{_stem(rows)}... ({len(rows)})", "", *_counts(rows), remarks)
+    (row,) = rows
+    size, nonzeros, sparsity = _counts(rows)
+    cells = (row.path, "x".join(map(str, row.shape)), size, nonzeros)
+    return (*cells, "" if row.note in _HIDDEN else sparsity, _remarks(row))
+
+
+def _counts(rows: Sequence[WeightRow]) -> tuple[str, str, str]:
+    size, nonzeros = (sum(getattr(row, name) for row in rows) for name in ("size", "nonzeros"))
+    return f"{size:,}", f"{nonzeros:,}", f"{1 - nonzeros / size if size else 0:.2%}"
+
+
+def _counted(rows: Sequence[WeightRow]) -> list[str]:
+    """Return a line for each kind of weights that nobody prunes."""
+    found = []
+    for kind, note in NEVER.items():
+        own = [row for row in rows if row.note == note]
+        if own:
+            size = sum(row.size for row in own)
+            weights = f"{len(own)} weight{'s' * (len(own) > 1)}"
+            found.append(f"not listed: {kind} ({weights}, {size:,} entries)")
+    return found
+
+
+def _grouped(rows: Sequence[WeightRow]) -> list[list[WeightRow]]:
+    """Group neighbours that share the beginning of their names, by the longest that will do."""
+    parts = [_parts(row.path) for row in rows]
+    groups = [list(rows)]
+    for depth in range(1, max(map(len, parts))):
+        keys = ["".join(part[:depth]) for part in parts]
+        finer = [
+            [rows[i] for i in same]
+            for _, same in itertools.groupby(range(len(rows)), keys.__getitem__)
         ]
-        pruned = self.pruned
-        total = (
-            "prunable weights",
-            "",
-            f"{sum(r.size for r in pruned):,}",
-            f"{sum(r.nonzeros for r in pruned):,}",
-            f"{self.sparsity:.2%}",
-            "",
-        )
-        return table(head, body, right=(2, 3, 4), total=total)
+        if len(finer) > _MOST_LINES:
+            break
+        groups = finer
+    return groups
+
+
+def _stem(rows: Sequence[WeightRow]) -> str:
+    parts = zip(*(_parts(row.path) for row in rows), strict=False)
+    same = itertools.takewhile(lambda part: len(set(part)) == 1, parts)
+    return "".join(part[0] for part in same)
+
+
+def _parts(path: str) -> list[str]:
+    return re.findall(r"[^/_]+[/_]?|[/_]", path)
 
 
 def _remarks(row: WeightRow) -> str:
@@ -157,11 +217,11 @@ def sparsity_report(model: keras.Model) -> SparsityReport:
         >>> dense.set_weights([np.array([[1.0, 0.0], [0.0, 3.0]]), np.ones(2)])
         >>> print(sparsity_report(model))
         weight            shape  size  non-zeros  sparsity
-        ---------------------------------------------------------------------------
+        ------------------------------------------------------------------------
         net/dense/kernel  2x2       4          2    50.00%  zeros without a mask
-        net/dense/bias    2         2          2     0.00%  biases are never pruned
-        ---------------------------------------------------------------------------
+        ------------------------------------------------------------------------
         prunable weights            4          2    50.00%
+        not listed: biases (1 weight, 2 entries)
     """
     checks.check_model(model)
     choice = choose_weights(model, weights_of=_weights_of, frozen_too=True)

@@ -12,18 +12,25 @@ from keras_ntt.cli.command import Command
 
 @click.command("report", cls=Command, short_help="Count the zeros of a Keras model.")
 @click.argument("model", type=options.PATH)
+@click.option("--all", "all_weights", is_flag=True, help="List every weight on its own line.")
 @options.as_json
-def command(model: pathlib.Path, as_json: bool) -> int:
+def command(model: pathlib.Path, all_weights: bool, as_json: bool) -> int:
     """Count the zeros of a Keras MODEL, weight by weight.
 
-    Masks are not saved with a model, so no weight of a file is masked.
+    Biases and the scales and offsets of normalizations are counted at the end, and the weights of
+    deep models are grouped. Masks are not saved with a model, so no weight of a file is masked.
 
     \b
     Examples:
       keras-ntt report sparse.keras
+      keras-ntt report sparse.keras --all
       keras-ntt report sparse.keras --json
     """
     from keras_ntt.masks.report import sparsity_report
 
-    printing.show(sparsity_report(data.load_model(model)), as_json)
+    report = sparsity_report(data.load_model(model))
+    if all_weights and not as_json:
+        click.echo(report.table(all_weights=True))
+    else:
+        printing.show(report, as_json)
     return 0
