@@ -20,6 +20,7 @@ from keras_ntt.compression.report import CompressionReport, CompressionRow
 from keras_ntt.compression.yardstick import parted, yardstick_of
 from keras_ntt.core import atomic_files, checks, host
 from keras_ntt.litert.runtime.benchmark import seconds_in_turns
+from keras_ntt.pruning.post_training.costs import costs_shared
 
 
 class _Tried(NamedTuple):
@@ -151,7 +152,8 @@ def compress(
             useful = any(row.is_within(max_drop) for row in rows)
             return _Tried(candidate, rows, found if useful else None)
 
-        found, whole = _search(plan, tried, max_drop, verbose)
+        with costs_shared():
+            found, whole = _search(plan, tried, max_drop, verbose)
         if target != "micro":
             found = _timed(found, finished, yardstick.one)
         best, row = _best(found, max_drop, target)
