@@ -19,6 +19,9 @@ import click
 
 from keras_ntt.litert.chatter import CHATTER
 
+INTERRUPTED = 130
+"""The exit code after Ctrl-C."""
+
 # What a user can cause. Anything else is a defect of this package and shows its traceback.
 REPORTED = (
     ImportError,

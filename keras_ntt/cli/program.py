@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import click
 
 from keras_ntt import __version__
-from keras_ntt.cli.command import is_reported, message_of
+from keras_ntt.cli.command import INTERRUPTED, is_reported, message_of
 from keras_ntt.cli.commands import (
     compare,
     compress,
@@ -20,8 +20,6 @@ from keras_ntt.cli.commands import (
     report,
     shrink,
 )
-
-INTERRUPTED = 130
 
 
 @click.group(

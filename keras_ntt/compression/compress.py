@@ -2,56 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 
-from keras_ntt.compression.agreement import accuracy, agreement, check_labelled
+from keras_ntt.compression.candidates import Candidate, ladders
+from keras_ntt.compression.files import QUANTIZATIONS, TARGETS, quantizations, written
+from keras_ntt.compression.finished import Finished, fingerprint, in_words
 from keras_ntt.compression.report import CompressionReport, CompressionRow
-from keras_ntt.core import atomic_files, checks
-from keras_ntt.core.checks import check_sparsity
-from keras_ntt.litert.export import export_tflite
-from keras_ntt.litert.runtime.predict import tflite_predict
-from keras_ntt.litert.runtime.run import ExportError
-from keras_ntt.pruning.post_training.calibration import calibration_batches
-from keras_ntt.pruning.post_training.logits import heads_of
-from keras_ntt.pruning.post_training.prune import prune_post_training
-
-SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95)
-"""What is tried if no sparsity is asked for."""
-
-TARGETS = ("size", "latency")
-QUANTIZATIONS = ("float32", "float16", "int8_weights", "int8")
-_TRIED = {"size": ("float32", "int8_weights"), "latency": ("float32",)}
-_HELD_OUT = 0.2  # of the inputs
-_MOST_HELD_OUT = 1_000
+from keras_ntt.compression.yardstick import parted, yardstick_of
+from keras_ntt.core import atomic_files, checks, host
+from keras_ntt.litert.runtime.benchmark import seconds_in_turns
+from keras_ntt.pruning.post_training.costs import costs_shared
 
 
-@dataclass(frozen=True, eq=False)
-class _Yardstick:
-    """What files are measured by."""
+class _Tried(NamedTuple):
+    """A candidate that is finished; its model only where it may be the best."""
 
-    x: Any
-    dense: list[np.ndarray]
-    kinds: list[str]
-    labelled: tuple[Any, np.ndarray] | None
-    reached: float
-
-    def measured(self, row: CompressionRow, path: pathlib.Path) -> CompressionRow:
-        """Return the row of a file with what it loses."""
-        found = agreement(_outputs_of(path, self.x), self.dense, self.kinds)
-        if self.labelled is None:
-            return replace(row, agreement=found, drop=1 - found)
-        x, labels = self.labelled
-        right = accuracy(_outputs_of(path, x), labels)
-        return replace(row, agreement=found, accuracy=right, drop=self.reached - right)
+    candidate: Candidate
+    rows: list[CompressionRow]
+    model: keras.Model | None
 
 
 def compress(
@@ -59,42 +36,57 @@ def compress(
     inputs: Any,
     *,
     sparsity: float | Sequence[float] | None = None,
+    channels: float | Sequence[float] | None = None,
     max_drop: float = 0.01,
     data: Any = None,
+    methods: str | Sequence[str] | None = None,
     target: str = "size",
     quantization: str | None = None,
     epochs: int = 0,
     path: str | os.PathLike | None = None,
+    folder: str | os.PathLike | None = None,
+    filters: Any = None,
     seed: int = 0,
     verbose: Any = "auto",
     **options: Any,
 ) -> CompressionReport:
     """Make a trained model small without labels, and write the smallest file that is as good.
 
-    The model is pruned at several sparsities by `prune_post_training`, from low to high, until too
-    much is lost. Each result is written as a LiteRT file, and the *file* is measured against the
-    dense model on inputs that pruning did not see. The best one within `max_drop` is kept.
+    Candidates are made by `prune_post_training` and `prune_channels`, from little to much, until
+    too much is lost. Each is written as LiteRT files, and each *file* is measured against the dense
+    model on inputs that pruning did not see. The best one within `max_drop` is kept.
+
+    Ctrl-C ends the search: what was found until then is reported, and the best of it written.
 
     Args:
         model: A built, trained model. It stays as it is.
         inputs: Unlabelled inputs, preprocessed as for training, see `prune_post_training`. They
             are kept in memory. A random fifth, at most 1,000, is held out to measure on.
         sparsity: A fraction of zeros, or several; None tries 0.5, 0.7, 0.8, 0.9 and 0.95.
+        channels: A fraction of the channels to remove, or several; None tries 0.25, 0.5 and 0.75.
         max_drop: The most that may be lost, as a fraction: of accuracy, if there are labelled
             `data`, else of agreement with the dense model. For classifiers that is the fraction of
             inputs with the same answer; else one less the squared error relative to the variance
             of the outputs.
         data: Labelled samples ``(x, labels)`` to measure on, if there are any: class numbers, or a
             row for each sample with a weight for each class. Nothing is trained on them.
+        methods: ``"weights"`` makes weights zero, ``"channels"`` removes whole channels, which any
+            runtime is faster by; or both. None tries what `sparsity` and `channels` are given for,
+            or else both, channels where the model has some that may go.
         target: ``"size"``: the smallest file wins. ``"latency"``: the fastest on this host at batch
-            1, with sparse weights only where a sparse kernel is faster.
+            1, with sparse weights only where a sparse kernel is faster. ``"micro"``: the smallest
+            file for TensorFlow Lite Micro, with the code that unpacks it.
         quantization: ``"float32"``, ``"float16"``, ``"int8_weights"`` or ``"int8"``, see
-            `keras_ntt.export_tflite`. None tries float32 and, for size, int8 weights.
+            `keras_ntt.export_tflite`. None tries float32 and int8 weights for size, float32 and
+            int8 for latency, and int8 for microcontrollers.
         epochs: Passes over the inputs to recover in, see `prune_post_training`.
         path: Where the best file is written. None writes none.
+        folder: A folder for finished candidates: their files, models and rows. A search that was
+            stopped goes on from there, with the same arguments. None keeps none.
+        filters: Which layers are pruned, see `NeuralTangentTransfer`.
         seed: Seed of every random choice.
-        verbose: Whether to show a progress bar, a step a sparsity.
-        **options: Further ones of `prune_post_training`, such as ``method=`` or ``filters=``.
+        verbose: Whether to show a progress bar, a step a candidate.
+        **options: Further ones of `prune_post_training`, such as ``method=``.
 
     Returns:
         A `CompressionReport`: the model of the best file, all rows, and a table as ``str()``. If
@@ -104,6 +96,7 @@ def compress(
         ImportError: If `ai_edge_litert` is not installed.
         ExportError: If the dense model cannot be written.
         FileNotFoundError: If the directory of `path` does not exist.
+        KeyboardInterrupt: If it was stopped before the dense model was measured.
         TypeError: If `model` is not a Keras 3 model.
         ValueError: If something does not fit.
 
@@ -123,133 +116,117 @@ def compress(
     checks.check_model(model)
     checks.check_choice("target", target, TARGETS)
     if quantization is not None:
-        checks.check_choice("quantization", quantization, QUANTIZATIONS)
+        known = ("float32", "int8") if target == "micro" else QUANTIZATIONS
+        checks.check_choice("quantization", quantization, known)
     max_drop = checks.check_fraction("max_drop", max_drop)
-    wanted = _sparsities(sparsity)
+    plan = ladders(model, methods=methods, sparsity=sparsity, channels=channels)
     place = None if path is None else atomic_files.writable(path)
-    tried = _TRIED[target] if quantization is None else (quantization,)
-    kinds = [None if name == "float32" else name for name in dict.fromkeys(("float32", *tried))]
-    seen, held, count = _parted(model, inputs, checks.check_seed(seed))
-    dense = _flat(model.predict(held, verbose=0))
-    labelled = check_labelled(data, dense)
-    reached = 0.0
-    if labelled is not None:
-        reached = accuracy(_flat(model.predict(labelled[0], verbose=0)), labelled[1])
-    heads = [head.kind for head in heads_of(model, held)]
-    yardstick = _Yardstick(held, dense, heads, labelled, reached)
-    rows: list[CompressionRow] = []
-    best: tuple[CompressionRow, keras.Model, pathlib.Path] | None = None
-    progress = _progress(1 + len(wanted), verbose)
-    with tempfile.TemporaryDirectory() as folder:
-        for level in (0.0, *wanted):
-            found = model
-            if level:
-                found = prune_post_training(
-                    model, seen, sparsity=level, epochs=epochs, seed=seed, verbose=0, **options
-                )
-            new = list(_files(found, level, kinds, target, seen, yardstick, pathlib.Path(folder)))
-            for row, file in new:
-                rows.append(row)
-                fits = file is not None and (row.is_within(max_drop) or not (level or best))
-                if file is not None and fits and (best is None or _key(row) < _key(best[0])):
-                    best = (row, found, file)
-            progress()
-            if level and not any(row.is_within(max_drop) for row, _ in new):
-                break
-        assert best is not None  # the dense float32 file
+    seen, held, count = parted(model, inputs, checks.check_seed(seed))
+    yardstick = yardstick_of(model, held, data, is_micro=target == "micro")
+    about = {
+        "model": fingerprint([host.array_of(v) for v in model.weights]),
+        "inputs": fingerprint([seen, held]),
+        "data": fingerprint(yardstick.labelled) if yardstick.labelled else None,
+        "target": target,
+        **in_words({"epochs": epochs, "filters": filters, "seed": seed, **options}),
+    }
+    with contextlib.ExitStack() as stack:
+        where = stack.enter_context(tempfile.TemporaryDirectory()) if folder is None else folder
+        finished = Finished(atomic_files.as_path(where, "folder"), about)
+
+        def tried(candidate: Candidate) -> _Tried:
+            kinds = quantizations(candidate, target, quantization)
+            known = None if folder is None else finished.rows(candidate)
+            if known is not None and [row.quantization for row in known] in ([], kinds):
+                return _Tried(candidate, known, None)
+            found = candidate.make(
+                model, seen, epochs=epochs, seed=seed, filters=filters, options=options
+            )
+            rows = (
+                []
+                if _is_dense(candidate, found, model)
+                else list(written(found, candidate, kinds, target, seen, yardstick, finished.file))
+            )
+            if folder is not None:
+                finished.add(candidate, rows, found)
+            useful = any(row.is_within(max_drop) for row in rows)
+            return _Tried(candidate, rows, found if useful else None)
+
+        with costs_shared():
+            found, whole = _search(plan, tried, max_drop, verbose)
+        if target != "micro":
+            found = _timed(found, finished, yardstick.one)
+        best, row = _best(found, max_drop, target)
         if place is not None:
             with atomic_files.replacing(place) as temporary:
-                shutil.copyfile(best[2], temporary)
-    return CompressionReport(best[1], tuple(rows), best[0], max_drop, target, count, place)
+                shutil.copyfile(finished.file(best.candidate, row.quantization), temporary)
+        chosen = finished.model(best.candidate, model) if best.model is None else best.model
+    rows = tuple(row for one in found for row in one.rows)
+    return CompressionReport(chosen, rows, row, max_drop, target, count, place, not whole)
 
 
-def _key(row: CompressionRow) -> float:
-    return float(row.size or 0) if row.seconds is None else row.seconds
+def _is_dense(candidate: Candidate, found: keras.Model, model: keras.Model) -> bool:
+    """Tell whether there were so few channels that none of them went."""
+    return candidate.method == "channels" and found.count_params() == model.count_params()
 
 
-def _files(
-    model: keras.Model,
-    level: float,
-    kinds: Sequence[str | None],
-    target: str,
-    samples: Any,
-    yardstick: _Yardstick,
-    folder: pathlib.Path,
-) -> Iterator[tuple[CompressionRow, pathlib.Path | None]]:
-    """Write the files of one model, and yield their rows."""
-    for number, kind in enumerate(kinds):
-        file = folder / f"{level:g}-{number}.tflite"
-        row = CompressionRow(level, kind)
-        try:
-            report = export_tflite(
-                model,
-                file,
-                target="dense" if kind == "int8" else target,
-                quantization=kind,
-                representative_data=_first(samples, 256),
-                tolerance="auto" if kind is None else 1e9,  # what is lost is measured here
-                benchmark=target == "latency",
-            )
-        except ExportError as error:
-            if not level and kind is None:
-                raise
-            yield replace(row, note=f"not written: {str(error)[:60]}"), None
-            continue
-        timed = report.benchmark
-        row = replace(
-            row,
-            size=report.sizes.raw,
-            compressed=report.sizes.gzip,
-            seconds=None if timed is None else timed.seconds,
-        )
-        yield yardstick.measured(row, file), file
+def _search(
+    plan: Sequence[Sequence[Candidate]],
+    tried: Callable[[Candidate], _Tried],
+    max_drop: float,
+    verbose: Any,
+) -> tuple[list[_Tried], bool]:
+    """Try candidates, each method until too much is lost; tell whether that came to an end."""
+    found: list[_Tried] = []
+    progress = _progress(sum(map(len, plan)), verbose)
+    try:
+        for ladder in plan:
+            for number, candidate in enumerate(ladder):
+                found.append(tried(candidate))
+                rows = found[-1].rows
+                lost = bool(rows) and not any(row.is_within(max_drop) for row in rows)
+                if lost and candidate.method != "dense":
+                    progress(len(ladder) - number)
+                    break
+                progress(1)
+    except KeyboardInterrupt:
+        if not found:
+            raise
+        return found, False
+    return found, True
 
 
-def _sparsities(given: Any) -> tuple[float, ...]:
-    """Return the sparsities to try, rising."""
-    if given is None:
-        return SPARSITIES
-    values = given if isinstance(given, list | tuple) else [given]
-    found = sorted({check_sparsity(value) for value in values} - {0.0})
-    return tuple(found)
-
-
-def _parted(model: keras.Model, inputs: Any, seed: int) -> tuple[Any, Any, int]:
-    """Return inputs to prune with, inputs to measure on, and how many these are."""
-    batches = calibration_batches(model, inputs, seed=seed)
-    whole = keras.tree.map_structure(
-        lambda *parts: np.concatenate([np.asarray(part) for part in parts]), *batches
-    )
-    count = len(keras.tree.flatten(whole)[0])
-    if count < 2:
-        raise ValueError(
-            "There must be two inputs at least: some to prune with, some to measure on. "
-            f"Received: {count} input(s)"
-        )
-    order = np.random.default_rng(seed).permutation(count)
-    held = min(max(1, int(count * _HELD_OUT)), _MOST_HELD_OUT)
-    parts = [
-        keras.tree.map_structure(lambda a, rows=rows: a[rows], whole)
-        for rows in (order[held:], order[:held])
+def _timed(
+    tried: Sequence[_Tried], finished: Finished, sample: Sequence[np.ndarray]
+) -> list[_Tried]:
+    """Return candidates with the latency of their files, all timed in turns."""
+    files = [
+        finished.file(one.candidate, row.quantization)
+        for one in tried
+        for row in one.rows
+        if row.size is not None
     ]
-    return parts[0], parts[1], held
+    seconds = iter(seconds_in_turns([os.fspath(file) for file in files], sample))
+    return [
+        one._replace(
+            rows=[
+                row if row.size is None else replace(row, seconds=next(seconds)) for row in one.rows
+            ]
+        )
+        for one in tried
+    ]
 
 
-def _first(x: Any, count: int) -> Any:
-    return keras.tree.map_structure(lambda a: a[:count], x)
+def _best(tried: Sequence[_Tried], max_drop: float, target: str) -> tuple[_Tried, CompressionRow]:
+    """Return the candidate and the row of the best file; the first one always qualifies."""
+    first = tried[0].rows[0]
+    pairs = [(one, row) for one in tried for row in one.rows if row.size is not None]
+    fit = [(one, row) for one, row in pairs if row is first or row.is_within(max_drop)]
+    return min(fit, key=lambda pair: pair[1].cost(target))
 
 
-def _outputs_of(path: pathlib.Path, x: Any) -> list[np.ndarray]:
-    given = keras.tree.flatten(x) if isinstance(x, list | tuple) else x
-    return _flat(tflite_predict(path, given))
-
-
-def _flat(outputs: Any) -> list[np.ndarray]:
-    return [np.asarray(y) for y in keras.tree.flatten(outputs)]
-
-
-def _progress(steps: int, verbose: Any) -> Callable[[], None]:
+def _progress(steps: int, verbose: Any) -> Callable[[int], None]:
     if not verbose:
-        return lambda: None
-    bar = keras.utils.Progbar(steps, unit_name="sparsity", verbose=2 if verbose == 2 else 1)
-    return lambda: bar.add(1)
+        return lambda count: None
+    bar = keras.utils.Progbar(steps, unit_name="candidate", verbose=2 if verbose == 2 else 1)
+    return bar.add

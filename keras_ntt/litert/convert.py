@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import io
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -23,6 +24,7 @@ from keras_ntt.litert.recurrent import form_of, has_lstm, written_as
 from keras_ntt.litert.runtime.run import ExportError
 
 QUANTIZATIONS = ("float16", "int8_weights", "int8", "int16")
+_MEASURED = ("int8", "int16")  # from samples
 _OTHERS = ("float16", "bfloat16", "float64")
 _NAMES = (*_OTHERS, "mixed_float16", "mixed_bfloat16")  # of types and of policies
 
@@ -33,6 +35,37 @@ class _Integers(NamedTuple):
     batches: list[Any]
     input_type: str
     output_type: str
+
+
+class _Conversion(NamedTuple):
+    """A file that does not depend on samples, and what it was made of."""
+
+    model: keras.Model
+    ports: Ports | None
+    form: str
+    quantization: str | None
+    content: bytes
+
+
+_shared: contextvars.ContextVar[list[_Conversion] | None] = contextvars.ContextVar(
+    "conversions", default=None
+)
+
+
+@contextlib.contextmanager
+def conversions_shared() -> Iterator[None]:
+    """Convert a model once for several files while the context lasts.
+
+    Weights must not change meanwhile.
+
+    Yields:
+        Nothing.
+    """
+    token = _shared.set([])
+    try:
+        yield
+    finally:
+        _shared.reset(token)
 
 
 def convert(
@@ -81,15 +114,28 @@ def convert(
         whole = operators and ports is not None and ports.batch is not None and has_lstm(model)
         forms = [form_of(kind) if whole else "steps" for kind in quantizations]
         found: dict[tuple[str, str | None], bytes] = {}
+        known = _shared.get()
+        if known is not None:
+            found |= {
+                (one.form, one.quantization): one.content
+                for one in known
+                if one.model is model and one.ports == ports
+            }
         for form in dict.fromkeys(forms):
-            kinds = [k for k, its in zip(quantizations, forms, strict=True) if its == form]
+            wanted = [k for k, its in zip(quantizations, forms, strict=True) if its == form]
+            kinds = [kind for kind in wanted if (form, kind) not in found]
+            if not kinds:
+                continue
             with contextlib.redirect_stdout(io.StringIO()), chatter_dropped():
                 made = None
                 if ports is not None and form == "steps":
                     made = _by_function(model, kinds, ports, integers)
                 if made is None:
                     made = _by_saved_model(model, kinds, ports, integers, form)
-            found |= {(form, kind): content for kind, content in zip(kinds, made, strict=True)}
+            new = [_Conversion(model, ports, form, *p) for p in zip(kinds, made, strict=True)]
+            found |= {(one.form, one.quantization): one.content for one in new}
+            if known is not None:
+                known += [one for one in new if one.quantization not in _MEASURED]
         files = [found[key] for key in zip(forms, quantizations, strict=True)]
         if ports is None or ports.is_single:
             return files

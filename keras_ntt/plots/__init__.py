@@ -10,6 +10,7 @@ the same curves apart in grey. Titles say what the data show, unless ``title=`` 
 else.
 """
 
+from keras_ntt.plots.candidates import size_by_agreement
 from keras_ntt.plots.curves import accuracy_by_sparsity, training_curves, transfer_curves
 from keras_ntt.plots.files import latency_by_sparsity, size_by_sparsity
 from keras_ntt.plots.kernels import eigenvalue_spectra, kernel_matrices
@@ -23,6 +24,7 @@ __all__ = [
     "kernel_matrices",
     "latency_by_sparsity",
     "mask_maps",
+    "size_by_agreement",
     "size_by_sparsity",
     "sparsity_by_layer",
     "training_curves",

@@ -10,6 +10,7 @@ from keras import layers
 
 import keras_ntt
 from keras_ntt.cli.program import main
+from keras_ntt.compression.candidates import Candidate
 
 
 @pytest.fixture
@@ -44,7 +45,10 @@ def test_compress_does_what_python_does(folder, capsys):
     report = keras_ntt.compress(
         model, np.load("x.npy"), sparsity=0.5, max_drop=0.4, path="b.tflite", verbose=0
     )
-    assert found["best"] == report.to_dict()["best"]
+    best = report.to_dict()["best"]
+    assert found["best"].pop("seconds") > 0 < best.pop("seconds")
+    assert found["best"] == best
+    assert not pathlib.Path("a.tflite.unfinished").exists()
     assert pathlib.Path("a.tflite").read_bytes() == pathlib.Path("b.tflite").read_bytes()
     saved = keras.models.load_model("a.keras")
     for one, other in zip(saved.weights, report.model.weights, strict=True):
@@ -55,6 +59,30 @@ def test_labelled_data_are_measured_on(folder, capsys):
     words = "compress model.keras --inputs x.npy --data data.npz -s 0.3 -o a.tflite --quiet"
     assert main(words.split()) == 0
     assert "accuracy %" in capsys.readouterr().out
+
+
+@pytest.mark.long
+def test_what_was_stopped_goes_on(folder, capsys, monkeypatch):
+    words = "compress model.keras --inputs x.npy -s 0.3 -s 0.5 -o a.tflite --max-drop 1 --quiet"
+    before = Candidate.make
+
+    def stop(self, *args, **options):
+        if self.amount == 0.5:
+            raise KeyboardInterrupt
+        return before(self, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Candidate, "make", stop)
+        assert main(words.split()) == 130
+    shown = capsys.readouterr()
+    assert "The search was stopped" in shown.out
+    assert "30 % zeros" in shown.out
+    assert "--restart" in shown.err
+    assert pathlib.Path("a.tflite").exists()
+    assert main([*words.split(), "--picture", "a.png"]) == 0
+    assert "50 % zeros" in capsys.readouterr().out
+    assert pathlib.Path("a.png").read_bytes().startswith(b"\x89PNG")
+    assert not pathlib.Path("a.tflite.unfinished").exists()
 
 
 def test_folders_of_images(folder, capsys):

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 import keras_ntt
 from keras_ntt import plots
+from keras_ntt.compression.report import CompressionReport, CompressionRow
 from keras_ntt.litert.runtime.benchmark import Benchmark
 from keras_ntt.plots import style
 from keras_ntt.plots.kernels import eigenvalues
@@ -408,6 +409,27 @@ def test_bytes_by_part_are_those_of_the_file(tmp_path):
     assert title(figure).startswith(f"a: {total:.1f} kB; b: {total + 11:.1f} kB")
 
 
+def searched(**options):
+    rows = [CompressionRow(0.0, None, size=4000, agreement=1.0, drop=0.0)]
+    rows.append(CompressionRow(0.5, None, size=2000, agreement=0.99, drop=0.01))
+    rows.append(CompressionRow(0.9, None, size=500, agreement=0.8, drop=0.2))
+    rows.append(CompressionRow(0.0, None, channels=0.5, size=1000, agreement=0.9, drop=0.1))
+    rows.append(CompressionRow(0.0, "int8", note="not written"))
+    given = {"max_drop": 0.02, "target": "size", "held_out": 100, **options}
+    return CompressionReport(tiny(), tuple(rows), rows[1], **given)
+
+
+def test_sizes_and_agreements_are_those_of_the_rows():
+    figure = plots.size_by_agreement(searched())
+    found = lines(figure)
+    np.testing.assert_allclose(found["zeros, float32"], [[2, 0.5], [99, 80]])
+    np.testing.assert_allclose(found["fewer channels, float32"], [[1], [90]])
+    np.testing.assert_allclose(found["best"], [[2], [99]])
+    np.testing.assert_allclose(found["what may be lost"][1], 98)
+    assert title(figure) == "50 % zeros, float32: 2.0 times smaller than the dense float32 file"
+    assert {"50%", "90%"} <= {text.get_text() for text in figure.axes[0].texts}
+
+
 # --- all --------------------------------------------------------------------------------------
 
 EVERY = {
@@ -421,12 +443,14 @@ EVERY = {
     "size_by_sparsity": {0.5: 10},
     "latency_by_sparsity": {0.5: 2.0},
     "bytes_by_part": {"a": {"weights": 10, "names": 5}},
+    "size_by_agreement": None,
 }
 
 
 def draw(name, **options):
-    given = EVERY[name]
-    given = keras_ntt.sparsity_report(tiny()) if given is None else given
+    made = {"sparsity_by_layer": lambda: keras_ntt.sparsity_report(tiny())}
+    made["size_by_agreement"] = searched
+    given = made[name]() if name in made else EVERY[name]
     return getattr(plots, name)(given, **options)
 
 
@@ -541,6 +565,7 @@ def test_pictures_go_into_axes_of_others(name):
         ("size_by_sparsity", {1.0: 10}, {}, "sparsities in"),
         ("size_by_sparsity", {}, {}, "sparsities in"),
         ("latency_by_sparsity", {"a": {}}, {}, "sparsities in"),
+        ("size_by_agreement", {}, {}, "report must be what compress returned"),
         ("bytes_by_part", {}, {}, "one or more reports"),
         ("bytes_by_part", {"a": {"names": 1}, "b": {"weights": 1}}, {}, "of the same parts"),
         ("bytes_by_part", {"a": {"names": 1}}, {"code": {"b": 1}}, "none but their names"),

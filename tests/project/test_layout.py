@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "saliency": {"core", "ntk"},
     "selection": {"core", "masks", "saliency"},
     "pruning": {"core", "masks", "ntk", "saliency", "selection"},
-    "compression": {"core", "litert", "pruning"},
+    "compression": {"core", "masks", "litert", "pruning"},
     "plots": {"core", "masks", "litert", "pruning"},
     "keras2": {"core", "masks"},
     "tfmot": {"core", "masks", "selection", "pruning", "keras2"},

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import pathlib
+import shutil
 from typing import Any
 
 import click
 
 from keras_ntt.cli import options, printing
-from keras_ntt.cli.command import Command
+from keras_ntt.cli.command import INTERRUPTED, Command
+
+_GO_ON = "The same command goes on from there; with --restart it begins anew."
 
 
 @click.command(
@@ -35,16 +38,29 @@ from keras_ntt.cli.command import Command
     help="Fraction of zeros; may be given again.  [default: 0.5, 0.7, 0.8, 0.9, 0.95]",
 )
 @click.option(
+    "--channels",
+    "-c",
+    type=options.SPARSITY,
+    multiple=True,
+    help="Fraction of the channels to remove; may be given again.  [default: 0.25, 0.5, 0.75]",
+)
+@click.option(
+    "--methods",
+    type=click.Choice(("weights", "channels")),
+    multiple=True,
+    help="Make weights zero, remove whole channels; may be given again.  [default: both]",
+)
+@click.option(
     "--target",
-    type=click.Choice(("size", "latency")),
+    type=click.Choice(("size", "latency", "micro")),
     default="size",
     show_default=True,
-    help="Whether the smallest or the fastest file wins.",
+    help="Whether the smallest file wins, the fastest, or the smallest for a microcontroller.",
 )
 @click.option(
     "--quantization",
     type=click.Choice(("float32", "float16", "int8_weights", "int8")),
-    help="Round the weights.  [default: float32, and int8_weights for size]",
+    help="Round the weights.  [default: float32 and int8_weights; by --target]",
 )
 @click.option(
     "--method",
@@ -62,6 +78,8 @@ from keras_ntt.cli.command import Command
 )
 @options.labelled(use="to measure accuracy on")
 @click.option("--keras", "keras_file", type=options.PATH, help="Write the .keras model, too.")
+@click.option("--picture", type=options.PATH, help="Draw size against agreement, as .png or .svg.")
+@click.option("--restart", is_flag=True, help="Discard the candidates of an interrupted run.")
 @options.divide_by
 @options.seed
 @options.quiet
@@ -71,17 +89,21 @@ def command(
     inputs: str,
     output: pathlib.Path,
     keras_file: pathlib.Path | None,
+    picture: pathlib.Path | None,
     data: str | None,
     divide_by: float | None,
     sparsity: tuple[float, ...],
+    channels: tuple[float, ...],
+    methods: tuple[str, ...],
+    restart: bool,
     quiet: bool,
     as_json: bool,
     **chosen: Any,
 ) -> int:
     """Make a trained Keras MODEL small without labels, and write a LiteRT file.
 
-    The model is pruned at several sparsities, each file is measured against it, and the best one
-    within --max-drop is written.
+    Weights are made zero and channels removed, from little to much, each file is measured against
+    the model, and the best one within --max-drop is written. After Ctrl-C the same command goes on.
 
     \b
     Examples:
@@ -92,8 +114,11 @@ def command(
         raise click.BadParameter("must be a file that ends in .keras", param_hint="--keras")
     options.check_apart(
         {"MODEL": model, "--inputs": inputs, "--data": data},
-        {"--output": output, "--keras": keras_file},
+        {"--output": output, "--keras": keras_file, "--picture": picture},
     )
+    unfinished = output.with_name(f"{output.name}.unfinished")
+    if restart:
+        shutil.rmtree(unfinished, ignore_errors=True)
     from keras_ntt.cli import data as files
     from keras_ntt.compression.compress import compress
     from keras_ntt.masks.models_and_backups import save_model
@@ -105,12 +130,23 @@ def command(
             loaded,
             files.read_inputs(inputs, loaded, divide_by),
             sparsity=list(sparsity) or None,
+            channels=list(channels) or None,
+            methods=list(methods) or None,
             data=None if found is None else (found.x, files.class_numbers("y", found.y)),
             path=output,
+            folder=unfinished,
             verbose=printing.verbosity(quiet),
             **chosen,
         )
         if keras_file is not None:
             save_model(report.model, keras_file)
+        if picture is not None:
+            from keras_ntt.plots import size_by_agreement
+
+            size_by_agreement(report).savefig(picture, dpi=120)
     printing.show(report, as_json)
+    if report.interrupted:
+        printing.note(f"Stopped. {_GO_ON}")
+        return INTERRUPTED
+    shutil.rmtree(unfinished)
     return 0

@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from keras_ntt.litert.runtime import run
 
+_AT_ONCE = 2**28  # bytes of files that are timed in turns
 _MEMORY = """
 import sys
 import numpy as np
@@ -122,6 +123,45 @@ def measure(path: str, dense: str, sample: Sequence[np.ndarray], *, rounds: int 
         _memory(path),
         _memory(dense),
     )
+
+
+def seconds_in_turns(
+    paths: Sequence[str], sample: Sequence[np.ndarray], *, rounds: int = 11
+) -> list[float]:
+    """Time files at batch 1 on one thread, in turns, so that a busy moment meets all of them.
+
+    Args:
+        paths: The files.
+        sample: One sample with its batch axis, of each input.
+        rounds: How many times each takes its turn.
+
+    Returns:
+        The median time of an inference, of each file.
+    """
+    found: list[float] = []
+    for group in _together(paths):
+        calls = [_inference(path, sample) for path in group]
+        repeats = [max(1, int(0.002 / max(_time(call, 1), 1e-7))) for call in calls]
+        turns = [
+            [_time(call, count) for call, count in zip(calls, repeats, strict=True)]
+            for _ in range(rounds)
+        ]
+        found += [statistics.median(times) for times in zip(*turns, strict=True)]
+    return found
+
+
+def _together(paths: Sequence[str]) -> Iterator[list[str]]:
+    """Cut files into groups that fit into memory at once."""
+    group: list[str] = []
+    size = 0
+    for path in paths:
+        own = pathlib.Path(path).stat().st_size
+        if group and size + own > _AT_ONCE:
+            yield group
+            group, size = [], 0
+        group.append(path)
+        size += own
+    yield from [group] if group else []
 
 
 def _inference(path: str, sample: Sequence[np.ndarray]) -> Callable[[], None]:

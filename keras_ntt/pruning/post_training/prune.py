@@ -16,9 +16,15 @@ from keras_ntt.masks.apply import apply_masks, check_no_masks
 from keras_ntt.masks.filters import Filters
 from keras_ntt.masks.policies import choose_weights
 from keras_ntt.pruning.post_training.activations import MEMORY_LIMIT
-from keras_ntt.pruning.post_training.allocate import BY_COST, check_allocation, counts_of
+from keras_ntt.pruning.post_training.allocate import (
+    BY_COST,
+    check_allocation,
+    counts_by_cost,
+    counts_of,
+)
 from keras_ntt.pruning.post_training.batch_norm import batch_norms, reestimate
 from keras_ntt.pruning.post_training.calibration import BATCH_SIZE, calibration_batches
+from keras_ntt.pruning.post_training.costs import costs_of
 from keras_ntt.pruning.post_training.gradual import GradualMasks, first_sparsity
 from keras_ntt.pruning.post_training.layerwise import METHODS
 from keras_ntt.pruning.post_training.recovery import LEARNING_RATE, TEMPERATURE, distil
@@ -174,13 +180,18 @@ def prune_post_training(
         memory_limit=memory_limit,
         progress=_progress(len(chosen) * (2 if measured else 1), verbose),
     )
-    importance: dict[int, np.ndarray] = {}
+    importance: list[np.ndarray | None] = [None] * len(chosen)
     first = first_sparsity(sparsity) if recovery == "gradual" else sparsity
     if measured:
         shares.check_room(sparsity)
-        counts, importance = task.allocate(
-            first, by_sensitivity=allocation == "sensitivity", seed=seed
+        costs = costs_of(
+            model,
+            inputs,
+            (method, pattern, allocation, filters, pruning_policy, samples, batch_size, seed),
+            lambda: task.costs(by_sensitivity=allocation == "sensitivity", seed=seed),
         )
+        sizes = [int(np.prod(v.shape)) for v in chosen]
+        counts, importance = counts_by_cost(costs.entries, sizes, first), costs.importance
     else:
         counts = counts_of(shares, [host.array_of(v) for v in chosen], first)
     masks = task.prune(counts, importance, refit=refit, steps=number)

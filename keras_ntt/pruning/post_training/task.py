@@ -7,7 +7,7 @@ each layer keeps. The second prunes.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -16,9 +16,10 @@ import numpy as np
 from keras_ntt.core import host
 from keras_ntt.masks.policies import prunable_weights
 from keras_ntt.pruning.post_training import layerwise
-from keras_ntt.pruning.post_training.allocate import counts_by_cost, importance_of
+from keras_ntt.pruning.post_training.allocate import importance_of
 from keras_ntt.pruning.post_training.batch_norm import batch_norms, estimate
 from keras_ntt.pruning.post_training.calibration import first_samples
+from keras_ntt.pruning.post_training.costs import Costs
 from keras_ntt.pruning.post_training.problems import Layout, Problem, problems_of
 from keras_ntt.pruning.post_training.sensitivity import output_sensitivity
 from keras_ntt.pruning.post_training.structure import Structure
@@ -69,20 +70,16 @@ class Task:
                 self._problems[id(layer)] = problems_of(layer, own)
         self._all = [p for layer in self._layers for p in self._problems[id(layer)]]
 
-    def allocate(
-        self, sparsity: float, *, by_sensitivity: bool, seed: int
-    ) -> tuple[list[int], dict[int, np.ndarray]]:
-        """Divide a sparsity among the kernels by what the removal of their entries costs.
+    def costs(self, *, by_sensitivity: bool, seed: int) -> Costs:
+        """Measure what the removal of entries costs.
 
         Args:
-            sparsity: Fraction of zeros of all kernels together.
             by_sensitivity: Whether costs are weighted by the sensitivity of the model's outputs,
                 or by one over the variance of the layer's.
             seed: Seed of the combinations of outputs that the sensitivity is taken of.
 
         Returns:
-            How many entries each kernel keeps; and ``id(variable) -> importance`` of its outputs,
-            for those that could be measured.
+            The `Costs` of the kernels.
         """
         sensitivities: list[np.ndarray | None] = [None] * len(self._all)
         if by_sensitivity:
@@ -102,14 +99,13 @@ class Task:
         weights = importance_of([v for _, v, _ in found], [of[id(p)] for p, _, _ in found])
         importance = {id(p.variable): w for (p, _, _), w in zip(found, weights, strict=True)}
         cost_of = {id(p.variable): c * importance[id(p.variable)][:, None] for p, _, c in found}
-        sizes = [int(np.prod(v.shape)) for v in self._variables]
-        costs_in_order = [cost_of.get(id(v)) for v in self._variables]
-        return counts_by_cost(costs_in_order, sizes, sparsity), importance
+        order = [id(v) for v in self._variables]
+        return Costs([cost_of.get(key) for key in order], [importance.get(key) for key in order])
 
     def prune(
         self,
         counts: Sequence[int],
-        importance: Mapping[int, np.ndarray],
+        importance: Sequence[np.ndarray | None],
         *,
         refit: bool,
         steps: int,
@@ -118,13 +114,14 @@ class Task:
 
         Args:
             counts: How many entries each kernel keeps.
-            importance: What a squared error of each output counts, ``id(variable) -> array``.
+            importance: What a squared error of each output of each kernel counts; None for alike.
             refit: Whether what is kept is fitted to the dense model's outputs of the layer.
             steps: Gradual steps inside each layer.
 
         Returns:
             The masks of the kernels, in their order.
         """
+        weighted = {id(v): w for v, w in zip(self._variables, importance, strict=True)}
         count_of = {id(v): count for v, count in zip(self._variables, counts, strict=True)}
         masks: dict[int, np.ndarray] = {}
         walk = Walk(self._model, self._batches, self._limit)
@@ -142,7 +139,7 @@ class Task:
                     self._method,
                     measured,
                     structure,
-                    importance=importance.get(id(variable)),
+                    importance=weighted[id(variable)],
                     refitted=refit,
                     steps=steps,
                 )
