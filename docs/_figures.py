@@ -14,6 +14,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import _matrix
 import _trust
 from _tables import machine, missing, ms, read, table
 
@@ -363,6 +364,9 @@ def help_texts(results: Path) -> str:
 
 FIGURES = {
     "help": help_texts,
+    "matrix_trained": _matrix.trained,
+    "matrix_channels": _matrix.channels,
+    "matrix_from_scratch": _matrix.from_scratch,
     "conversion": conversion,
     "micro": micro,
     "micro_fuzz": micro_fuzz,

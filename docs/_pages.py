@@ -32,7 +32,7 @@ MOVED = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
     "benchmarks/README.md": "benchmarks.md",
-    "benchmarks/RESULTS.md": "results.md",
+    "benchmarks/RESULTS.md": "tables.md",
     "tutorials/README.md": "tutorials/index.md",
 }
 
@@ -184,7 +184,15 @@ def navigation(paths: dict[str, str]) -> list[dict[str, Any]]:
                 "faq.md",
             ]
         },
-        {"Measurements": ["performance.md", "results.md", "trust.md", "benchmarks.md"]},
+        {
+            "Measurements": [
+                "results.md",
+                "tables.md",
+                "performance.md",
+                "trust.md",
+                "benchmarks.md",
+            ]
+        },
         {"Reference": ["api/index.md", *(f"api/{name}.md" for name in reference)]},
         {"Project": ["contributing.md", "changelog.md"]},
     ]
