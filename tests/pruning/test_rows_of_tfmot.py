@@ -300,7 +300,7 @@ LAYERS = {
 
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("built", [False, True])
-@pytest.mark.few(8)
+@pytest.mark.few(5)
 def test_what_is_pruned_of_a_layer_by_itself(name, built):
     make, shape, wanted = LAYERS[name]
     layer = make()
@@ -406,6 +406,7 @@ def test_layers_that_wait_are_let_go_of_too():
 
 
 @pytest.mark.parametrize("make", [built, functional])
+@pytest.mark.few(1)
 def test_a_copy_whose_layers_are_pruned_as_they_are_copied(make):
     def copied(layer):
         return prune_low_magnitude(layer, NOW) if isinstance(layer, layers.Dense) else layer
