@@ -62,10 +62,11 @@ def with_links(text: str, source: str, paths: dict[str, str]) -> str:
         The text. A link to a file that the site does not have becomes its words.
     """
     here = posixpath.dirname(paths[source])
+    own = f"{posixpath.splitext(posixpath.basename(source))[0]}_files/"  # written by `notebook`
 
     def replaced(match: re.Match[str]) -> str:
         mark, words, target = match.groups()
-        if target.startswith(("http://", "https://", "#", "mailto:")):
+        if target.startswith(("http://", "https://", "#", "mailto:", own)):
             return match[0]
         file, hash_, anchor = target.partition("#")
         file = posixpath.normpath(posixpath.join(posixpath.dirname(source), file))

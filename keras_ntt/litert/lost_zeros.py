@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_ntt.core import host
 from keras_ntt.litert.inspect import StoredWeight
-from keras_ntt.masks.apply import schedules_behind
+from keras_ntt.masks.apply import leaking_masks, schedules_behind
 from keras_ntt.masks.computed import computed_kernels
 from keras_ntt.masks.names import names_by_id
 from keras_ntt.masks.natural_zeros import kernels_with_layers
@@ -28,6 +28,10 @@ def model_notes(model: keras.Model, weights: Sequence[StoredWeight]) -> list[str
     """
     behind = schedules_behind(model)
     notes = [f"weights whose pruning schedule did not end: {', '.join(behind)}"] if behind else []
+    leaking = leaking_masks(model)
+    if leaking:
+        said = "that their masks leave out, because training did not know of the masks"
+        notes.append(f"weights with other values than zero {said}: {', '.join(leaking)}")
     return [*lost_zeros(model, weights), *notes]
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from keras_ntt.core import checks, host
 from keras_ntt.masks.constraint import MaskConstraint, is_masked
 from keras_ntt.masks.names import MaskDict, masks_by_variable, weights_by_name
+from keras_ntt.masks.pending import cancel
 from keras_ntt.masks.policies import prunable_weights
 
 
@@ -69,7 +70,10 @@ def strip_pruning(model: keras.Model) -> keras.Model:
 
     Raises:
         TypeError: If `model` is not a Keras 3 model.
-        ValueError: If it is not built.
+        ValueError: If it is not built and nothing waits for it to be.
+
+    Warns:
+        UserWarning: If a schedule did not end, or entries that a mask leaves out are not zero.
 
     Examples:
         >>> import keras
@@ -79,9 +83,12 @@ def strip_pruning(model: keras.Model) -> keras.Model:
         >>> get_masks(stripped), sparsity_report(stripped).sparsity
         ({}, 0.9)
     """
+    if isinstance(model, keras.Sequential) and not model.built and cancel(model):
+        return model
     checks.check_built(model)
     held = [variable for variable in model.weights if is_masked(variable)]
     warn_if_behind(model)
+    warn_if_leaking(model)
     for variable in held:
         variable.constraint.detach(variable)
     if held:
@@ -120,6 +127,40 @@ def warn_if_behind(model: keras.Model) -> None:
         f"{' and more' if len(behind) > 10 else ''}",
         stacklevel=3,
     )
+
+
+def leaking_masks(model: keras.Model) -> list[str]:
+    """Return the weights with entries that a mask leaves out and that are not zero.
+
+    So it is where a training step was compiled before the layer by itself was pruned.
+
+    Args:
+        model: A built model.
+
+    Returns:
+        A text for each, such as ``"dense/kernel (3 of 20)"``.
+    """
+    found = []
+    for key, variable in weights_by_name(model).items():
+        if is_masked(variable):
+            left_out = ~variable.constraint.mask
+            lost = np.count_nonzero(host.array_of(variable)[left_out])
+            if lost:
+                found.append(f"{key} ({lost:,} of {np.count_nonzero(left_out):,})")
+    return found
+
+
+def warn_if_leaking(model: keras.Model) -> None:
+    """Warn of weights that have other values than their masks say."""
+    lost = leaking_masks(model)
+    if lost:
+        warnings.warn(
+            "Entries that a mask leaves out are not zero. A training step that was compiled before "
+            "a layer was pruned does not know of its mask: call compile() again after pruning "
+            "layers of a model that was trained, or prune the model itself. "
+            f"Received: {', '.join(lost[:10])}{' and more' if len(lost) > 10 else ''}",
+            stacklevel=3,
+        )
 
 
 def retrace(model: keras.Model) -> None:

@@ -46,6 +46,8 @@ class WeightRow:
             string if it has none or is at its end.
         negligible: Number of entries that are not zero and below 1e-6 of its largest one.
         reason: Why what is computed with has other zeros than the weight, or an empty string.
+        lost: Number of entries that its mask leaves out and that are not zero: training did not
+            know of the mask.
     """
 
     path: str
@@ -57,6 +59,7 @@ class WeightRow:
     progress: str = ""
     negligible: int = 0
     reason: str = ""
+    lost: int = 0
 
     @property
     def sparsity(self) -> float:
@@ -180,6 +183,8 @@ def _remarks(row: WeightRow) -> str:
     remarks = [row.note or _state(row)]
     if row.progress:
         remarks.append(f"schedule at {row.progress}")
+    if row.lost:
+        remarks.append(f"{row.lost:,} masked entries are not zero: compile() again")
     if row.reason:
         remarks.append(row.reason)
     if not row.note and row.negligible >= _NOTICEABLE * row.size:
@@ -246,9 +251,14 @@ def sparsity_report(model: keras.Model) -> SparsityReport:
                 variable.constraint.progress if masked else "",
                 _negligible(value),
                 reason,
+                _lost(variable) if masked else 0,
             )
         )
     return SparsityReport(tuple(rows))
+
+
+def _lost(variable: keras.Variable) -> int:
+    return int(np.count_nonzero(host.array_of(variable)[~variable.constraint.mask]))
 
 
 def _negligible(value: np.ndarray) -> int:

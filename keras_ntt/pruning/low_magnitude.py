@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import keras
-import tensorflow as tf
 
 from keras_ntt.core import checks, host
 from keras_ntt.core.axes import axes_of
 from keras_ntt.masks.apply import retrace
 from keras_ntt.masks.constraint import is_masked
 from keras_ntt.masks.filters import Filters
+from keras_ntt.masks.pending import when_built
 from keras_ntt.masks.policies import check_policy, choose_weights, weights_by_magnitude
 from keras_ntt.masks.restore import warn_if_unheld
 from keras_ntt.pruning.scheduled_mask import ScheduledMask, hold
@@ -70,7 +71,8 @@ def prune_low_magnitude(
         pruning_policy: An object with ``allow_pruning(layer)``; see `keras_ntt.PruningPolicy`.
             ``KernelPolicy(depthwise=True)`` adds depthwise kernels to what is pruned.
         sparsity_m_by_n: ``(m, n)``: m zeros in every n consecutive entries along the input
-            channels, chosen at once; the schedule has no effect then, as in tfmot.
+            channels, chosen at once; the schedule has no effect then, and weights of one axis stay
+            dense, as in tfmot.
         filters: Which layers: a regular expression, a list of them, or a callable.
         count_updates: Whether only batches after which the optimizer moves the weights count, where
             it accumulates gradients (``gradient_accumulation_steps``). As in tfmot all do if not.
@@ -114,7 +116,7 @@ def prune_low_magnitude(
         _prune_layers([model], settings)
     else:
         if _is_unbuilt_sequential(model):
-            _when_built(model, functools.partial(_prune_made, settings, True))
+            when_built(model, functools.partial(_prune_made, settings, True))
             return model
         if keras.backend.is_keras_tensor(model):
             raise TypeError(
@@ -167,13 +169,15 @@ class _Settings:
         """Return whether a layer is pruned, or has weights of which it should say why not.
 
         Layers of Keras without kernels, such as Dropout and normalizations, are passed over, and so
-        is what is given among others.
+        is what is given among others. A layer of Keras around one of the user's own, such as an RNN
+        of such a cell, is not.
         """
         if self.owners(layer):
             return True
         if isinstance(layer, keras.Model):
             return alone
-        return alone and not host.is_of_keras(layer) and bool(layer.trainable_variables)
+        inner = host.layers_of(layer)
+        return alone and any(not host.is_of_keras(x) and x.trainable_variables for x in inner)
 
     def masks_for(self, part: keras.layers.Layer) -> Chosen:
         """Return a mask, not attached yet, for each weight that is selected and has none."""
@@ -184,6 +188,8 @@ class _Settings:
         weights = choose_weights(
             part, filters=self.filters, pruning_policy=policy, weights_of=self.weights_of
         ).weights
+        if self.group is not None:
+            weights = self._with_channels(weights)
         free = [v for v in weights if not is_masked(v) or v.constraint.fixed]
         ours = [v.constraint for v in weights if is_masked(v) and not v.constraint.fixed]
         if not free and any(mask.settings != self.identity for mask in ours):
@@ -212,6 +218,18 @@ class _Settings:
             mask.settings = self.identity
         return [(owners[id(mask.variable)], mask) for mask in masks]
 
+    def _with_channels(self, weights: tuple[keras.Variable, ...]) -> tuple[keras.Variable, ...]:
+        """Return the weights in which m of n can be; the others stay dense, as in tfmot."""
+        flat = [v for v in weights if len(v.shape) < 2]
+        if flat and len(flat) < len(weights):
+            warnings.warn(
+                "sparsity_m_by_n is for kernels, of 2 axes at least; other weights stay dense. "
+                f"Received: {', '.join(f'{v.path} of shape {tuple(v.shape)}' for v in flat)}",
+                stacklevel=5,
+            )
+            return tuple(v for v in weights if len(v.shape) >= 2)
+        return weights
+
 
 def _hold(chosen: Chosen) -> None:
     for layer, mask in chosen:
@@ -229,7 +247,7 @@ def _prune_layers(layers: list[Any], settings: _Settings) -> None:
         _hold(chosen)
     for layer in layers:
         if not layer.built:
-            _when_built(layer, functools.partial(_prune_made, settings, alone))
+            when_built(layer, functools.partial(_prune_made, settings, alone))
 
 
 def _prune_made(settings: _Settings, alone: bool, layer: keras.layers.Layer) -> None:
@@ -251,21 +269,6 @@ def _check_layer(layer: Any) -> None:
             "prune_low_magnitude takes a keras.Model, a keras.layers.Layer or a list of layers. "
             f"Received: a {type(layer).__name__}"
         )
-
-
-def _when_built(layer: keras.layers.Layer, act: Callable[[keras.layers.Layer], None]) -> None:
-    """Call `act` on a layer right after it is built."""
-    build = layer.build
-
-    @functools.wraps(build)
-    def build_and_act(*args: Any, **kwargs: Any) -> None:
-        # A layer may be built while a training step is traced, where weights have no values yet.
-        with tf.init_scope():
-            build(*args, **kwargs)
-            layer.build = build
-            act(layer)
-
-    layer.build = build_and_act
 
 
 def prune_scope() -> Any:

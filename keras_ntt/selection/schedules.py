@@ -39,7 +39,9 @@ class PruningSchedule(ABC):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> PruningSchedule:
-        """Rebuild a schedule from `get_config`."""
+        """Rebuild a schedule from what `get_config` returns, here or in tfmot."""
+        if set(config) == {"class_name", "config"}:
+            config = config["config"]
         return cls(**config)
 
     def ending_at(self, end_step: int) -> PruningSchedule:

@@ -216,6 +216,12 @@ def test_overhead_and_scaling(tmp_path):
         ("[a](../../tutorials/README.md)", "docs/api/index.md", "[a](../tutorials/index.md)"),
         ("see [the code](keras_ntt/ntk.py).", "README.md", "see the code."),
         ("[a](https://example.org/x)", "README.md", "[a](https://example.org/x)"),
+        (
+            "![p](from_tfmot_files/0.png)",
+            "tutorials/from_tfmot.ipynb",
+            "![p](from_tfmot_files/0.png)",
+        ),
+        ("![p](other_files/0.png)", "tutorials/from_tfmot.ipynb", "p"),
     ],
 )
 def test_links_are_moved(text, source, wanted):
@@ -248,6 +254,25 @@ def test_notebooks_are_pages(tmp_path):
     assert shown.startswith("# Title\nText.\n\n```python\nprint(1)\n```\n\n```text\n1\n```")
     assert "(book_files/0.png)" in shown
     assert (tmp_path / "book_files" / "0.png").read_bytes() == b"\x89PNG"
+
+
+def test_every_picture_of_a_notebook_is_on_its_page(tmp_path):
+    paths, shown = pages.site_paths(), 0
+    for book in sorted((ROOT / "tutorials").glob("*.ipynb")):
+        content = json.loads(book.read_text())
+        outputs = [o for cell in content["cells"] for o in cell.get("outputs", [])]
+        wanted = sum("image/png" in output.get("data", {}) for output in outputs)
+        files = tmp_path / f"{book.stem}_files"
+        source = book.relative_to(ROOT).as_posix()
+        text = pages.outside_code(
+            pages.notebook(content, files),
+            lambda part, source=source: pages.with_links(part, source, paths),
+        )
+        found = re.findall(r"!\[Output of the code above\]\(([^)]+)\)", text)
+        assert len(found) == wanted
+        assert all((tmp_path / name).exists() for name in found)
+        shown += wanted
+    assert shown >= 18
 
 
 def test_every_page_is_in_the_contents():
