@@ -265,9 +265,8 @@ def train(run: Run, model: keras.Model, data: Data) -> list[float]:
     total = run.epochs * -(-len(some) // BATCH)
     if run.method == "gradual":
         moving.prune_gradually(run, model, total)
-    # XLA makes steps of this MLP shorter, and those of convolutions longer. It takes long to compile
-    # the sorts of an exchange.
-    fast = run.network == "lenet-300-100" and not moving.exchange(run, total)
+    # XLA makes steps of this MLP shorter, and those of convolutions longer.
+    fast = run.network == "lenet-300-100"
     model.compile(
         keras.optimizers.Adam(1e-3),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),

@@ -45,7 +45,6 @@ from benchmarks.accuracy.experiment import (
 from benchmarks.accuracy.transfer_losses import draw, losses
 from benchmarks.common.paths import RESULTS
 
-
 ALLOCATED = {"dense": "none", "erk-random": "erk", "granet": "global"}
 SCORED = {*SCORES, "ntt-balanced", "rigl-balanced", "set-balanced"}
 
