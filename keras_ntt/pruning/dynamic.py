@@ -268,8 +268,8 @@ class SET(_Exchange):
         drop_fraction: The fraction of the kept entries that is exchanged.
         anneal: ``"constant"``, or ``"cosine"`` for a fraction that falls to 0 at `end_step`. None
             is constant.
-        scope: ``"layerwise"``: each weight by itself. ``"global"``: the fractions are of all weights
-            together, and what grows may grow anywhere, so that a weight may lose its last entry.
+        scope: ``"layerwise"``: each weight by itself. ``"global"``: the fractions are of all
+            weights together, and entries grow anywhere among them. A weight may lose its last one.
         begin_step: The first update, counted from 0, that may exchange.
         end_step: The update from which nothing is exchanged.
         frequency: Updates from one exchange to the next; the authors take those of an epoch.

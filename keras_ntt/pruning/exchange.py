@@ -1,7 +1,7 @@
-"""Connections that are dropped and grown: the masks of SET (2018) and RigL (ICML 2020), compiled.
+"""Connections that are dropped and grown: masks of SET (2018), RigL (2020) and GraNet (2021).
 
-All are functions of tensors of one weight, or of several as one vector, and equal entries are told
-apart as in `selection.ties`.
+All are functions, compiled or not, of tensors of one weight, or of several as one vector. Equal
+entries are told apart as in `selection.ties`.
 """
 
 from __future__ import annotations
