@@ -315,10 +315,11 @@ def train(run: Run, model: keras.Model, data: Data) -> list[float]:
 def do(run: Run, data: Data, output: Path) -> dict[str, Any]:
     """Do one run and write its file."""
     model, measured = found(run, data, output)
+    accuracy = train(run, model, data)
     masks = keras_ntt.get_masks(model)
     result = {
         "settings": dataclasses.asdict(run),
-        "accuracy": train(run, model, data),
+        "accuracy": accuracy,
         "kept": {path: int(mask.sum()) for path, mask in masks.items()},
         "nonzeros": sum(int(np.count_nonzero(w)) for w in model.get_weights()),
         "environment": environment(),
