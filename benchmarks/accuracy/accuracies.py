@@ -86,7 +86,7 @@ def _table(members: list[dict[str, Any]], epochs: int) -> str:
 
 
 def method_of(settings: Mapping[str, Any]) -> str:
-    """Return the name of a method, with those settings of its transfer that are not published."""
+    """Return a method's name, and settings: of a transfer if not published, of moving masks."""
     published = {**PUBLISHED, "l2": NETWORKS[settings["network"]]["l2"]}
     names = {"learning_rate": "Adam", "ntk_weight": "kernel weight", "l2": "L2"}
     other = [
@@ -94,6 +94,11 @@ def method_of(settings: Mapping[str, Any]) -> str:
         for key, value in published.items()
         if settings["transfer_epochs"] and settings[key] != value
     ]
+    if settings.get("frequency"):
+        share = settings["drop_fraction"]
+        other += [f"{share:.0%}"] * bool(share)
+        other += [f"every {settings['frequency']}"]
+        other += [f"{settings['begin']:.0%} to {settings['end']:.0%}"]
     return settings["method"] + (f" ({', '.join(other)})" if other else "")
 
 

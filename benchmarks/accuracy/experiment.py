@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 import keras_ntt
+from benchmarks.accuracy import moving
 from benchmarks.accuracy.datasets import Data
 
 TRANSFERS = {"ntt-all": "all", "ntt-kept": "kept", "ntt-balanced": "all"}
@@ -31,7 +32,7 @@ SCORES = {
     "ntk-sap": "ntk_sap",
 }
 LABELLED = ("snip", "grasp")
-METHODS = ("dense", *TRANSFERS, *SCORES, "erk-random")
+METHODS = ("dense", *TRANSFERS, *SCORES, "erk-random", *moving.STARTS)
 STEPS_AT_ONCE = 50
 BATCH = 64
 # The weight decay of the published demos, and how many epochs a transfer takes by default.
@@ -62,11 +63,18 @@ class Run:
     learning_rate: float = 0.0
     ntk_weight: float = 0.0
     l2: float = 0.0
+    drop_fraction: float = 0.0
+    frequency: int = 0
+    begin: float = 0.0
+    end: float = 0.0
 
     @property
     def key(self) -> str:
         """A file name: what tells runs apart in words, and a digest of all settings."""
-        digest = hashlib.sha256(json.dumps(dataclasses.asdict(self)).encode()).hexdigest()[:8]
+        settings = dataclasses.asdict(self)
+        if self.method not in moving.STARTS:
+            settings = {k: v for k, v in settings.items() if k not in moving.SETTINGS}
+        digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]
         words = (self.dataset, self.network, self.method, self.allocation, self.pattern)
         words = tuple(word.replace(":", "of") for word in words)
         return "-".join([*words, f"{self.density:g}", f"seed{self.seed}", digest])
@@ -192,7 +200,7 @@ def find(run: Run, data: Data, scratch: Path) -> tuple[keras.Model, dict[str, An
     """Return the network that a method finds, and what was measured meanwhile."""
     keras.utils.set_random_seed(run.seed)
     model = network(run.network, data.x_train.shape[1:])
-    if run.method == "dense":
+    if run.method == "dense" or moving.STARTS.get(run.method, "") is None:
         return model, {}
     if run.method in TRANSFERS:
         return model, {"transfer": transfer(run, model, data.x_train, scratch)}
@@ -202,7 +210,7 @@ def find(run: Run, data: Data, scratch: Path) -> tuple[keras.Model, dict[str, An
     model = keras_ntt.prune_at_init(
         model,
         sparsity=1 - run.density,
-        saliency=SCORES.get(run.method, "random"),
+        saliency={**SCORES, **moving.STARTS}.get(run.method, "random"),
         allocation=run.allocation,
         pattern=pattern(run),
         filters=prunable(run, model),
@@ -248,31 +256,51 @@ def train(run: Run, model: keras.Model, data: Data) -> list[float]:
     """Train on labels; return the test accuracy after each epoch.
 
     An epoch is a compiled loop over Keras's own training step on batches in a new order. `fit`
-    takes half as long again: networks this small wait for the input pipeline.
+    takes half as long again: networks this small wait for the input pipeline. GraNet, which looks
+    at the network between two steps, is trained by `fit`.
     """
     keras.utils.set_random_seed(run.seed)
     some = chance(run, data)[: labelled(run, data)]
     x, y = tf.constant(data.x_train[some]), tf.constant(data.y_train[some])
+    total = run.epochs * -(-len(some) // BATCH)
+    if run.method == "gradual":
+        moving.prune_gradually(run, model, total)
+    # XLA makes steps of this MLP shorter, and those of convolutions longer.
+    fast = run.network == "lenet-300-100"
     model.compile(
         keras.optimizers.Adam(1e-3),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
+        jit_compile=fast,
     )
+    if run.method == "granet":
+        history = model.fit(
+            *(x, y, BATCH, run.epochs, 0),
+            callbacks=[moving.granet(run, total, x.numpy(), y.numpy(), BATCH)],
+            validation_data=(data.x_test, data.y_test),
+            validation_batch_size=1000,
+        )
+        return [float(value) for value in history.history["val_accuracy"]]
     model.optimizer.build(model.trainable_variables)
     model.evaluate(x[:1], y[:1], verbose=0)  # which makes the variables of the metrics
 
-    # XLA makes steps of this MLP shorter, and those of convolutions longer.
     # The data are arguments, because those that a function captures were not freed with it.
-    @tf.function(jit_compile=run.network == "lenet-300-100")
+    @tf.function(jit_compile=fast)
     def steps(x: tf.Tensor, y: tf.Tensor, batches: tf.Tensor) -> None:
         for batch in batches:
             model.train_step((tf.gather(x, batch), tf.gather(y, batch)))
 
+    callbacks = keras.callbacks.CallbackList(moving.exchange(run, total), model=model)
+    callbacks.on_train_begin()
     accuracies = []
     order = np.random.default_rng(run.seed)
-    for _ in range(run.epochs):
+    for epoch in range(run.epochs):
         shuffled = order.permutation(len(some)).astype("int32")
         whole = len(some) // BATCH * BATCH
+        callbacks.on_epoch_begin(epoch)
+        model.steps_per_execution = total // run.epochs  # for the callback: the loop is one
+        callbacks.on_train_batch_begin(0)
+        model.steps_per_execution = 1
         steps(x, y, tf.constant(shuffled[:whole].reshape(-1, BATCH)))
         if whole < len(some):
             steps(x, y, tf.constant(shuffled[None, whole:]))
@@ -280,16 +308,18 @@ def train(run: Run, model: keras.Model, data: Data) -> list[float]:
             data.x_test, data.y_test, batch_size=1000, verbose=0, return_dict=True
         )
         accuracies.append(float(tested["accuracy"]))
+    callbacks.on_train_end()
     return accuracies
 
 
 def do(run: Run, data: Data, output: Path) -> dict[str, Any]:
     """Do one run and write its file."""
     model, measured = found(run, data, output)
+    accuracy = train(run, model, data)
     masks = keras_ntt.get_masks(model)
     result = {
         "settings": dataclasses.asdict(run),
-        "accuracy": train(run, model, data),
+        "accuracy": accuracy,
         "kept": {path: int(mask.sum()) for path, mask in masks.items()},
         "nonzeros": sum(int(np.count_nonzero(w)) for w in model.get_weights()),
         "environment": environment(),

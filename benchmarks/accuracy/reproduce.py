@@ -14,11 +14,12 @@ To add to the runs of such a file, give it as ``--known``. benchmarks/README.md 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 import keras
 import tensorflow as tf
 
+from benchmarks.accuracy import moving
 from benchmarks.accuracy.accuracies import insert, read, tables
 from benchmarks.accuracy.datasets import TFDS_NAMES, load
 from benchmarks.accuracy.experiment import (
@@ -43,9 +45,18 @@ from benchmarks.accuracy.experiment import (
 from benchmarks.accuracy.transfer_losses import draw, losses
 from benchmarks.common.paths import RESULTS
 
+ALLOCATED = {"dense": "none", "erk-random": "erk", "granet": "global"}
+SCORED = {*SCORES, "ntt-balanced", "rigl-balanced", "set-balanced"}
 
-def plan(options: argparse.Namespace) -> Iterator[Run]:
-    """Yield the runs, seed by seed, so that a part of them is already a comparison."""
+
+def plan(options: argparse.Namespace, known: Iterable[Mapping[str, Any]] = ()) -> Iterator[Run]:
+    """Yield the runs, seed by seed, so that a part of them is already a comparison.
+
+    Args:
+        options: Those of the command line.
+        known: Contents of the files of finished runs, which ``--tuned`` takes settings from.
+    """
+    tuned = moving.best(known)
     seen = set()
     cells = itertools.product(
         range(options.seeds), options.networks, shares(options), options.methods
@@ -57,24 +68,56 @@ def plan(options: argparse.Namespace) -> Iterator[Run]:
             continue  # the pattern shares the zeros out
         if method in ("balanced", "ntt-balanced") and (allocation == "global" or pattern != "none"):
             continue  # their masks are drawn for given shares
+        if method in moving.STARTS and not takes(method, allocation, pattern):
+            continue
         dense = method == "dense"
         run = Run(
             dataset=options.dataset,
             network=name,
             method=method,
-            allocation={"dense": "none", "erk-random": "erk"}.get(method, allocation),
+            allocation=ALLOCATED.get(method, allocation),
             pattern="none" if dense else pattern,
             density=1.0 if dense else density,
             seed=seed,
             split=options.split,
             label_fraction=options.label_fraction,
             epochs=options.epochs,
-            score_samples=options.score_samples if method in {*SCORES, "ntt-balanced"} else 0,
+            score_samples=options.score_samples if method in SCORED else 0,
             **(settings(name, options) if method in TRANSFERS else {}),
         )
-        if run not in seen:
-            seen.add(run)
-            yield run
+        for one in variants(run, options, tuned):
+            if one not in seen:
+                seen.add(one)
+                yield one
+
+
+def takes(method: str, allocation: str, pattern: str) -> bool:
+    """Tell whether a method that moves masks is run with an allocation and a pattern."""
+    gradual = method == "gradual" and allocation in ("layerwise", "erk")
+    return pattern == "none" and (method == "granet" or gradual or allocation == "erk")
+
+
+def variants(
+    run: Run, options: argparse.Namespace, tuned: dict[tuple[Any, ...], dict[str, Any]]
+) -> Iterator[Run]:
+    """Yield a run with each of the settings of masks that move, or itself if it moves none."""
+    if run.method not in moving.STARTS:
+        yield run
+        return
+    if options.tuned:
+        chosen = tuned.get(moving.cell_of({**vars(run), "network": options.tuned}))
+        if chosen is None:
+            raise SystemExit(f"No run on validation images tells the settings of {run.key}.")
+        yield dataclasses.replace(run, **chosen)
+        return
+    own = moving.DEFAULTS[run.method]
+    choices = [getattr(options, name) or [own[name]] for name in moving.SETTINGS]
+    for values in itertools.product(*choices):
+        found = dict(zip(moving.SETTINGS, values, strict=True))
+        if found["begin"] < found["end"]:
+            if run.method == "gradual":
+                found["drop_fraction"] = 0.0
+            yield dataclasses.replace(run, **found)
 
 
 def shares(options: argparse.Namespace) -> Iterator[tuple[float, str, str]]:
@@ -111,7 +154,8 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--report", type=Path, help="a Markdown file to write the tables into")
     parser.add_argument("--known", type=Path, help="an OUTPUT.json whose runs are not repeated")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=["lenet-300-100"])
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    at_init = [method for method in METHODS if method not in moving.STARTS]
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=at_init)
     parser.add_argument("--densities", nargs="+", type=float, default=[0.1, 0.05, 0.03, 0.01])
     parser.add_argument(
         "--allocations",
@@ -132,6 +176,19 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     transfers.add_argument("--learning-rate", type=float, default=5e-4)
     transfers.add_argument("--ntk-weight", type=float, default=1e-3)
     transfers.add_argument("--l2", type=float, help="1e-4 for the MLP, 1e-5 for the others")
+    moves = parser.add_argument_group(
+        "masks that move", "Several values: all combinations. None: those of the authors' codes."
+    )
+    moves.add_argument("--drop-fraction", nargs="+", type=float, help="of the kept, at first")
+    moves.add_argument("--frequency", nargs="+", type=int, help="steps between two moves")
+    moves.add_argument("--begin", nargs="+", type=float, help="fraction of the training")
+    moves.add_argument("--end", nargs="+", type=float, help="fraction of the training")
+    moves.add_argument(
+        "--tuned",
+        metavar="NETWORK",
+        choices=NETWORKS,
+        help="take the settings of this network that ended highest on validation images",
+    )
     work = parser.add_argument_group("how the work is done")
     work.add_argument("--list", action="store_true", help="list the runs and stop")
     work.add_argument(
@@ -147,9 +204,9 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
 def main(words: list[str] | None = None) -> int:
     options = arguments(words)
     part, parts = map(int, options.part.split("/"))
-    runs = list(plan(options))[part - 1 :: parts]
     if options.known:
         unpack(options.known, options.output)
+    runs = list(plan(options, read(options.output / "runs")))[part - 1 :: parts]
     left = [r for r in runs if not (options.output / "runs" / f"{r.key}.json").exists()]
     print(f"{len(runs)} runs, {len(runs) - len(left)} done.", flush=True)
     if options.list:

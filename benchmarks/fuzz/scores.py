@@ -162,6 +162,7 @@ for _method in (keras_ntt.RigL, keras_ntt.SET):
         sparsity=of(None, 0.5),
         drop_fraction=of(0.3, 0.5),
         anneal=of(None, "cosine", "constant"),
+        scope=of("layerwise", "global"),
         begin_step=of(0, 5),
         end_step=of(9, 100),
         frequency=of(1, 100),

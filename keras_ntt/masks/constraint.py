@@ -29,6 +29,8 @@ class MaskConstraint(keras.constraints.Constraint):
         exchange: None, or a function that does an optimizer's update of the variable and may move
             the mask: ``exchange(optimizer, gradient, variable, mask, take)``, with tf.Variables,
             where ``take()`` takes the optimizer's own step.
+        moved_with: The constraints with an `exchange`, this one among them, whose variables the
+            optimizer updates in the step that it takes; a new list for each step that is traced.
     """
 
     fixed = True
@@ -38,6 +40,7 @@ class MaskConstraint(keras.constraints.Constraint):
         self.inner = inner
         self.optimizer: Any = None
         self.exchange: Callable[..., None] | None = None
+        self.moved_with: list[Any] = []
         # A variable, not a constant: a compiled training step then sees later changes.
         self._mask = tf.Variable(mask, dtype=tf.bool, trainable=False, name="pruning_mask")
 

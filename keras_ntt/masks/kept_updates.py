@@ -120,7 +120,10 @@ def _see_kept_entries(optimizer: Any, variables: list[Any]) -> None:
     clips = optimizer.clipnorm or optimizer.global_clipnorm
     host.set_clipping(optimizer, _clipping(constraints) if held and clips else None)
     coupled = bool(held) and not _is_entrywise(optimizer)
-    watched = coupled or any(c.exchange is not None for c in held)
+    moved = [c for c in held if c.exchange is not None]
+    for constraint in moved:
+        constraint.moved_with = moved
+    watched = coupled or bool(moved)
     host.set_update_step(optimizer, _update_step if watched else None)
     if not coupled:
         host.set_root_mean_square(optimizer, None)

@@ -11,24 +11,26 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_ntt.core import checks, host
+from keras_ntt.core import checks
 from keras_ntt.masks.apply import get_masks, hold_masks, retrace
 from keras_ntt.masks.filters import Filters, check_filters
 from keras_ntt.masks.policies import check_policy, choose_weights
 from keras_ntt.pruning.exchange import drop_count, drop_nearest_zero, drop_smallest, grow
+from keras_ntt.pruning.exchange_step import Rule, Together, alone
 from keras_ntt.saliency.names import as_saliency
 from keras_ntt.selection.compiled_schedule import Timetable
 from keras_ntt.selection.find_masks import find_masks, paths_of, recipe_of, subject_of
 from keras_ntt.selection.schedules import PruningSchedule
 
 ANNEALS = ("cosine", "constant")
+SCOPES = ("layerwise", "global")
 
 
 class _Exchange(keras.callbacks.Callback, ABC):
@@ -42,6 +44,7 @@ class _Exchange(keras.callbacks.Callback, ABC):
         *,
         drop_fraction: float = 0.3,
         anneal: str | None = None,
+        scope: str = "layerwise",
         begin_step: int = 0,
         end_step: int,
         frequency: int = 100,
@@ -61,6 +64,8 @@ class _Exchange(keras.callbacks.Callback, ABC):
         self.drop_fraction = float(drop_fraction)
         self.anneal = self._anneal if anneal is None else anneal
         checks.check_choice("anneal", self.anneal, ANNEALS)
+        self.scope = scope
+        checks.check_choice("scope", scope, SCOPES)
         begin = checks.whole(begin_step)
         if begin is None or begin < 0:
             raise ValueError(
@@ -127,9 +132,12 @@ class _Exchange(keras.callbacks.Callback, ABC):
         if not any(path in masks for path in paths):
             hold_masks(self.model, self._drawn(variables, paths))
         moved = [v for v, path in zip(variables, paths, strict=True) if self._moves(v, path)]
+        rule = Rule(self._masks, self._due, self.replace_step)
+        together = Together(rule)
         for i, variable in enumerate(moved):
-            variable.constraint.exchange = self._exchange_of(i)
-            self._held.append(variable.constraint)
+            held = variable.constraint
+            held.exchange = alone(rule, i) if self.scope == "layerwise" else together.member(held)
+            self._held.append(held)
         retrace(self.model)
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
@@ -165,49 +173,21 @@ class _Exchange(keras.callbacks.Callback, ABC):
         recipe = recipe_of(self.model, variables, as_saliency("random"), allocation="erk")
         return dict(zip(paths, find_masks(subject, recipe, self.sparsity), strict=True))
 
-    def _exchange_of(self, index: int) -> Callable[..., None]:
-        """Return what an update of one weight does, see `MaskConstraint.exchange`."""
-
-        def exchange(
-            optimizer: Any, gradient: Any, held: tf.Variable, mask: tf.Variable, take: Any
-        ) -> None:
-            step = tf.cast(tf.convert_to_tensor(optimizer.iterations), tf.int64)
-            dense = tf.convert_to_tensor(gradient)
-
-            def move() -> bool:
-                if not self.replace_step:
-                    take()
-                old = tf.convert_to_tensor(mask)
-                value = tf.where(old, tf.convert_to_tensor(held), tf.zeros_like(dense))
-                new = self._masks(value, dense, old, self.fraction_at(step), (index, step))
-                grown = tf.logical_and(new, tf.logical_not(old))
-                mask.assign(new)
-                held.assign(tf.where(grown, tf.zeros_like(value), value))
-                for slot in host.slots_of(optimizer, held):
-                    slot.assign(tf.where(grown, tf.zeros_like(slot), slot))
-                return True
-
-            def stay() -> bool:
-                take()
-                return False
-
-            looked_after = step < tf.convert_to_tensor(self._end_of_batch)
-            tf.cond(tf.logical_and(self.due_at(step), looked_after), move, stay)
-
-        return exchange
+    def _due(self, step: tf.Tensor) -> tf.Tensor:
+        return tf.logical_and(self.due_at(step), step < tf.convert_to_tensor(self._end_of_batch))
 
     @abstractmethod
     def _masks(
-        self, value: tf.Tensor, gradient: tf.Tensor, mask: tf.Tensor, fraction: Any, draw: Any
+        self, value: tf.Tensor, gradient: tf.Tensor, mask: tf.Tensor, step: tf.Tensor, index: int
     ) -> tf.Tensor:
         """Return the mask after an exchange.
 
         Args:
-            value: The weight, with zeros where it is pruned.
+            value: The weight, with zeros where it is pruned; or all weights as one vector.
             gradient: The gradient by all its entries.
             mask: The mask before.
-            fraction: The fraction of the kept entries that is dropped.
-            draw: The number of the weight and of the update, which random choices depend on.
+            step: The number of the update.
+            index: The number of the weight, which random choices depend on.
         """
 
 
@@ -223,13 +203,16 @@ class RigL(_Exchange):
     tickets winners", ICML 2020, arXiv 1911.11134, algorithm 1).
 
     The model holds masks of `prune_at_init` or any other, or none, and then gets random ones of a
-    sparsity, allocated by ERK. Each weight keeps as many entries as it began with. A run that goes
-    on with `keras_ntt.BackupAndRestore` goes on with its masks.
+    sparsity, allocated by ERK. A run that goes on with `keras_ntt.BackupAndRestore` goes on with
+    its masks.
 
     Args:
         sparsity: Fraction of zeros for a model without masks.
         drop_fraction: The fraction of the kept entries that is exchanged, at the beginning.
         anneal: ``"cosine"`` or ``"constant"``, always that fraction. None is cosine.
+        scope: ``"layerwise"``: each weight keeps its number of entries. ``"global"``: one threshold
+            for dropping and one for growing over all weights that an optimizer updates; all
+            together keep their number, and a weight may lose its last entry.
         begin_step: The first update, counted from 0, that may exchange.
         end_step: The update from which nothing is exchanged; the authors take three quarters of the
             training.
@@ -264,9 +247,9 @@ class RigL(_Exchange):
     _anneal, _replaces = "cosine", True
 
     def _masks(
-        self, value: tf.Tensor, gradient: tf.Tensor, mask: tf.Tensor, fraction: Any, draw: Any
+        self, value: tf.Tensor, gradient: tf.Tensor, mask: tf.Tensor, step: tf.Tensor, index: int
     ) -> tf.Tensor:
-        count = drop_count(mask, fraction)
+        count = drop_count(mask, self.fraction_at(step))
         return grow(drop_smallest(value, mask, count), tf.abs(gradient), count)
 
 
@@ -285,6 +268,8 @@ class SET(_Exchange):
         drop_fraction: The fraction of the kept entries that is exchanged.
         anneal: ``"constant"``, or ``"cosine"`` for a fraction that falls to 0 at `end_step`. None
             is constant.
+        scope: ``"layerwise"``: each weight by itself. ``"global"``: the fractions are of all
+            weights together, and entries grow anywhere among them. A weight may lose its last one.
         begin_step: The first update, counted from 0, that may exchange.
         end_step: The update from which nothing is exchanged.
         frequency: Updates from one exchange to the next; the authors take those of an epoch.
@@ -304,10 +289,9 @@ class SET(_Exchange):
     _anneal, _replaces = "constant", False
 
     def _masks(
-        self, value: tf.Tensor, gradient: tf.Tensor, mask: tf.Tensor, fraction: Any, draw: Any
+        self, value: tf.Tensor, gradient: tf.Tensor, mask: tf.Tensor, step: tf.Tensor, index: int
     ) -> tf.Tensor:
-        index, step = draw
-        stays = drop_nearest_zero(value, mask, fraction)
+        stays = drop_nearest_zero(value, mask, self.fraction_at(step))
         count = tf.math.count_nonzero(mask, dtype=tf.int32) - tf.math.count_nonzero(
             stays, dtype=tf.int32
         )

@@ -1,6 +1,7 @@
-"""Connections that are dropped and grown: the masks of SET (2018) and RigL (ICML 2020), compiled.
+"""Connections that are dropped and grown: masks of SET (2018), RigL (2020) and GraNet (2021).
 
-All are functions of tensors of one weight, and equal entries are told apart as in `selection.ties`.
+All are functions, compiled or not, of tensors of one weight, or of several as one vector. Equal
+entries are told apart as in `selection.ties`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_ntt.selection.ties import rank_of
+from keras_ntt.selection.ties import largest_among
 
 
 def drop_count(mask: tf.Tensor, fraction: Any) -> tf.Tensor:
@@ -29,8 +30,7 @@ def drop_count(mask: tf.Tensor, fraction: Any) -> tf.Tensor:
 def drop_smallest(value: tf.Tensor, mask: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
     """Return a mask without the `count` kept entries of smallest magnitude."""
     kept = tf.math.count_nonzero(mask, dtype=tf.int32)
-    magnitude = tf.where(mask, tf.abs(value), -tf.ones_like(value))
-    return rank_of(magnitude) < kept - count
+    return largest_among(tf.abs(value), mask, kept - count)
 
 
 def drop_nearest_zero(value: tf.Tensor, mask: tf.Tensor, fraction: Any) -> tf.Tensor:
@@ -55,5 +55,4 @@ def grow(mask: tf.Tensor, scores: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
     Returns:
         Booleans.
     """
-    candidates = tf.where(mask, -tf.ones_like(scores), scores)
-    return tf.logical_or(mask, rank_of(candidates) < count)
+    return tf.logical_or(mask, largest_among(scores, tf.logical_not(mask), count))

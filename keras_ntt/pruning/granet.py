@@ -16,6 +16,7 @@ from keras_ntt.core.checks import check_sparsity
 from keras_ntt.masks.apply import get_masks, hold_masks
 from keras_ntt.masks.filters import Filters, check_filters
 from keras_ntt.masks.policies import check_policy, choose_weights
+from keras_ntt.pruning.exchange import drop_count, drop_smallest, grow
 from keras_ntt.saliency.data import Batches
 from keras_ntt.saliency.loss_gradient import loss_gradient
 from keras_ntt.saliency.losses import check_loss
@@ -238,19 +239,14 @@ def exchange(
     """
     magnitudes = [np.where(m, np.abs(v), -1.0) for v, m in zip(values, masks, strict=True)]
     least = [1] * len(masks) if total >= len(masks) else [0] * len(masks)
-    counts = counts_by_threshold(magnitudes, total, least)
-    kept = select(magnitudes, counts)
-    moved = [max(min(int(fraction * c), c - 1), 0) for c in counts]
+    kept = select(magnitudes, counts_by_threshold(magnitudes, total, least))
+    moved = [drop_count(tf.constant(mask), fraction) for mask in kept]
     if not any(moved):
         return kept
     found = []
-    for magnitude, mask, gradient_, count, n in zip(
-        magnitudes, kept, gradients(), counts, moved, strict=True
-    ):
-        (stays,) = select([np.where(mask, magnitude, -1.0)], [count - n])
-        candidates = np.where(stays, -1.0, np.abs(gradient_))
-        (grown,) = select([candidates], [n])
-        found.append(stays | grown)
+    for value, mask, gradient, count in zip(values, kept, gradients(), moved, strict=True):
+        stays = drop_smallest(tf.constant(value), tf.constant(mask), count)
+        found.append(grow(stays, tf.abs(tf.constant(gradient)), count).numpy())
     return found
 
 

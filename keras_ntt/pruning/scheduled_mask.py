@@ -56,6 +56,7 @@ class ScheduledMask(MaskConstraint):
         self.settings: Any = None
         self.optimizer: Any = None
         self.exchange: Any = None
+        self.moved_with: list[Any] = []
         self.pattern = pattern
         self.timetable = timetable
         self.variable = variable

@@ -78,6 +78,74 @@ def rank_of(scores: tf.Tensor) -> tf.Tensor:
     return tf.reshape(rank, scores.shape)
 
 
+def largest_among(scores: tf.Tensor, among: tf.Tensor, count: Any) -> tf.Tensor:
+    """Return the mask of the `count` largest scores of some entries, compiled and without a sort.
+
+    The threshold is found by halving, as is the place up to which equal scores are kept. XLA takes
+    many seconds to compile a sort, and sorts slowly.
+
+    Args:
+        scores: Scores of at least 0, of a known shape.
+        among: Booleans of the same shape: the entries to choose from.
+        count: How many, at most as many as there are; an int32 scalar.
+
+    Returns:
+        Booleans of the same shape; equal scores are taken in the order of `place_of`.
+
+    >>> among = tf.constant([[True, True], [True, False]])
+    >>> largest_among(tf.constant([[3.0, 1.0], [3.0, 9.0]]), among, 1).numpy().tolist()
+    [[True, False], [False, False]]
+    """
+    count = tf.cast(count, tf.int32)
+    scores = scores if scores.dtype in _BITS else tf.cast(scores, tf.float32)
+    integers = _BITS[scores.dtype]
+    # The bits of floats that are not negative are ordered as these are; those of -0 are not.
+    bits = tf.where(among, tf.bitcast(tf.abs(scores), integers), -tf.ones_like(scores, integers))
+
+    def chosen(level: tf.Tensor) -> tf.Tensor:
+        return tf.logical_and(among, bits >= level)
+
+    least = _last(chosen, count, integers.max, integers)
+    above = tf.logical_and(among, bits > least)
+    tied = tf.logical_and(among, tf.equal(bits, least))
+    missing = count - tf.math.count_nonzero(above, dtype=tf.int32)
+    shape = scores.shape.as_list()
+    size = math.prod(shape)
+    places = tf.reshape(place_of(tf.range(size, dtype=tf.int64), shape), shape)
+
+    def late(level: tf.Tensor) -> tf.Tensor:
+        return tf.logical_and(tied, size - places > level)
+
+    return tf.logical_or(above, late(_last(late, missing, size, tf.int64)))
+
+
+_BITS = {tf.float32: tf.int32, tf.float64: tf.int64}
+
+
+def _last(chosen: Any, count: tf.Tensor, beyond: int, dtype: tf.DType) -> tf.Tensor:
+    """Return the last level at which at least `count` entries are chosen, or one that fits exactly.
+
+    Args:
+        chosen: Function that takes a level to booleans; fewer are true the higher it is.
+        count: How many are wanted.
+        beyond: A level at which none is chosen.
+        dtype: Of the levels, integers from 0.
+    """
+    zero = tf.zeros([], dtype)
+
+    def goes_on(low: tf.Tensor, high: tf.Tensor, fits: tf.Tensor) -> tf.Tensor:
+        return tf.logical_and(high - low > 1, tf.logical_not(fits))
+
+    def halve(low: tf.Tensor, high: tf.Tensor, fits: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        middle = low + (high - low) // 2
+        found = tf.math.count_nonzero(chosen(middle), dtype=tf.int32)
+        enough = found >= count
+        return tf.where(enough, middle, low), tf.where(enough, high, middle), tf.equal(found, count)
+
+    start = (zero, tf.constant(beyond, dtype), tf.constant(False))
+    return tf.while_loop(goes_on, halve, start)[0]
+
+
 def largest_of(scores: np.ndarray, count: int) -> np.ndarray:
     """Return the mask of the `count` largest scores, equal ones in the order of `place_of`.
 

@@ -117,6 +117,39 @@ def test_runs_are_listed_and_told_apart(reproduce, images, tmp_path, capsys):
     assert not {*lines[1:]} & {*capsys.readouterr().out.splitlines()[1:]}
 
 
+MOVING = ("rigl", "set-balanced", "granet", "gradual")
+
+
+def test_settings_of_masks_that_move_come_from_validation_images(reproduce, images, tmp_path):
+    grid = ("--methods", "rigl", "--frequency", "2", "9", "--end", "0.5", "--allocations", "erk")
+    options = reproduce.arguments([*words(images, tmp_path, *grid), "--split", "validation"])
+    runs = list(reproduce.plan(options))
+    assert [(r.seed, r.frequency, r.end, r.begin) for r in runs] == [
+        *((0, 2, 0.5, 0.0), (0, 9, 0.5, 0.0), (1, 2, 0.5, 0.0), (1, 9, 0.5, 0.0))
+    ]
+    accuracies = [0.5, 0.6, 0.9, 0.6]  # of the seeds together the first is better
+    results = [
+        {"settings": dataclasses.asdict(run), "accuracy": [0.0, accuracy]}
+        for run, accuracy in zip(runs, accuracies, strict=True)
+    ]
+    tuned = words(images, tmp_path, "--methods", "rigl", "--allocations", "erk")
+    options = reproduce.arguments([*tuned, "--tuned", "lenet-300-100"])
+    assert {run.frequency for run in reproduce.plan(options, results)} == {2}
+    with pytest.raises(SystemExit, match="No run on validation images"):
+        list(reproduce.plan(options, []))
+
+
+@pytest.mark.long
+def test_masks_that_move_end_at_the_density(reproduce, images, tmp_path):
+    more = ("--methods", *MOVING, "--frequency", "2", "--allocations", "erk", "--seeds", "1")
+    assert reproduce.main(words(images, tmp_path, *more)) == 0
+    results = reproduce.read(tmp_path / "work" / "runs")
+    assert {result["settings"]["method"] for result in results} == set(MOVING)
+    for result in results:
+        weights = 28 * 28 * 300 + 300 * 100 + 100 * 10
+        assert sum(result["kept"].values()) == pytest.approx(0.05 * weights, abs=3)
+
+
 @pytest.mark.long
 def test_found_networks_serve_other_ways_to_train(reproduce, images, tmp_path):
     found = tmp_path / "work" / "found"

@@ -127,8 +127,8 @@ def test_set_grows_every_free_entry_alike():
     mask, drawn = tf.constant(value != 0), np.zeros(40)
     callback = SET(end_step=9, seed=2)
     for step in range(60):
-        draw = (0, tf.constant(step, tf.int64))
-        kept = callback._masks(tf.constant(value), tf.zeros((1, 40)), mask, 0.3, draw)
+        at = tf.constant(step, tf.int64)
+        kept = callback._masks(tf.constant(value), tf.zeros((1, 40)), mask, at, 0)
         drawn += np.asarray(kept)[0]
     assert drawn[:3].sum() == 0
     assert (drawn[3:10] == 60).all()
@@ -136,6 +136,89 @@ def test_set_grows_every_free_entry_alike():
     assert drawn[10:].sum() == 180
     assert drawn[10:].min() >= 1
     assert drawn[10:].max() <= 15
+
+
+def branches(values, masks):
+    """Return a model of several kernels of one input, whose outputs stand side by side."""
+    x = keras.Input((1,))
+    layers = [keras.layers.Dense(v.size, use_bias=False) for v in values]
+    model = keras.Model(x, keras.layers.Concatenate()([layer(x) for layer in layers]))
+    model.set_weights([v.reshape(1, -1) for v in values])
+    paths = [layer.kernel.path for layer in layers]
+    return apply_masks(model, {p: m.reshape(1, -1) for p, m in zip(paths, masks, strict=True)})
+
+
+def fit_branches(model, callback, gradient, optimizer=None, **compile_):
+    optimizer = optimizer or keras.optimizers.SGD(0.5)
+    model.compile(optimizer, Linear(reduction="sum"), **compile_)
+    gradient = gradient.reshape(1, -1).astype("float32")
+    model.fit(np.ones((1, 1), "float32"), gradient, verbose=0, callbacks=[callback])
+    masks = np.concatenate([m.ravel() for m in get_masks(model).values()])
+    return np.concatenate([w.ravel() for w in model.get_weights()]), masks
+
+
+@pytest.mark.parametrize(
+    ("scope", "mask", "value"),
+    [
+        # Each kernel of three: the first drops and grows entry 1, the second keeps its one entry.
+        ("layerwise", [1, 1, 1, 0, 0, 1], [0.5, -0.1, 0.9, 0, 0, 0.3]),
+        # Entries 1 and 5 are the smallest of all; 1 and 3 have the largest gradients.
+        ("global", [1, 1, 1, 1, 0, 0], [0.5, -0.1, 0.9, 0, 0, 0]),
+    ],
+)
+def test_scopes_by_hand(scope, mask, value):
+    halves = [np.split(a.ravel(), 2) for a in (VALUE, MASK)]
+    callback = RigL(drop_fraction=0.5, end_step=10, scope=scope)
+    found, kept = fit_branches(branches(*halves), callback, GRADIENT)
+    np.testing.assert_array_equal(kept, np.array(mask, bool))
+    np.testing.assert_allclose(found, value, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("replace_step", "jit_compile"), [(True, False), (False, True)])
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.few(2)
+def test_one_threshold_for_all_is_that_of_a_loop_in_numpy(seed, replace_step, jit_compile):
+    rng = np.random.default_rng(seed)
+    ends, size = [7, 27], 33
+    mask, gradient = rng.random(size) < 0.4, rng.normal(size=size)
+    value = np.where(mask, rng.normal(size=size), 0)
+    model = branches(np.split(value, ends), np.split(mask, ends))
+    fraction = rng.uniform(0.3, 0.9)
+    callback = RigL(
+        **{"drop_fraction": fraction, "end_step": 9, "anneal": "constant"},
+        **{"replace_step": replace_step, "scope": "global"},
+    )
+    momentum = keras.optimizers.SGD(0.5, momentum=0.5)
+    found, kept = fit_branches(model, callback, gradient, momentum, jit_compile=jit_compile)
+    before = value if replace_step else np.where(mask, value - 0.5 * gradient, 0)
+    expected = rigl_in_numpy(before, mask, gradient, fraction)
+    np.testing.assert_array_equal(kept, expected)
+    np.testing.assert_allclose(found, np.where(expected & mask, before, 0), rtol=1e-5)
+    slots = [v.numpy().ravel() for v in model.optimizer.variables if "momentum" in v.path]
+    stepped = np.zeros(size) if replace_step else -0.5 * gradient
+    expected_slots = np.where(expected & ~mask, 0, stepped)
+    np.testing.assert_allclose(np.concatenate(slots), expected_slots, rtol=1e-5)
+
+
+def test_weights_without_a_gradient_take_no_part_in_an_exchange():
+    halves = [np.split(a.ravel(), 2) for a in (VALUE, MASK)]
+    model = branches(*halves)
+    model.layers[2].trainable = False
+    found, kept = fit_branches(model, RigL(drop_fraction=0.7, end_step=9, scope="global"), GRADIENT)
+    np.testing.assert_array_equal(kept, MASK[0])  # three are kept of three: two go and come back
+    np.testing.assert_allclose(found, VALUE[0], rtol=1e-6)
+
+
+def test_set_exchanges_over_all_weights(rng):
+    model = network()
+    start = get_masks(model)
+    model.compile("adam", "mse")
+    x, y = data(rng)
+    callback = SET(end_step=99, frequency=3, scope="global", drop_fraction=0.5)
+    model.fit(x, y, batch_size=4, verbose=0, callbacks=[callback])
+    after = get_masks(model)
+    assert sum(m.sum() for m in after.values()) == sum(m.sum() for m in start.values())
+    assert [m.sum() for m in after.values()] != [m.sum() for m in start.values()]
 
 
 def network(sparsity=0.8):
@@ -224,22 +307,24 @@ def test_grown_entries_begin_with_clean_slots_and_others_keep_theirs(rng):
 
 
 @pytest.mark.parametrize(
-    "compile_",
+    ("compile_", "scope"),
     [
-        {"steps_per_execution": 4},
-        {"jit_compile": True},
-        {"run_eagerly": True},
-        pytest.param({"jit_compile": True, "steps_per_execution": 3}, marks=pytest.mark.long),
+        ({"steps_per_execution": 4}, "global"),
+        ({"jit_compile": True}, "layerwise"),
+        ({"run_eagerly": True}, "global"),
+        pytest.param(
+            {"jit_compile": True, "steps_per_execution": 3}, "global", marks=pytest.mark.long
+        ),
     ],
 )
 @pytest.mark.few(1)
-def test_every_way_to_compile_a_step_gives_the_same_run(compile_, rng):
+def test_every_way_to_compile_a_step_gives_the_same_run(compile_, scope, rng):
     x, y = data(rng)
 
     def run(**options):
         model = network()
         model.compile(keras.optimizers.SGD(0.05, momentum=0.9), "mse", **options)
-        callback = RigL(end_step=20, frequency=5)
+        callback = RigL(end_step=20, frequency=5, scope=scope)
         model.fit(x, y, batch_size=4, shuffle=False, verbose=0, callbacks=[callback])
         return model
 
@@ -256,7 +341,7 @@ def test_updates_are_counted_where_gradients_are_accumulated(rng):
     def run(batch, **options):
         model = network()
         model.compile(keras.optimizers.SGD(0.05, **options), "mse", jit_compile=False)
-        callback = RigL(end_step=6, frequency=2)
+        callback = RigL(end_step=6, frequency=2, scope="global")
         model.fit(x, y, batch_size=batch, shuffle=False, verbose=0, callbacks=[callback])
         return model
 
@@ -267,16 +352,21 @@ def test_updates_are_counted_where_gradients_are_accumulated(rng):
         np.testing.assert_allclose(value, same, atol=1e-5)
 
 
-def test_mixed_precision_with_a_scaled_loss(rng):
+@pytest.mark.parametrize("scope", ["layerwise", "global"])
+@pytest.mark.few(1)
+def test_mixed_precision_with_a_scaled_loss(rng, scope):
     keras.config.set_dtype_policy("mixed_float16")
     model = network()
     start = get_masks(model)
     model.compile(keras.optimizers.Adam(1e-2), "mse")
     x, y = data(rng, 32)
-    model.fit(x, y, batch_size=4, verbose=0, callbacks=[RigL(end_step=8, frequency=2)])
+    callback = RigL(end_step=8, frequency=2, scope=scope)
+    model.fit(x, y, batch_size=4, verbose=0, callbacks=[callback])
     after = get_masks(model)
     assert any((after[path] != mask).any() for path, mask in start.items())
-    assert {p: m.sum() for p, m in after.items()} == {p: m.sum() for p, m in start.items()}
+    assert sum(m.sum() for m in after.values()) == sum(m.sum() for m in start.values())
+    if scope == "layerwise":
+        assert {p: m.sum() for p, m in after.items()} == {p: m.sum() for p, m in start.items()}
 
 
 def test_a_model_without_masks_gets_random_ones_by_erk(rng):
@@ -346,7 +436,8 @@ import keras_ntt
 two = tf.distribute.MirroredStrategy([d.name for d in tf.config.list_logical_devices("CPU")])
 x = np.random.default_rng(0).normal(size=(64, 12)).astype("float32")
 found = []
-for strategy in (tf.distribute.get_strategy(), two):
+plain = tf.distribute.get_strategy()
+for scope, strategy in [(s, t) for s in ("layerwise", "global") for t in (plain, two)]:
     with strategy.scope():
         keras.utils.set_random_seed(1)
         parts = [keras.layers.Dense(16, activation="relu"), keras.layers.Dense(4)]
@@ -354,14 +445,14 @@ for strategy in (tf.distribute.get_strategy(), two):
         model = keras_ntt.prune_at_init(model, sparsity=0.8, saliency="random", seed=0)
         start = keras_ntt.get_masks(model)
         model.compile(keras.optimizers.SGD(0.05, momentum=0.9), "mse", jit_compile=False)
-    callback = keras_ntt.RigL(end_step=8, frequency=2)
+    callback = keras_ntt.RigL(end_step=8, frequency=2, scope=scope)
     model.fit(x, np.tanh(x[:, :4]), batch_size=8, shuffle=False, verbose=0, callbacks=[callback])
     found.append((list(keras_ntt.get_masks(model).values()), model.get_weights()))
     assert any((m != s).any() for m, s in zip(found[-1][0], start.values()))
     for variable in model.trainable_variables:
         copies = getattr(variable.value, "values", [variable.value])
         assert all(np.array_equal(copies[0], copy) for copy in copies)
-for one, other in zip(*found):
+for one, other in [*zip(*found[:2]), *zip(*found[2:])]:
     for a, b in zip(one, other):
         np.testing.assert_allclose(a.astype(float), b.astype(float), atol=1e-5)
 print("same")
@@ -402,6 +493,7 @@ def test_a_schedule_that_moves_the_masks_is_refused(rng):
         ({"drop_fraction": 0}, ValueError),
         ({"drop_fraction": "much"}, ValueError),
         ({"anneal": "linear"}, ValueError),
+        ({"scope": "model"}, ValueError),
         ({"begin_step": -1}, ValueError),
         ({"begin_step": 10}, ValueError),
         ({"frequency": 0}, ValueError),

@@ -11,7 +11,7 @@ from keras import layers
 import keras_ntt
 from keras_ntt.selection.counts import counts_by_threshold
 from keras_ntt.selection.patterns import blocks, largest, m_of_n
-from keras_ntt.selection.ties import largest_of, place_of
+from keras_ntt.selection.ties import largest_among, largest_of, place_of
 
 SHAPES = [(16, 6), (6, 16), (12, 12), (3, 3, 4, 10), (7, 1), (1, 9), (64, 10), (5,)]
 
@@ -34,6 +34,21 @@ def test_equal_scores_are_spread_over_rows_and_columns(shape):
             assert kept.max() - kept.min() <= 2
         longer = mask.sum(int(mask.shape[0] >= mask.shape[1]))
         assert longer.max() - longer.min() <= 1
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("shape", [(16, 6), (3, 3, 4, 10), (5,)])
+@pytest.mark.few(4)
+def test_the_largest_of_some_entries_are_those_of_numpy(rng, shape, dtype):
+    compiled = tf.function(largest_among)
+    for scores in (rng.random(shape), rng.integers(0, 3, shape), np.zeros(shape)):
+        scores = scores.astype(dtype)
+        for among in (rng.random(shape) < 0.6, np.ones(shape, bool), np.zeros(shape, bool)):
+            total = int(among.sum())
+            for count in {0, total // 3, total - (total > 0), total}:
+                mask = compiled(tf.constant(scores), tf.constant(among), tf.constant(count))
+                expected = largest_of(np.where(among, scores, -1), count) & among
+                np.testing.assert_array_equal(mask, expected)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
