@@ -75,6 +75,7 @@ def test_the_report_as_plain_data():
         "progress": "",
         "negligible": 0,
         "reason": "",
+        "lost": 0,
         "sparsity": pytest.approx(0.6),
     }
 
