@@ -227,6 +227,7 @@ def test_layers_in_wrappers_are_chosen_by_the_wrapper(filters, wanted, loaded, t
 
 @pytest.mark.long
 @pytest.mark.parametrize(("name", "loaded"), [("steps", False), ("bounded", True)])
+@pytest.mark.few(1)
 def test_a_transfer_prunes_layers_in_wrappers(name, loaded, tmp_path):
     filters, wanted = WRAPPED[name]
     model = wrapped()

@@ -202,6 +202,7 @@ OF_LOSSES = [
 
 @pytest.mark.long
 @pytest.mark.parametrize(("case", "cell"), OF_LOSSES)
+@pytest.mark.few(5)
 def test_gradient_of_the_loss(case, cell):
     (student, x), (teacher, _) = (CASES[case](cell) for _ in range(2))
     student, teacher = (
