@@ -14,7 +14,9 @@ from .litert.xnnpack.edge import EdgeAdvice, edge_mobilenet, explain_edge_latenc
 from .litert.xnnpack.policy import PruneForLatencyOnXNNPack
 from .masks.apply import apply_masks, get_masks, strip_pruning
 from .masks.compaction import remove_dead_units
+from .masks.difference import load_difference, save_difference
 from .masks.files import load_masks, save_masks
+from .masks.frozen import freeze_entries, trained_entries
 from .masks.kept_updates import kept_gradients
 from .masks.models_and_backups import BackupAndRestore, save_model
 from .masks.policies import KernelPolicy, PrunableLayer, PruningPolicy
@@ -32,6 +34,7 @@ from .pruning.dynamics import (
     ntk_alignment,
     ntk_distance,
 )
+from .pruning.freeze import freeze_at_init
 from .pruning.granet import GraNet
 from .pruning.low_magnitude import prune_low_magnitude, prune_scope
 from .pruning.neural_tangent.adversarial import ProjectedGradient
@@ -77,6 +80,12 @@ __all__ = [  # noqa: RUF022, grouped by job
     "prune_at_init",
     "saliency_scores",
     "saliency",
+    # Freeze instead of pruning: few entries are trained, stored and sent
+    "freeze_at_init",
+    "freeze_entries",
+    "trained_entries",
+    "save_difference",
+    "load_difference",
     # Neural Tangent Transfer
     "prune_neural_tangent",
     "NeuralTangentTransfer",

@@ -35,6 +35,23 @@ from benchmarks.fuzz.models import GOOD, mlp
 # --- pruning ---------------------------------------------------------------------------------
 
 entry(keras_ntt.apply_masks, weight=6, changes=True)(model=model(), masks=MASKS)
+entry(keras_ntt.freeze_entries, weight=2, changes=True)(model=model(), masks=MASKS)
+entry(keras_ntt.trained_entries)(model=model("mlp", "held"))
+entry(keras_ntt.freeze_at_init, weight=1)(
+    model=model(),
+    frozen=fraction(),
+    data=Argument(
+        lambda rng, world: (values.samples(), np.arange(8) % 3),
+        lambda rng, world: (values.bad_inputs(rng), values.bad_labels(rng)),
+    ),
+    saliency=SALIENCY,
+    allocation=ALLOCATION,
+    allow_empty_layers=of(False, True, spoil=0.0),
+    filters=FILTERS,
+    pruning_policy=POLICY,
+    batch_size=of(4, 256),
+    seed=of(0, None, 7),
+)
 entry(keras_ntt.get_masks, weight=2)(model=model("held", *GOOD))
 entry(keras_ntt.strip_pruning, weight=2, changes=True)(model=model("mlp", "functional"))
 entry(keras_ntt.restore_masks, weight=2, changes=True)(model=model("zeros"))
