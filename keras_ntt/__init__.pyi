@@ -4,6 +4,7 @@ from .compression.report import CompressionReport
 from .core.channels.groups import ChannelGroup, ChannelGroups, channel_groups
 from .core.channels.rules.table import register_channel_rule
 from .keras2.load import load_model
+from .layers.monarch import MonarchDense
 from .litert.export import export_tflite
 from .litert.inspect import FileReport, inspect_tflite
 from .litert.report import ExportReport
@@ -43,10 +44,12 @@ from .pruning.neural_tangent.objective import NTTLoss
 from .pruning.neural_tangent.prune import prune_neural_tangent
 from .pruning.neural_tangent.transfer import NeuralTangentTransfer
 from .pruning.post_training.batch_norm import reestimate_batch_norm
+from .pruning.post_training.choose_samples import choose_samples
 from .pruning.post_training.prune import prune_post_training
 from .pruning.scheduled_mask import advance_pruning
 from .pruning.sniper import SNIPER
 from .pruning.summaries import PruningSummaries, UpdatePruningStep
+from .pruning.to_monarch import to_monarch
 from .selection.allocations import erdos_renyi
 from .selection.counts import keep_count
 from .selection.named_patterns import as_pattern
@@ -66,6 +69,7 @@ __all__ = [  # noqa: RUF022, grouped by job
     "CompressionReport",
     "prune_post_training",
     "reestimate_batch_norm",
+    "choose_samples",
     # Prune while training with labels
     "prune_low_magnitude",
     "prune_scope",
@@ -125,6 +129,8 @@ __all__ = [  # noqa: RUF022, grouped by job
     "ChannelGroups",
     "register_channel_rule",
     "remove_dead_units",
+    "to_monarch",
+    "MonarchDense",
     # Deploy: LiteRT files
     "export_tflite",
     "ExportReport",

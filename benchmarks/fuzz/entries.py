@@ -75,6 +75,15 @@ entry(keras_ntt.is_pruned_m_by_n, weight=2)(
 entry(keras_ntt.reestimate_batch_norm, weight=1, changes=True)(
     model=model("functional", "mlp"), inputs=INPUTS
 )
+entry(keras_ntt.choose_samples, weight=1)(
+    model=model("mlp", "functional"),
+    inputs=INPUTS,
+    n=of(1, 3),
+    method=of("norm", "gram_schmidt"),
+    layer=of(None),
+    batch_size=of(4, 128),
+    seed=SEED,
+)
 entry(keras_ntt.prune_post_training, weight=2)(
     model=model(),
     inputs=INPUTS,
@@ -99,6 +108,15 @@ entry(keras_ntt.prune_post_training, weight=2)(
 entry(keras_ntt.remove_dead_units, weight=2)(
     model=model("mlp", "functional"), tolerance=of(0.0, 1e-6)
 )
+entry(keras_ntt.to_monarch, weight=1)(
+    model=model("mlp", "functional"),
+    inputs=Argument(lambda rng, world: None, INPUTS.bad),
+    blocks=of(1, 2),
+    filters=FILTERS,
+    samples=of(4, 1024),
+    seed=SEED,
+)
+entry(keras_ntt.MonarchDense)(units=of(1, 7), blocks=of(1, 4))
 entry(keras_ntt.channel_groups, weight=2)(model=model())
 entry(keras_ntt.prune_channels, weight=3)(
     model=model("mlp", "functional"),

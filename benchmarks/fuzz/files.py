@@ -90,6 +90,7 @@ entry(
     "save_difference",
     weight=2,
     raises=READS,
+    changes=True,
 )(
     model=model("mlp", "held"),
     base=Argument(
