@@ -84,11 +84,9 @@ def as_matrix(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 @keras.saving.register_keras_serializable("keras_ntt")
 class MonarchDense(keras.layers.Layer):
-    """A Dense layer of fewer weights: slower than Dense on the CPUs where it was measured.
+    """A Dense layer of fewer weights and multiply-adds, ``2 / blocks`` of those of a square one.
 
-    `blocks` blocks a side need about ``1 / blocks`` of the multiply-adds of a square Dense layer
-    twice. The two transpositions and the small products cost more than that saves below some
-    thousand units; docs/channels.md has what is faster.
+    Train with it, or make it of a trained Dense layer by `keras_ntt.to_monarch`.
 
     Args:
         units: Number of outputs.
@@ -139,21 +137,23 @@ class MonarchDense(keras.layers.Layer):
             self.bias = self.add_weight(shape=(self.units,), name="bias", initializer="zeros")
 
     def middle(self, x: Any) -> Any:
-        """Return what the second factor reads, ``[..., l, r]``."""
-        (k, _, p), (l, _, r) = self.sizes  # noqa: E741, the letters of the paper
-        x = ops.convert_to_tensor(x)
+        """Return what each block of the second factor reads, ``[l, n, r]``."""
+        (k, q, p), (l, _, r) = self.sizes  # noqa: E741, the letters of the paper
         x = ops.reshape(x, (-1, x.shape[-1]))
         if x.shape[-1] < k * p:
             x = ops.pad(x, [(0, 0), (0, k * p - x.shape[-1])])
-        x = ops.reshape(x, (-1, k, p))
-        x = ops.einsum("nkp,kqp->nkq", x, self.first)
-        return ops.transpose(ops.reshape(x, (-1, r, l)), (0, 2, 1))
+        x = ops.transpose(ops.reshape(x, (-1, k, p)), (1, 0, 2))
+        x = ops.matmul(x, ops.transpose(self.first, (0, 2, 1)))  # [k, n, q]
+        if (k, q) == (r, l):  # LiteRT's converter makes a wrong reshape of what is below
+            return ops.transpose(x, (2, 1, 0))
+        x = ops.reshape(ops.transpose(x, (1, 0, 2)), (-1, r, l))
+        return ops.transpose(x, (2, 0, 1))
 
     def call(self, inputs: Any) -> Any:
         """Return the outputs ``[..., units]``."""
         _, (l, s, _) = self.sizes  # noqa: E741, the letters of the paper
-        y = ops.einsum("nlr,lsr->nls", self.middle(inputs), self.second)
-        y = ops.reshape(ops.transpose(y, (0, 2, 1)), (-1, l * s))[:, : self.units]
+        y = ops.matmul(self.middle(inputs), ops.transpose(self.second, (0, 2, 1)))  # [l, n, s]
+        y = ops.reshape(ops.transpose(y, (1, 2, 0)), (-1, l * s))[:, : self.units]
         if len(inputs.shape) != 2:
             y = ops.reshape(y, (*ops.shape(inputs)[:-1], self.units))
         if self.bias is not None:

@@ -31,8 +31,7 @@ def to_monarch(
 
     Each kernel is projected by singular values, and with `inputs` the second factor and the bias
     are fitted to what the dense layer returns, layer after layer. Square matrices are seldom near a
-    Monarch matrix: train the copy afterwards. On the CPUs where it was measured it is *slower* than
-    the dense model; `keras_ntt.prune_channels` is what makes models faster.
+    Monarch matrix: train the copy afterwards, on labels or on the outputs of `model`.
 
     Args:
         model: A built Sequential or functional model. It stays as it is.
@@ -126,7 +125,7 @@ def _fit(dense: keras.Model, copy: keras.Model, name: str, batches: list[Any]) -
     kernel = host.array_of(theirs.kernel).astype("float64")
     _, (l, s, r) = mine.sizes  # noqa: E741, the letters of the paper
     rows = [np.asarray(mine.middle(read(x, training=False)), "float64") for x in batches]
-    z = np.concatenate(rows)  # [n, l, r]
+    z = np.concatenate(rows, axis=1).transpose(1, 0, 2)  # [n, l, r]
     targets = [np.asarray(wanted(x, training=False), "float64") for x in batches]
     y = np.concatenate([t.reshape(-1, t.shape[-1]) for t in targets]) @ kernel
     y = np.pad(y, [(0, 0), (0, l * s - mine.units)]).reshape(-1, s, l)

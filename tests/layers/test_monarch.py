@@ -73,6 +73,14 @@ def test_parameters(inputs, outputs, share):
     assert found == pytest.approx(share, abs=5e-4)
 
 
+@pytest.mark.parametrize("blocks", [4, 16])
+@pytest.mark.long
+def test_exported(tmp_path, blocks):
+    """Also where both factors have the same shape, of which a converter makes nonsense."""
+    model = keras.Sequential([keras.Input((256,)), MonarchDense(256, blocks)])
+    keras_ntt.export_tflite(model, tmp_path / "m.tflite", target="dense")  # compares the outputs
+
+
 @pytest.mark.parametrize("shape", [(7,), (3, 7)])
 def test_the_layer_is_the_product_with_its_matrix(rng, shape):
     model = keras.Sequential([keras.Input(shape), MonarchDense(10, 3, "tanh")])
@@ -83,6 +91,16 @@ def test_the_layer_is_the_product_with_its_matrix(rng, shape):
     found = model(x).numpy()
     assert model.output_shape == (None, *shape[:-1], 10)
     np.testing.assert_allclose(found, np.tanh(x @ matrix + layer.bias.numpy()), atol=1e-5)
+
+
+@pytest.mark.parametrize("units", [9, 8])
+def test_factors_of_one_shape(rng, units):
+    model = keras.Sequential([keras.Input((9,)), MonarchDense(units, 3, use_bias=False)])
+    layer = model.layers[0]
+    assert layer.sizes == Blocks((3, 3, 3), (3, 3, 3))
+    x = rng.normal(size=(5, 9)).astype("float32")
+    matrix = by_indices(layer.first.numpy(), layer.second.numpy())[:, :units]
+    np.testing.assert_allclose(model(x), x @ matrix, atol=1e-5)
 
 
 def test_saved_and_pruned(tmp_path, rng):
