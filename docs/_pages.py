@@ -174,6 +174,7 @@ def navigation(paths: dict[str, str]) -> list[dict[str, Any]]:
             "Guide": [
                 "trained.md",
                 "channels.md",
+                "freezing.md",
                 "microcontrollers.md",
                 "before_training.md",
                 "command_line.md",

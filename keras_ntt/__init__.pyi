@@ -4,6 +4,7 @@ from .compression.report import CompressionReport
 from .core.channels.groups import ChannelGroup, ChannelGroups, channel_groups
 from .core.channels.rules.table import register_channel_rule
 from .keras2.load import load_model
+from .layers.monarch import MonarchDense
 from .litert.export import export_tflite
 from .litert.inspect import FileReport, inspect_tflite
 from .litert.report import ExportReport
@@ -14,7 +15,9 @@ from .litert.xnnpack.edge import EdgeAdvice, edge_mobilenet, explain_edge_latenc
 from .litert.xnnpack.policy import PruneForLatencyOnXNNPack
 from .masks.apply import apply_masks, get_masks, strip_pruning
 from .masks.compaction import remove_dead_units
+from .masks.difference import load_difference, save_difference
 from .masks.files import load_masks, save_masks
+from .masks.frozen import freeze_entries, trained_entries
 from .masks.kept_updates import kept_gradients
 from .masks.models_and_backups import BackupAndRestore, save_model
 from .masks.policies import KernelPolicy, PrunableLayer, PruningPolicy
@@ -32,6 +35,7 @@ from .pruning.dynamics import (
     ntk_alignment,
     ntk_distance,
 )
+from .pruning.freeze import freeze_at_init
 from .pruning.granet import GraNet
 from .pruning.low_magnitude import prune_low_magnitude, prune_scope
 from .pruning.neural_tangent.adversarial import ProjectedGradient
@@ -40,10 +44,12 @@ from .pruning.neural_tangent.objective import NTTLoss
 from .pruning.neural_tangent.prune import prune_neural_tangent
 from .pruning.neural_tangent.transfer import NeuralTangentTransfer
 from .pruning.post_training.batch_norm import reestimate_batch_norm
+from .pruning.post_training.choose_samples import choose_samples
 from .pruning.post_training.prune import prune_post_training
 from .pruning.scheduled_mask import advance_pruning
 from .pruning.sniper import SNIPER
 from .pruning.summaries import PruningSummaries, UpdatePruningStep
+from .pruning.to_monarch import to_monarch
 from .selection.allocations import erdos_renyi
 from .selection.counts import keep_count
 from .selection.named_patterns import as_pattern
@@ -63,6 +69,7 @@ __all__ = [  # noqa: RUF022, grouped by job
     "CompressionReport",
     "prune_post_training",
     "reestimate_batch_norm",
+    "choose_samples",
     # Prune while training with labels
     "prune_low_magnitude",
     "prune_scope",
@@ -77,6 +84,12 @@ __all__ = [  # noqa: RUF022, grouped by job
     "prune_at_init",
     "saliency_scores",
     "saliency",
+    # Freeze instead of pruning: few entries are trained, stored and sent
+    "freeze_at_init",
+    "freeze_entries",
+    "trained_entries",
+    "save_difference",
+    "load_difference",
     # Neural Tangent Transfer
     "prune_neural_tangent",
     "NeuralTangentTransfer",
@@ -116,6 +129,8 @@ __all__ = [  # noqa: RUF022, grouped by job
     "ChannelGroups",
     "register_channel_rule",
     "remove_dead_units",
+    "to_monarch",
+    "MonarchDense",
     # Deploy: LiteRT files
     "export_tflite",
     "ExportReport",

@@ -35,6 +35,23 @@ from benchmarks.fuzz.models import GOOD, mlp
 # --- pruning ---------------------------------------------------------------------------------
 
 entry(keras_ntt.apply_masks, weight=6, changes=True)(model=model(), masks=MASKS)
+entry(keras_ntt.freeze_entries, weight=2, changes=True)(model=model(), masks=MASKS)
+entry(keras_ntt.trained_entries)(model=model("mlp", "held"))
+entry(keras_ntt.freeze_at_init, weight=1)(
+    model=model(),
+    frozen=fraction(),
+    data=Argument(
+        lambda rng, world: (values.samples(), np.arange(8) % 3),
+        lambda rng, world: (values.bad_inputs(rng), values.bad_labels(rng)),
+    ),
+    saliency=SALIENCY,
+    allocation=ALLOCATION,
+    allow_empty_layers=of(False, True, spoil=0.0),
+    filters=FILTERS,
+    pruning_policy=POLICY,
+    batch_size=of(4, 256),
+    seed=of(0, None, 7),
+)
 entry(keras_ntt.get_masks, weight=2)(model=model("held", *GOOD))
 entry(keras_ntt.strip_pruning, weight=2, changes=True)(model=model("mlp", "functional"))
 entry(keras_ntt.restore_masks, weight=2, changes=True)(model=model("zeros"))
@@ -57,6 +74,15 @@ entry(keras_ntt.is_pruned_m_by_n, weight=2)(
 )
 entry(keras_ntt.reestimate_batch_norm, weight=1, changes=True)(
     model=model("functional", "mlp"), inputs=INPUTS
+)
+entry(keras_ntt.choose_samples, weight=1)(
+    model=model("mlp", "functional"),
+    inputs=INPUTS,
+    n=of(1, 3),
+    method=of("norm", "gram_schmidt"),
+    layer=of(None),
+    batch_size=of(4, 128),
+    seed=SEED,
 )
 entry(keras_ntt.prune_post_training, weight=2)(
     model=model(),
@@ -82,6 +108,15 @@ entry(keras_ntt.prune_post_training, weight=2)(
 entry(keras_ntt.remove_dead_units, weight=2)(
     model=model("mlp", "functional"), tolerance=of(0.0, 1e-6)
 )
+entry(keras_ntt.to_monarch, weight=1)(
+    model=model("mlp", "functional"),
+    inputs=Argument(lambda rng, world: None, INPUTS.bad),
+    blocks=of(1, 2),
+    filters=FILTERS,
+    samples=of(4, 1024),
+    seed=SEED,
+)
+entry(keras_ntt.MonarchDense)(units=of(1, 7), blocks=of(1, 4))
 entry(keras_ntt.channel_groups, weight=2)(model=model())
 entry(keras_ntt.prune_channels, weight=3)(
     model=model("mlp", "functional"),

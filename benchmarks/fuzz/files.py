@@ -19,7 +19,7 @@ import numpy as np
 
 import keras_ntt
 from benchmarks.fuzz import values
-from benchmarks.fuzz.arguments import INPUTS, LABELS, Argument, drawn, entry, model, of
+from benchmarks.fuzz.arguments import INPUTS, LABELS, Argument, bad_model, drawn, entry, model, of
 from benchmarks.fuzz.models import World, mlp
 from keras_ntt.cli import main
 from keras_ntt.litert.format import flatbuffer
@@ -56,6 +56,49 @@ def _path(*, content: Any = None, suffix: str = "") -> Argument:
 
     return Argument(good, bad, 0.0 if content is not None else 1.0)
 
+
+# --- differences -----------------------------------------------------------------------------
+
+
+@functools.cache
+def _base() -> keras.Model:
+    """Return the model that differences are taken to, which nothing changes."""
+    network = mlp()
+    network.set_weights([np.full(v.shape, 0.5) for v in network.weights])
+    return network
+
+
+@functools.cache
+def _difference_file(seeded: bool) -> bytes:
+    network = keras_ntt.freeze_at_init(_base(), frozen=0.5, saliency="random", seed=3)
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder, "difference")
+        keras_ntt.save_difference(network, 3 if seeded else _base(), path)
+        return path.read_bytes()
+
+
+def _difference(rng: random.Random) -> bytes:
+    content = _difference_file(rng.random() < 0.5)
+    return content if rng.random() < 0.3 else damaged(rng, content)
+
+
+entry(
+    lambda path: keras_ntt.load_difference(_base(), path), "load_difference", weight=3, raises=READS
+)(path=_path(content=_difference))
+entry(
+    lambda model, base, path: keras_ntt.save_difference(model, base, path),
+    "save_difference",
+    weight=2,
+    raises=READS,
+    changes=True,
+)(
+    model=model("mlp", "held"),
+    base=Argument(
+        lambda rng, world: rng.choice([mlp(), 3]),
+        lambda rng, world: rng.choice([bad_model(rng, world), values.nasty(rng)]),
+    ),
+    path=_path(),
+)
 
 # --- mask files ------------------------------------------------------------------------------
 

@@ -216,6 +216,9 @@ LOSS = of(None, "mse", bad=values.bad_loss)
 entry(saliency.SNIP, "saliency.SNIP", weight=2, foreign=frozenset({"loss"}))(
     loss=LOSS, rounds=of(1, 3)
 )
+entry(saliency.LossGradient, "saliency.LossGradient", weight=1, foreign=frozenset({"loss"}))(
+    loss=LOSS, rounds=of(1)
+)
 entry(saliency.GraSP, "saliency.GraSP", weight=2, foreign=frozenset({"loss"}))(
     loss=LOSS, temperature=of(200.0)
 )

@@ -12,7 +12,13 @@ import keras
 import numpy as np
 
 from keras_ntt.core import checks, host
-from keras_ntt.masks.constraint import MaskConstraint, is_masked
+from keras_ntt.masks.constraint import (
+    EntryConstraint,
+    MaskConstraint,
+    check_not_frozen,
+    is_frozen,
+    is_masked,
+)
 from keras_ntt.masks.names import MaskDict, masks_by_variable, weights_by_name
 from keras_ntt.masks.pending import cancel
 from keras_ntt.masks.policies import prunable_weights
@@ -32,7 +38,7 @@ def apply_masks(model: keras.Model, masks: MaskDict) -> keras.Model:
 
     Raises:
         TypeError: If the model or the masks are of the wrong type.
-        ValueError: If the masks do not fit the model.
+        ValueError: If the masks do not fit the model, or the weights have frozen entries.
     """
     checks.check_model(model)
     return hold_masks(model, masks)
@@ -41,7 +47,9 @@ def apply_masks(model: keras.Model, masks: MaskDict) -> keras.Model:
 def hold_masks(model: keras.Model, masks: MaskDict) -> keras.Model:
     """Do what `apply_masks` does to a model whose weights have been checked already."""
     attached = False
-    for variable, mask in masks_by_variable(model, masks).values():
+    matched = list(masks_by_variable(model, masks).values())
+    check_not_frozen(variable for variable, _ in matched)
+    for variable, mask in matched:
         held = variable.constraint
         if isinstance(held, MaskConstraint) and held.fixed:
             held.mask = mask
@@ -61,6 +69,8 @@ def hold_masks(model: keras.Model, masks: MaskDict) -> keras.Model:
 
 def strip_pruning(model: keras.Model) -> keras.Model:
     """Let go of the masks: the zeros stay, and later training may change them.
+
+    Entries that are frozen, see `freeze_entries`, keep their values and are trained again.
 
     Args:
         model: A model with masks. It is changed in place.
@@ -86,7 +96,7 @@ def strip_pruning(model: keras.Model) -> keras.Model:
     if isinstance(model, keras.Sequential) and not model.built and cancel(model):
         return model
     checks.check_built(model)
-    held = [variable for variable in model.weights if is_masked(variable)]
+    held = [v for v in model.weights if isinstance(v.constraint, EntryConstraint)]
     warn_if_behind(model)
     warn_if_leaking(model)
     for variable in held:
@@ -209,13 +219,15 @@ def fixed_masks(model: keras.Model) -> dict[str, np.ndarray]:
 def kept_entries(model: keras.Model) -> dict[int, np.ndarray]:
     """Return the entries of a model that are kept: by its masks, else by its exact zeros.
 
+    Of weights with frozen entries, those that are trained.
+
     Args:
         model: A model.
 
     Returns:
         ``id(variable) -> boolean mask`` for its pruned variables.
     """
-    held = {id(v): v.constraint.mask for v in model.weights if is_masked(v)}
+    held = {id(v): v.constraint.mask for v in model.weights if is_masked(v) or is_frozen(v)}
     if held:
         return held
     kernels = [v for layer in host.layers_of(model) for v in prunable_weights(layer)]
@@ -223,7 +235,8 @@ def kept_entries(model: keras.Model) -> dict[int, np.ndarray]:
 
 
 def check_no_masks(model: keras.Model) -> None:
-    """Raise a ValueError if a model holds masks already."""
+    """Raise a ValueError if a model holds masks already, or has frozen entries."""
+    check_not_frozen(model.weights)
     held = [key for key, v in weights_by_name(model).items() if is_masked(v)]
     if held:
         raise ValueError(

@@ -5,7 +5,7 @@ The optimizer applies a constraint after each of its updates.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
@@ -16,15 +16,16 @@ from keras_ntt.core import host
 from keras_ntt.masks import kept_updates
 
 
-class MaskConstraint(keras.constraints.Constraint):
-    """Set the masked entries of a variable to zero, and keep its own constraint if it has one.
+class EntryConstraint(keras.constraints.Constraint):
+    """Train some entries of a variable, and keep its own constraint if it has one.
 
     Args:
-        mask: Boolean array of the variable's shape, true where an entry is kept.
+        mask: Boolean array of the variable's shape, true where an entry is trained.
         inner: The constraint that the variable had before. It holds beside the mask: it is applied
             to the masked value.
 
     Attributes:
+        rest: A ``tf.Variable`` of what the other entries are, None for zeros.
         optimizer: The optimizer that moved the variable last, if any.
         exchange: None, or a function that does an optimizer's update of the variable and may move
             the mask: ``exchange(optimizer, gradient, variable, mask, take)``, with tf.Variables,
@@ -33,8 +34,7 @@ class MaskConstraint(keras.constraints.Constraint):
             optimizer updates in the step that it takes; a new list for each step that is traced.
     """
 
-    fixed = True
-    """Whether nothing but `apply_masks` moves the mask."""
+    rest: tf.Variable | None = None
 
     def __init__(self, mask: np.ndarray, inner: Any = None):
         self.inner = inner
@@ -45,11 +45,11 @@ class MaskConstraint(keras.constraints.Constraint):
         self._mask = tf.Variable(mask, dtype=tf.bool, trainable=False, name="pruning_mask")
 
     def __call__(self, w: Any) -> tf.Tensor:
-        """Return the value of `w` with zeros at the masked entries."""
-        return under_both(tf.convert_to_tensor(w), self.tensor, self.inner)
+        """Return the value of `w`, the entries that are not trained as they are to be."""
+        return under_both(tf.convert_to_tensor(w), self.tensor, self.inner, self.rest)
 
     def attach(self, variable: keras.Variable) -> None:
-        """Keep the zeros of a variable from now on.
+        """Hold the entries of a variable from now on.
 
         The optimizer applies a constraint after each update. What else is assigned, such as the
         averages of ``use_ema=True`` when training ends, weights that are restored, or what a
@@ -70,20 +70,10 @@ class MaskConstraint(keras.constraints.Constraint):
     def _through_mask(self, held: tf.Variable, assign: Callable[..., Any]) -> Callable[..., Any]:
         def masked_assign(value: Any, *args: Any, **kwargs: Any) -> Any:
             value = tf.convert_to_tensor(value, held.dtype)
-            value = tf.where(self._mask, value, tf.zeros_like(value))
+            value = tf.where(self._mask, value, _rest_of(value, self.rest))
             return assign(value, *args, **kwargs)
 
         return masked_assign
-
-    @property
-    def progress(self) -> str:
-        """Where the schedule of the mask stands, if it has one and is not at its end."""
-        return ""
-
-    @property
-    def behind(self) -> bool:
-        """Whether the weight was trained, or another value given, and the schedule not ended."""
-        return False
 
     @property
     def tensor(self) -> tf.Tensor:
@@ -109,10 +99,51 @@ class MaskConstraint(keras.constraints.Constraint):
         return {}
 
 
+class MaskConstraint(EntryConstraint):
+    """Set the masked entries of a variable to zero, and keep its own constraint if it has one.
+
+    Args:
+        mask: Boolean array of the variable's shape, true where an entry is kept.
+        inner: The constraint that the variable had before.
+    """
+
+    fixed = True
+    """Whether nothing but `apply_masks` moves the mask."""
+
+    @property
+    def progress(self) -> str:
+        """Where the schedule of the mask stands, if it has one and is not at its end."""
+        return ""
+
+    @property
+    def behind(self) -> bool:
+        """Whether the weight was trained, or another value given, and the schedule not ended."""
+        return False
+
+
+class FrozenConstraint(EntryConstraint):
+    """Keep entries of a variable at values of their own, and its own constraint if it has one.
+
+    Args:
+        mask: Boolean array of the variable's shape, true where an entry is trained.
+        values: What the other entries are, an array of the variable's shape and dtype.
+        inner: The constraint that the variable had before.
+    """
+
+    def __init__(self, mask: np.ndarray, values: np.ndarray, inner: Any = None):
+        super().__init__(mask, inner)
+        self.rest = tf.Variable(values, trainable=False, name="frozen_values")
+
+
 _ROUNDS = 200
 
 
-def under_both(value: tf.Tensor, mask: tf.Tensor, inner: Any) -> tf.Tensor:
+def _rest_of(value: tf.Tensor, rest: Any) -> tf.Tensor:
+    """Return what the entries are that a mask leaves out of a value."""
+    return tf.zeros_like(value) if rest is None else tf.cast(rest, value.dtype)
+
+
+def under_both(value: tf.Tensor, mask: tf.Tensor, inner: Any, rest: Any = None) -> tf.Tensor:
     """Return the value for which a mask and another constraint both hold.
 
     The constraint is applied to the masked value. Most leave zeros as they are, and then that is
@@ -124,18 +155,19 @@ def under_both(value: tf.Tensor, mask: tf.Tensor, inner: Any) -> tf.Tensor:
         value: The value of a weight.
         mask: Booleans of its shape, true where an entry is kept.
         inner: The other constraint, or None.
+        rest: What the masked entries are, zeros if None.
 
     Returns:
         A tensor of the same shape.
     """
-    zeros = tf.zeros_like(value)
-    value = tf.where(mask, value, zeros)
+    held = _rest_of(value, rest)
+    value = tf.where(mask, value, held)
     if inner is None:
         return value
 
     def both(value: tf.Tensor, number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         found = tf.convert_to_tensor(inner(value))
-        masked = tf.where(mask, found, zeros)
+        masked = tf.where(mask, found, held)
         limit = tf.cast(1e-6, value.dtype) * tf.reduce_max(tf.abs(found))
         return masked, number + 1, tf.reduce_any(tf.abs(found - masked) > limit)
 
@@ -149,3 +181,19 @@ def under_both(value: tf.Tensor, mask: tf.Tensor, inner: Any) -> tf.Tensor:
 def is_masked(variable: keras.Variable) -> bool:
     """Tell whether a mask keeps the zeros of a variable."""
     return isinstance(variable.constraint, MaskConstraint)
+
+
+def is_frozen(variable: keras.Variable) -> bool:
+    """Tell whether entries of a variable are frozen."""
+    return isinstance(variable.constraint, FrozenConstraint)
+
+
+def check_not_frozen(variables: Iterable[keras.Variable]) -> None:
+    """Raise a ValueError if entries of some variables are frozen, and so cannot be pruned."""
+    found = [variable.path for variable in variables if is_frozen(variable)]
+    if found:
+        raise ValueError(
+            "Weights with frozen entries cannot be pruned: an entry is either frozen or zero. Call "
+            "keras_ntt.strip_pruning(model) first; or prune before you freeze, and the zeros are "
+            f"frozen too. Received: frozen entries in {found}"
+        )

@@ -200,6 +200,8 @@ def _step_of_kept(
         return
     mask = constraint.tensor
     variable = host.raw(held) if isinstance(held, host.VARIABLE) else held
+    if constraint.rest is not None:  # frozen values are not zero and no part of a norm either
+        type(variable).assign(variable, tf.where(mask, variable, tf.zeros_like(variable)))
     # What the state has of entries that were pruned since would be part of the next norm.
     for slot in host.slots_of(optimizer, variable):
         slot.assign(tf.where(mask, slot, tf.zeros_like(slot)))

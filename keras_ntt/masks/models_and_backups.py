@@ -14,10 +14,12 @@ import numpy as np
 from keras_ntt.core import checks, host
 from keras_ntt.core.atomic_files import Path, as_path, leftovers, replacing
 from keras_ntt.masks.apply import apply_masks, fixed_masks
+from keras_ntt.masks.frozen import freezing_what_is_loaded, hold_frozen, trained_entries
 from keras_ntt.masks.names import keys_of
 
-# The group of a state that holds the masks, which Keras does not look for.
+# The groups of a state that hold masks, which Keras does not look for.
 _MASKS = "keras_ntt_masks"
+_TRAINED = "keras_ntt_trained_entries"
 _STATE = re.compile(r"epoch-(\d+)\.weights\.h5")
 
 
@@ -58,7 +60,8 @@ class BackupAndRestore(keras.callbacks.Callback):
     It works for a `NeuralTangentTransfer`, for models that are pruned while they train and for
     any other. Set everything up as in the run that ended, with the same callbacks, and call
     ``fit`` with the same arguments. Masks are in the state: those of a transfer, of
-    `keras_ntt.prune_low_magnitude`, and those that the model held when it was saved.
+    `keras_ntt.prune_low_magnitude`, and those that the model held when it was saved. So is what is
+    frozen of weights, see `keras_ntt.freeze_entries`.
 
     Args:
         backup_dir: A folder for this run alone; one for each worker, where there are several.
@@ -99,11 +102,14 @@ class BackupAndRestore(keras.callbacks.Callback):
         optimizer = self.model.optimizer
         if optimizer is not None and not optimizer.built:
             optimizer.build(self.model.trainable_variables)
-        held = fixed_masks(self.model)
+        held, trained = fixed_masks(self.model), trained_entries(self.model)
         try:
             apply_masks(self.model, {path: np.ones_like(mask) for path, mask in held.items()})
-            self.model.load_weights(file)
+            with freezing_what_is_loaded(self.model):
+                self.model.load_weights(file)
             apply_masks(self.model, {**held, **_read_masks(file, self.model)})
+            frozen = _read_masks(file, self.model, _TRAINED)
+            hold_frozen(self.model, {k: m for k, m in frozen.items() if k in trained})
         except Exception as error:
             apply_masks(self.model, held)
             raise ValueError(
@@ -155,16 +161,18 @@ def _add_masks(file: pathlib.Path, model: keras.Model) -> None:
 
     Their paths are others where Keras numbers the layers of the same model anew.
     """
-    masks = fixed_masks(model)
     with h5py.File(file, "a") as state:
-        group = state.create_group(_MASKS)
-        for place, path in enumerate(keys_of(model.weights)):
-            if path in masks:
-                group.create_dataset(str(place), data=masks[path], compression="gzip")
+        for name, masks in ((_MASKS, fixed_masks(model)), (_TRAINED, trained_entries(model))):
+            group = state.create_group(name)
+            for place, path in enumerate(keys_of(model.weights)):
+                if path in masks:
+                    group.create_dataset(str(place), data=masks[path], compression="gzip")
 
 
-def _read_masks(file: pathlib.Path, model: keras.Model) -> dict[str, np.ndarray]:
+def _read_masks(
+    file: pathlib.Path, model: keras.Model, name: str = _MASKS
+) -> dict[str, np.ndarray]:
     """Return the masks of such a file by the paths of a model."""
     paths = keys_of(model.weights)
     with h5py.File(file) as state:
-        return {paths[int(place)]: mask[()] for place, mask in state.get(_MASKS, {}).items()}
+        return {paths[int(place)]: mask[()] for place, mask in state.get(name, {}).items()}

@@ -118,9 +118,9 @@ def prune_at_init(
         pattern: How the entries of a weight are chosen. None keeps the largest scores, ``"2:4"``
             two of every four consecutive ones along the inputs, ``(4, 1)`` blocks of four inputs
             and one output, ``"filters"`` whole output channels, with the biases and the shifts of
-            normalizations that would keep one from being zero. Or a function of a weight's
-            scores and its sparsity that returns a mask. A warning says where a pattern does not
-            come near the sparsity.
+            normalizations that would keep one from being zero; ``"butterfly"``, see
+            `keras_ntt.as_pattern`. Or a function of a weight's scores and its sparsity that
+            returns a mask. A warning says where a pattern does not come near the sparsity.
         rounds: Number of rounds: round k of n keeps a fraction ``(1 - sparsity) ** (k / n)``
             and scores anew what is left. None takes the score's own number: 100 for
             ``"synflow"``, ``"synflow_l2"`` and ``"iterative_snip"``, 20 for ``"ntk_sap"``, else 1.

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ntt.core import checks, host
-from keras_ntt.masks.constraint import MaskConstraint, under_both
+from keras_ntt.masks.constraint import MaskConstraint, check_not_frozen, under_both
 from keras_ntt.selection.compiled_schedule import Timetable
 from keras_ntt.selection.patterns import Pattern
 from keras_ntt.selection.schedules import last_step
@@ -51,6 +51,7 @@ class ScheduledMask(MaskConstraint):
         *,
         count_updates: bool = False,
     ):
+        check_not_frozen([variable])
         held = variable.constraint
         self.inner = held.inner if isinstance(held, MaskConstraint) else held
         self.settings: Any = None

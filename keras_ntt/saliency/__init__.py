@@ -11,7 +11,7 @@ from keras_ntt.saliency.ntk_sap import NTKSAP
 from keras_ntt.saliency.ntk_trace import NTKTrace
 from keras_ntt.saliency.of_weights import magnitude
 from keras_ntt.saliency.random import Random
-from keras_ntt.saliency.snip import SNIP, LogitSNIP
+from keras_ntt.saliency.snip import SNIP, LogitSNIP, LossGradient
 from keras_ntt.saliency.synflow import SynFlow, SynFlowL2
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "Batches",
     "GraSP",
     "LogitSNIP",
+    "LossGradient",
     "NTKTrace",
     "NetworkSaliency",
     "Random",

@@ -43,9 +43,29 @@ class SNIP(NetworkSaliency):
 
     def __call__(self, subject: Subject) -> list[tf.Tensor]:
         """Return the scores, which sum to 1."""
+        return normalized(sensitivity(subject.values, self.gradients(subject)))
+
+    def gradients(self, subject: Subject) -> list[tf.Tensor]:
+        """Return the gradients of the loss, summed over all samples."""
         chosen = loss_for(subject.model, self.loss, self.loss_weights)
-        gradients, _ = summed_gradient(subject, chosen.function, logits=chosen.takes_logits)
-        return normalized(sensitivity(subject.values, gradients))
+        return summed_gradient(subject, chosen.function, logits=chosen.takes_logits)[0]
+
+
+class LossGradient(SNIP):
+    """Score weights by ``|dL/dw|``, divided by the sum of all scores: SNIP without the weight.
+
+    It chooses entries to train where the others keep their values, whose size then does not matter
+    (Wimmer, Mehnert & Condurache, "FreezeNet: Full performance by reduced storage costs", 2020).
+
+    Args:
+        loss: See `SNIP`.
+        loss_weights: See `SNIP`.
+        rounds: Rounds in which to choose, unless asked otherwise.
+    """
+
+    def __call__(self, subject: Subject) -> list[tf.Tensor]:
+        """Return the scores, which sum to 1."""
+        return normalized([tf.abs(g) for g in self.gradients(subject)])
 
 
 class LogitSNIP(NetworkSaliency):

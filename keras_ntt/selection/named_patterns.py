@@ -16,6 +16,7 @@ from keras_ntt.core.axes import Axes
 from keras_ntt.selection.patterns import (
     Pattern,
     blocks,
+    butterfly,
     check_rank,
     entries,
     m_of_n,
@@ -35,8 +36,11 @@ def as_pattern(value: Any) -> Pattern | None:
         value: None: single entries. ``"n:m"``, for example ``"2:4"``: n entries are kept of every
             m consecutive ones along the input channels, which fixes the sparsity of every weight,
             whatever the allocation. ``(h, w)``: blocks of h inputs and w outputs. ``"filters"``:
-            whole output channels. Or a function of a weight's scores, in the shape of the weight,
-            and its sparsity that returns a mask.
+            whole output channels. ``"butterfly"``: blocks of inputs and outputs whose numbers
+            differ in one of the lowest bits at most, whatever the scores (flat block butterfly,
+            Chen et al., "Pixelated Butterfly", 2022); of 2, 4, 8, ... blocks a side, as comes
+            nearest to the sparsity. Or a function of a weight's scores, in the shape of the
+            weight, and its sparsity that returns a mask.
 
     Returns:
         The function, or None.
@@ -52,6 +56,8 @@ def as_pattern(value: Any) -> Pattern | None:
         return value
     if isinstance(value, str) and value == "filters":
         return whole_filters
+    if isinstance(value, str) and value == "butterfly":
+        return butterfly
     if isinstance(value, str) and (match := re.fullmatch(r"(\d+):(\d+)", value)):
         n, m = map(int, match.groups())
         if 0 < n < m:
@@ -61,8 +67,8 @@ def as_pattern(value: Any) -> Pattern | None:
         return Blocks(height, width)
     raise ValueError(
         "pattern must be None, 'n:m' with n < m such as '2:4', a block (inputs, outputs) such as "
-        "(4, 1), 'filters', or a function of a weight's scores and its sparsity that returns a "
-        f"boolean mask. Received: pattern={value!r}"
+        "(4, 1), 'filters', 'butterfly', or a function of a weight's scores and its sparsity that "
+        f"returns a boolean mask. Received: pattern={value!r}"
     )
 
 
@@ -104,7 +110,7 @@ def choose(
 
 def _has_sides(pattern: Pattern) -> bool:
     """Return whether a pattern tells inputs from outputs."""
-    return isinstance(pattern, OfConsecutive | Blocks) or pattern is whole_filters
+    return isinstance(pattern, OfConsecutive | Blocks) or pattern in (whole_filters, butterfly)
 
 
 def check_fixed_sparsity(pattern: Pattern | None, sparsity: float, allocation: Any = None) -> None:

@@ -211,3 +211,38 @@ def check_rank(scores: tf.Tensor, what: str) -> None:
             f"{what}: only kernels of at least 2 axes have such a pattern. Leave the others out by "
             f"filters=. Received: a weight of shape {tuple(scores.shape)}"
         )
+
+
+def butterfly(scores: tf.Tensor, sparsity: Any) -> tf.Tensor:
+    """Return the mask of a flat block butterfly (Chen et al., "Pixelated Butterfly", ICLR 2022).
+
+    Inputs and outputs are cut into `size` blocks each, a power of two. Block i of the inputs and
+    block j of the outputs are connected if i and j are equal or differ in one of the lowest
+    `factors` bits, so that each block has 1 + `factors` others. Size and number of factors, at
+    least one, are those whose density is nearest to the one that is asked for; of several, those
+    with the most factors. The values of the scores do not matter.
+
+    Args:
+        scores: Scores ``[..., inputs, outputs]``.
+        sparsity: Fraction of zeros.
+
+    Returns:
+        A boolean tensor of the shape of `scores`, the same at all positions of a filter.
+
+    >>> butterfly(tf.zeros([4, 4]), 0.25).numpy().astype(int).tolist()
+    [[1, 1, 1, 0], [1, 1, 0, 1], [1, 0, 1, 1], [0, 1, 1, 1]]
+    """
+    check_rank(scores, "The pattern 'butterfly'")
+    inputs, outputs = scores.shape[-2:]
+    most = min(inputs, outputs).bit_length() - 1
+    shapes = [(2**n, k) for n in range(most, 0, -1) for k in range(1, n + 1)]
+    if not shapes:  # a single input or output
+        return tf.ones_like(scores, tf.bool)
+    densities = tf.constant([(1 + k) / size for size, k in shapes], tf.float32)
+    best = tf.argmin(tf.abs(densities - (1 - tf.cast(sparsity, tf.float32))))
+    size, factors = tf.unstack(tf.gather(tf.constant(shapes, tf.int64), best))
+    i, j = (tf.range(n, dtype=tf.int64) * size // n for n in (inputs, outputs))
+    bits = tf.bitwise.bitwise_xor(i[:, None], j)
+    single = tf.equal(tf.bitwise.bitwise_and(bits, bits - 1), 0)  # no bit or one
+    low = bits < tf.bitwise.left_shift(tf.constant(1, tf.int64), factors)
+    return tf.broadcast_to(single & low, scores.shape)

@@ -15,12 +15,13 @@ PACKAGE = ROOT / "keras_ntt"
 # Folder -> the folders that it may import, in reading order.
 MAY_IMPORT = {
     "core": set(),
+    "layers": set(),
     "masks": {"core"},
     "ntk": {"core", "masks"},
     "litert": {"core", "masks"},
     "saliency": {"core", "ntk"},
     "selection": {"core", "masks", "saliency"},
-    "pruning": {"core", "masks", "ntk", "saliency", "selection"},
+    "pruning": {"core", "layers", "masks", "ntk", "saliency", "selection"},
     "compression": {"core", "masks", "litert", "pruning"},
     "plots": {"core", "masks", "litert", "pruning"},
     "keras2": {"core", "masks"},

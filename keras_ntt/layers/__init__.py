@@ -1,0 +1,1 @@
+"""Layers with fewer weights."""
