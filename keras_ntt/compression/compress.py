@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -139,9 +140,15 @@ def compress(
             known = None if folder is None else finished.rows(candidate)
             if known is not None and [row.quantization for row in known] in ([], kinds):
                 return _Tried(candidate, known, None)
-            found = candidate.make(
-                model, seen, epochs=epochs, seed=seed, filters=filters, options=options
-            )
+            try:
+                found = candidate.make(
+                    model, seen, epochs=epochs, seed=seed, filters=filters, options=options
+                )
+            except ValueError as error:
+                if candidate.method != "channels" or methods is not None or channels is not None:
+                    raise
+                warnings.warn(f"Channels stay, as they cannot be removed: {error}", stacklevel=3)
+                return _Tried(candidate, [], None)
             rows = (
                 []
                 if _is_dense(candidate, found, model)

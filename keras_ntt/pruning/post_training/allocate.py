@@ -17,6 +17,14 @@ from keras_ntt.selection.allocations import Allocation, Shares
 from keras_ntt.selection.counts import counts_by_threshold, keep_count
 
 BY_COST: tuple[str, ...] = ("sensitivity", "error")
+LEAST = 0.2
+"""The density that each kernel has at least under one threshold, relative to that of the whole.
+
+Costs are those of single layers of the dense model: they do not say that a layer without weights
+cuts the network off. Of a network of three convolutions for digits, 95 % zeros left the last one 5
+of its 18,432 entries; it kept 31 % accuracy on images set aside, with 0.1 to 0.5 here 94 to 95 %.
+"""
+
 CHOICES: tuple[str, ...] = (*BY_COST, *ALLOCATIONS)
 
 
@@ -62,6 +70,8 @@ def counts_by_cost(
 ) -> list[int]:
     """Return how many entries each weight keeps under one threshold of costs.
 
+    None is left with less than `LEAST` of the density of the whole.
+
     Args:
         costs: What the removal of each entry costs; None for weights of which it is not known,
             which get the sparsity of the whole.
@@ -81,7 +91,8 @@ def counts_by_cost(
         total = keep_count(sum(sizes), sparsity)
         total -= sum(count for i, count in enumerate(counts) if i not in known)
         total = min(max(total, len(known)), sum(sizes[i] for i in known))
-        found = counts_by_threshold(scores, total, [1] * len(scores))
+        least = [max(1, round(LEAST * (1 - sparsity) * sizes[i])) for i in known]
+        found = counts_by_threshold(scores, total, least)
         for i, count in zip(known, found, strict=True):
             counts[i] = count
     return counts

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -14,7 +15,7 @@ from keras_ntt.core.checks import check_sparsity
 from keras_ntt.core.copies import copy_of
 from keras_ntt.masks.apply import apply_masks, check_no_masks
 from keras_ntt.masks.filters import Filters
-from keras_ntt.masks.policies import choose_weights
+from keras_ntt.masks.policies import all_kernels, choose_weights
 from keras_ntt.pruning.post_training.activations import MEMORY_LIMIT
 from keras_ntt.pruning.post_training.allocate import (
     BY_COST,
@@ -88,7 +89,8 @@ def prune_post_training(
         allocation: How the sparsity is allocated across layers. ``"sensitivity"``: one threshold
             over all layers by what the removal of an entry costs, weighted by how much the
             model's outputs depend on the layer's. ``"error"``: the same, weighted by one over the
-            variance of the layer's outputs. Else as in `keras_ntt.prune_at_init`, where
+            variance of the layer's outputs. Each kernel keeps a fifth of the whole density at
+            least. Else as in `keras_ntt.prune_at_init`, where
             ``"global"`` and ``"plsr"`` both count the largest magnitudes.
         pattern: None, ``"2:4"``, ``(4, 1)``, ``"filters"`` or a function, see
             `keras_ntt.prune_at_init`. Patterns n:m fix the sparsity of each layer.
@@ -158,7 +160,9 @@ def prune_post_training(
     if memory_limit is not None:
         memory_limit = checks.check_count("memory_limit", memory_limit)
     checks.check_number("learning_rate", learning_rate)
-    choose_weights(model, filters=filters, pruning_policy=pruning_policy)
+    found = choose_weights(model, filters=filters, pruning_policy=pruning_policy).weights
+    if filters is None:
+        _warn_of_frozen(model, found)
     batches = calibration_batches(
         model, inputs, samples=samples, batch_size=batch_size, seed=checks.check_seed(seed)
     )
@@ -216,6 +220,19 @@ def prune_post_training(
         if batch_norms(copy):
             reestimate(copy, batches)
     return copy
+
+
+def _warn_of_frozen(model: keras.Model, chosen: Sequence[keras.Variable]) -> None:
+    """Warn if most of a model is frozen, as backbones are."""
+    frozen = sum(int(np.prod(v.shape)) for v in all_kernels(model) if not v.trainable)
+    rest = sum(int(np.prod(v.shape)) for v in chosen)
+    if frozen > rest:
+        warnings.warn(
+            f"{frozen:,} weights are frozen (trainable=False) and stay dense, {rest:,} are pruned. "
+            "To prune all, set trainable = True on these layers first, and False again afterwards. "
+            f"Received: model={model.name!r}",
+            stacklevel=3,
+        )
 
 
 def _check_gradual(epochs: int, pattern: Any, allocation: Any) -> None:

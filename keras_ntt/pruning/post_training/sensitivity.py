@@ -16,8 +16,12 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
+from keras_ntt.core.network import unroll
 from keras_ntt.pruning.post_training.logits import Head, as_logits, heads_of, logits_of
 from keras_ntt.pruning.post_training.problems import Problem
+
+_BYTES = 2**30  # of outputs that a derivative holds
+_COPIES = 3  # it holds of each, for normalizations and activations
 
 
 def output_sensitivity(
@@ -41,11 +45,34 @@ def output_sensitivity(
     sums: dict[int, np.ndarray] = {}
     count = 0
     with as_logits(heads):
-        for number, batch in enumerate(batches):
+        for number, batch in enumerate(_in_parts(model, batches)):
             for key, found in _squares(model, batch, owners, heads, (seed, number)).items():
                 sums[key] = sums.get(key, 0.0) + found
             count += int(keras.tree.flatten(batch)[0].shape[0])
     return [_of_problem(p, sums.get(id(p.layer)), count) for p in problems]
+
+
+def _in_parts(model: keras.Model, batches: Sequence[Any]) -> Iterator[Any]:
+    """Cut batches so that what a derivative holds of the layers' outputs fits into memory."""
+    one = keras.tree.map_structure(lambda a: tf.convert_to_tensor(a[:1]), batches[0])
+    most = max(1, _BYTES // max(_COPIES * _bytes_of_outputs(model, one), 1))
+    for batch in batches:
+        count = int(keras.tree.flatten(batch)[0].shape[0])
+        for start in range(0, count, most):
+            yield keras.tree.map_structure(lambda a, s=start: a[s : s + most], batch)
+
+
+def _bytes_of_outputs(model: keras.Model, x: Any) -> int:
+    """Return what the outputs of all calls of a model take together."""
+    network = unroll(model).bound_to(x)
+    tensors = dict(zip(network.inputs, network.prepare(x), strict=True))
+    total = 0
+    for call in network.calls:
+        args, kwargs = call.with_tensors([tensors[slot] for slot in call.inputs])
+        found = keras.tree.flatten(call.operation(*args, **kwargs))
+        tensors.update(zip(call.outputs, found, strict=True))
+        total += sum(int(np.prod(y.shape)) * y.dtype.size for y in found if tf.is_tensor(y))
+    return total
 
 
 def _of_problem(problem: Problem, total: np.ndarray | None, count: int) -> np.ndarray | None:

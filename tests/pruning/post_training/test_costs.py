@@ -7,6 +7,7 @@ import numpy as np
 from keras import layers
 
 from keras_ntt import prune_post_training
+from keras_ntt.pruning.post_training.allocate import counts_by_cost
 from keras_ntt.pruning.post_training.costs import Costs, costs_of, costs_shared
 
 
@@ -27,6 +28,13 @@ def test_costs_are_measured_once_while_they_are_shared():
         assert [found(other, inputs), found(model, other), found(model, inputs, "a")] == [4, 5, 6]
         assert found(model, inputs) == 3
     assert found(model, inputs) == 7
+
+
+def test_no_kernel_is_left_with_next_to_nothing():
+    dear, cheap = np.arange(100.0) + 1000, np.arange(200.0)
+    # Of 300 entries 30 stay, a tenth; of the cheap ones a fiftieth at least, which is 4.
+    assert counts_by_cost([dear, cheap], [100, 200], 0.9) == [26, 4]
+    assert counts_by_cost([dear, dear.repeat(2)], [100, 200], 0.9) == [10, 20]
 
 
 def test_models_are_the_same_as_without(rng):

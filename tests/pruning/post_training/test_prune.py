@@ -18,8 +18,10 @@ from keras_ntt import (
     reestimate_batch_norm,
     sparsity_report,
 )
+from keras_ntt.pruning.post_training import sensitivity
 from keras_ntt.pruning.post_training.activations import Activations
 from keras_ntt.pruning.post_training.layerwise import METHODS
+from keras_ntt.pruning.post_training.problems import problems_of
 
 
 def images():
@@ -331,3 +333,34 @@ def test_one_sample_constant_and_zero_inputs(rng):
     for x in (np.ones((1, 5), "float32"), np.ones((50, 5)), np.zeros((50, 5))):
         found = prune_post_training(model, x, sparsity=0.5, verbose=0)
         assert np.isfinite(outputs(found, inputs_for(nested, rng))).all()
+
+
+def test_a_frozen_backbone_is_told_of(rng):
+    backbone = keras.Sequential([keras.Input((8,)), layers.Dense(20, "relu")])
+    backbone.trainable = False
+    model = keras.Sequential([backbone, layers.Dense(3)])
+    x = rng.normal(size=(32, 8)).astype("float32")
+    with warned("160 weights are frozen"):
+        prune_post_training(model, x, sparsity=0.5, verbose=0)
+    backbone.trainable = True
+    assert len(get_masks(prune_post_training(model, x, sparsity=0.5, verbose=0))) == 2
+    backbone.trainable = False
+    prune_post_training(model, x, sparsity=0.5, filters=lambda layer: True, verbose=0)
+
+
+def test_a_sensitivity_in_parts_is_that_of_the_whole(rng, monkeypatch):
+    parts = [keras.Input((6, 6, 2)), layers.Conv2D(4, 3), layers.Flatten(), layers.Dense(1)]
+    model = keras.Sequential(parts)
+    x = rng.normal(size=(10, 6, 6, 2)).astype("float32")
+    (problem,) = problems_of(model.layers[0], [model.layers[0].kernel])
+    (whole,) = sensitivity.output_sensitivity(model, [x], [problem])
+    # Of each sample 4 * 4 * 4 numbers, once more flattened, and 1 output.
+    assert sensitivity._bytes_of_outputs(model, x[:1]) == 4 * (64 + 64 + 1)
+    monkeypatch.setattr(sensitivity, "_BYTES", 3 * 3 * 4 * 129)
+    assert [len(part) for part in sensitivity._in_parts(model, [x])] == [3, 3, 3, 1]
+    (found,) = sensitivity.output_sensitivity(model, [x], [problem])
+    # Of a linear model it is the squares of what reads a channel, but for a random factor.
+    reader = np.asarray(model.layers[2].kernel).reshape(16, 4)
+    for one in (whole, found):
+        shares = one / (reader**2).sum(axis=0)
+        np.testing.assert_allclose(shares, shares.mean(), rtol=1e-4)
