@@ -48,6 +48,8 @@ lint: $(BIN)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell
+	$(BIN)/python docs/_wording.py
 
 unit: $(BIN)/.ready
 	$(BIN)/python -m pytest $(WORKERS)

@@ -3,8 +3,8 @@
     python docs/_figures.py
 
 writes them into the pages, between the lines ``<!-- figures: NAME -->`` and ``<!-- end -->``. Each
-function takes the folder of results and returns Markdown. What has not been measured says so;
-nothing is typed by hand.
+function takes the folder of results and returns Markdown. What has not been measured is
+marked as such; nothing is typed by hand.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def step_times_without_vnni(results: Path) -> str:
 
 
 def step_times(results: Path, file: str = "ntt_step.json") -> str:
-    """Return how long a step takes, beside other ways to take it."""
+    """Return how long a step takes, compared with other ways to take it."""
     found = read(results / file)
     if found is None:
         return missing("benchmarks.speed.ntt_step")
@@ -143,7 +143,7 @@ def outputs(results: Path) -> str:
 
 
 def import_time(results: Path) -> str:
-    """Return how long the import takes, beside Keras's."""
+    """Return how long the import takes, compared with Keras's."""
     found = read(results / "import_time.json")
     if found is None:
         return missing("benchmarks.speed.import_time")
@@ -157,7 +157,7 @@ def import_time(results: Path) -> str:
 
 
 def start_up(results: Path) -> str:
-    """Return how long the command line takes to start, beside an empty Python."""
+    """Return how long the command line takes to start, compared with an empty Python."""
     found = read(results / "start_up.json")
     if found is None:
         return missing("benchmarks.speed.start_up")
@@ -205,7 +205,7 @@ def sizes(results: Path) -> str:
 
 
 def latency(results: Path) -> str:
-    """Return the latency of exported files beside their dense twins."""
+    """Return the latency of exported files and of their dense twins."""
     parts = []
     for file, program in (
         ("export_latency.json", "benchmarks.export.latency"),
@@ -325,7 +325,7 @@ def micro_fuzz(results: Path) -> str:
 
 
 def conversion(results: Path) -> str:
-    """Return how long exports take from a function of constants, beside a SavedModel."""
+    """Return how long exports take from a function of constants and from a SavedModel."""
     found = read(results / "conversion.json")
     if found is None:
         return missing("benchmarks.export.conversion")

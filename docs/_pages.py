@@ -121,7 +121,7 @@ def notebook(content: dict[str, Any], files: Path) -> str:
 
     Args:
         content: The notebook.
-        files: A folder for its pictures, beside the page.
+        files: A folder for its pictures, next to the page.
 
     Returns:
         Its text, code and outputs.

@@ -1,4 +1,4 @@
-"""Time the conversion to LiteRT from a function of constants beside that from a SavedModel.
+"""Time two conversions to LiteRT: from a function of constants, and from a SavedModel.
 
     python -m benchmarks.export.conversion [--rounds N] [--output FILE]
 

@@ -1,7 +1,7 @@
 """Run LiteRT files in the environment of one release: ``interpret.py FOLDER [tensorflow]``.
 
-Needs numpy and an interpreter only. Prints JSON: for each file and way to run it the outputs'
-largest difference from those beside it, over their largest value, or the error.
+Needs numpy and an interpreter only. Prints JSON: for each file and each way to run it the largest
+difference of the outputs from the expected ones, over their largest value, or the error.
 """
 
 from __future__ import annotations

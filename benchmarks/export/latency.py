@@ -1,4 +1,4 @@
-"""Latency of exported LiteRT files beside their dense twins, in turns, on this host.
+"""Latency of exported LiteRT files and of their dense twins, in turns, on this host.
 
     python -m benchmarks.export.latency [--without-avx] [--rounds N] [--networks NAME ...]
 

@@ -3,9 +3,9 @@
     python -m benchmarks.export.micro --data-dir FOLDER [--output FILE] [--network NAME ...]
 
 FOLDER has the folder mlperf_tiny/ with the reference models of the benchmark. The smallest weights
-of each layer but depthwise ones are set to zero, without training; the official file is taken as it
-is, too. Prints bytes and arena, and the time of a run beside the dense file; with the package
-tflite_micro outputs are compared to the bit. What FILE has is kept, and networks are added to it.
+of each layer except depthwise ones are set to zero, without training. The official file is also
+used unchanged. Prints bytes and arena, and the time of a run relative to the dense file. With the
+package tflite_micro, outputs are compared bit by bit. Networks are added to those that FILE has.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Monarch layers beside dense ones and channel pruning: size, latency in LiteRT, agreement.
+"""Compare Monarch layers, dense layers and channel pruning: size, latency in LiteRT, agreement.
 
     python -m benchmarks.export.monarch --data-dir FASHION_MNIST --output monarch.json
 
 *layers* times square layers alone. *networks* trains an MLP of two hidden layers on 50,000 images
 of Fashion-MNIST and makes smaller ones of it without labels, all trained on the dense network's
 outputs for the same steps: Monarch matrices, and channels removed. Agreement is on 10,000 other
-images. Latency is that of float32 files at batch 1 on one thread, all taken in turns: ratios hold
-on a busy machine, too.
+images. Latency is that of float32 files at batch 1 on one thread, all taken in turns: ratios are
+also valid on a busy machine.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
 Networks of many kinds of layers are exported for every target and quantization. Each file is run
 by the newest release in this environment first. Its outputs are what other releases must give, up
 to 1e-5 of the largest one, and 5 % where all is computed in int8, by other kernels. Each release
-gets an environment of its own in ``benchmarks/.envs``, which downloads some megabytes once. Prints
-a table and writes JSON.
+gets its own environment in ``benchmarks/.envs``, which downloads some megabytes once. Prints a
+table and writes JSON.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def networks() -> dict[str, keras.Model]:
 
 
 def write(folder: Path) -> tuple[int, list[str]]:
-    """Export the networks, with what the newest release computes beside them.
+    """Export the networks, with the outputs that the newest release computes.
 
     Args:
         folder: Where to write the files.

@@ -8,8 +8,8 @@ outputs.
 
     python -m benchmarks.export.sparse_inference [--arm64] [--cases NAME ...] [--output FILE]
 
-It needs Linux on an x86 CPU that lets CPUID trap, and a C compiler; where one is missing it says
-so and ends with code 77. Times are those of 128-bit kernels, not of an ARM core.
+It needs Linux on an x86 CPU that lets CPUID trap, and a C compiler. If one is missing, it prints
+which, and ends with code 77. Times are those of 128-bit kernels, not of an ARM core.
 
 With ``--arm64`` it runs the unmodified library for ARM64 instead, under QEMU, and also compares its
 outputs with those of this host. It then needs Debian on x86 and, once, a network. Times are of
@@ -33,7 +33,7 @@ from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-# Nothing else here: a Python with NumPy and LiteRT alone runs this module, too.
+# Nothing else here: a Python with only NumPy and LiteRT runs this module too.
 from benchmarks.common.paths import BENCHMARKS, ENVIRONMENTS, ROOT
 from benchmarks.export import arm64
 

@@ -42,7 +42,7 @@ class Entry:
         raises: What it may raise.
         weight: How often it is called, relative to the others.
         changes: Whether it changes models or writes files when it succeeds.
-        foreign: Arguments that Keras checks, with messages of its own.
+        foreign: Arguments that Keras checks, with its own messages.
     """
 
     name: str

@@ -308,7 +308,7 @@ def _inspected(path: Any) -> None:
 
 
 def _reencoded(content: bytes, target: Any, int8: bool) -> None:
-    """Read a file that is sound, store its weights anew, and read what was written."""
+    """Read a valid file, store its weights again, and read what was written."""
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, "file")
         path.write_bytes(content)

@@ -35,7 +35,7 @@ def functional() -> keras.Model:
 
 
 class Subclassed(keras.Model):
-    """A model with code of its own."""
+    """A model with a custom `call()`."""
 
     def __init__(self, **options: Any):
         super().__init__(**options)
@@ -48,7 +48,7 @@ class Subclassed(keras.Model):
 
 
 def subclassed() -> keras.Model:
-    """Return a built model with code of its own."""
+    """Return a built model with a custom `call()`."""
     model = Subclassed(name="subclassed")
     model(samples(1))
     return model
@@ -302,7 +302,7 @@ class World:
     """Models, arrays and files that calls are made with; a case's are watched.
 
     Args:
-        folder: A folder of its own, which is emptied after calls that write to it.
+        folder: A separate folder, which is emptied after calls that write to it.
     """
 
     def __init__(self, folder: pathlib.Path):
@@ -361,7 +361,7 @@ class World:
         return found + [key for key in now if now[key] != self._process[key]]
 
     def renew(self, *, models: bool) -> None:
-        """Empty the folder, and make models anew that were used, when they are next."""
+        """Empty the folder, and make used models again when they are next needed."""
         for path in self.folder.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         if models:

@@ -174,7 +174,7 @@ for _method in (keras_ntt.RigL, keras_ntt.SET):
 
 
 def _train(make: Callable[..., Any], seen: Any, **options: Any) -> None:
-    """Begin and take part in training as Keras does, on a model of its own."""
+    """Begin and take part in training as Keras does, on a new model."""
     callback = make(**options)
     network = mlp("trained")
     network.compile("sgd", seen[2], run_eagerly=True, jit_compile=False)

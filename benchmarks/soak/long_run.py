@@ -1,4 +1,4 @@
-"""A long transfer: no growth of memory, no step that is traced anew."""
+"""A long transfer: memory does not grow, and no step is traced again."""
 
 from __future__ import annotations
 

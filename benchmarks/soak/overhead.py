@@ -83,7 +83,7 @@ def _masked() -> keras.Model:
 
 
 def _scheduled() -> keras.Model:
-    # Chosen anew every 100 steps, as in tfmot.
+    # Masks are updated every 100 steps, as in tfmot.
     return keras_ntt.prune_low_magnitude(_dense(), keras_ntt.ConstantSparsity(0.97, 0))
 
 

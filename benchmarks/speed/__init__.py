@@ -1,1 +1,1 @@
-"""How long a step takes, beside others and to a floor, and how long imports take."""
+"""How long a step takes, compared with others and a floor, and how long imports take."""

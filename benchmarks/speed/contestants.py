@@ -1,4 +1,4 @@
-"""What is timed in TensorFlow, each in a process of its own, which `worker.py` runs."""
+"""What is timed in TensorFlow, each in its own process, which `worker.py` runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Time training steps with RigL and SET beside steps with masks that are held.
+"""Time training steps with RigL and SET, and steps with fixed masks.
 
     python -m benchmarks.speed.dynamic [--rounds N] [--steps N] [--output FILE]
 

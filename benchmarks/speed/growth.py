@@ -272,7 +272,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Measure, print, write and draw."""
     chosen = arguments()
-    tf.get_logger().setLevel("ERROR")  # each point is traced anew, and is meant to be
+    tf.get_logger().setLevel("ERROR")  # each point is traced again, on purpose
     report: dict[str, Any] = {"machine": machine(), "repeats": chosen.repeats, "sweeps": {}}
     chosen.output.parent.mkdir(parents=True, exist_ok=True)
     for changed in chosen.sweeps:

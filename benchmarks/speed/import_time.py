@@ -1,11 +1,11 @@
-"""Time `from keras_ntt import *` beside `import keras`, in turns, in fresh processes.
+"""Time `from keras_ntt import *` and `import keras`, in turns, in new processes.
 
     python -m benchmarks.speed.import_time [--rounds N] [--output FILE]
 
 `import keras_ntt` alone imports next to nothing: a public name is imported when it is first used.
-Here all of them are. Keras imports TensorFlow, which takes most of the time; what keras_ntt adds
-should be little beside it. Prints the median and the quartiles of the ratios of pairs, and the
-slowest modules of this package, and writes JSON.
+Here all of them are. Keras imports TensorFlow, which takes most of the time; keras_ntt should add
+little to it. Prints the median and the quartiles of the ratios of pairs, and the slowest modules of
+this package, and writes JSON.
 """
 
 from __future__ import annotations

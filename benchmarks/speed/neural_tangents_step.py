@@ -1,6 +1,6 @@
 """The peer's side of `ntt_step.py`: one step of Neural Tangent Transfer with neural-tangents.
 
-Runs in an environment of its own. Reads one JSON command a line from standard input and answers
+Runs in its own environment. Reads one JSON command a line from standard input and answers
 each with one JSON line on standard output:
 
     {"do": "versions"}

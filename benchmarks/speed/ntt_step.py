@@ -2,10 +2,10 @@
 
 A step is: the teacher's kernel, the student's kernel, the gradient of the objective and Adam's
 update, for one batch in float32 on the CPU. It is timed here with and without XLA and oneDNN,
-with neural-tangents 0.6.5 (in an environment of its own, which this program makes), and as
-TensorFlow's Jacobians say it; and beside an ordinary training step. All take turns in the same
-rounds, each in a process of its own, and only one computes at a time. The floor is the time that
-the step's products would take at the speed of one large matrix product.
+with neural-tangents 0.6.5 (in a separate environment, which this program makes), and by
+TensorFlow's Jacobians. An ordinary training step is timed too. All take turns in the same rounds,
+each in its own process, and only one computes at a time. The floor is the time that the step's
+products would take at the speed of one large matrix product.
 
     python -m benchmarks.speed.ntt_step [--rounds N] [--networks NAME ...] [--no-peer]
 

@@ -1,4 +1,4 @@
-"""The peer, neural-tangents, in an environment of its own."""
+"""The peer, neural-tangents, in its own environment."""
 
 from __future__ import annotations
 

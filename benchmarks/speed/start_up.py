@@ -1,4 +1,4 @@
-"""Time `keras-ntt --help` and `keras-ntt --version` beside an empty Python, as whole processes.
+"""Time `keras-ntt --help`, `keras-ntt --version` and an empty Python, as whole processes.
 
     python -m benchmarks.speed.start_up [--rounds N] [--output FILE]
 

@@ -1,4 +1,4 @@
-"""One contestant of `ntt_step.py`, in a process of its own.
+"""One contestant of `ntt_step.py`, in its own process.
 
     python -m benchmarks.speed.worker NETWORK CONTESTANT
 

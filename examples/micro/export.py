@@ -3,7 +3,7 @@
     pip install '.[demo]'
     python examples/micro/export.py
 
-Writes ``model.tflite``, ``model.h`` and ``model.cc`` beside ``main.cc``, which runs them.
+Writes ``model.tflite``, ``model.h`` and ``model.cc`` next to ``main.cc``, which runs them.
 """
 
 import argparse

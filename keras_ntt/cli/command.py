@@ -1,7 +1,7 @@
-"""What all commands do: quiet start-up messages, and errors and warnings in words of options.
+"""What all commands do: they hide start-up messages, and name options in errors and warnings.
 
-TensorFlow's own messages are kept back unless ``--verbose`` is given. The package's messages name
-arguments of Python, which are named by the options of the command here.
+TensorFlow's own messages are hidden unless ``--verbose`` is given. The package's messages name
+Python arguments; here these become the options of the command.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ NOTICES = re.compile(
 
 
 class Reported(click.ClickException):
-    """An error that a user can cause, in words of the command."""
+    """An error that a user can cause, in the terms of the command."""
 
     def show(self, file: Any = None) -> None:
         """Print it."""
@@ -54,7 +54,7 @@ class Command(click.Command):
 
     Args:
         *args: As for `click.Command`.
-        python_names: What arguments of Python are called here that are not named as an option is.
+        python_names: The options of Python arguments that have another name.
         **kwargs: As for `click.Command`.
     """
 
@@ -69,7 +69,7 @@ class Command(click.Command):
         self.params.append(option)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command, quietly unless it was asked not to be."""
+        """Run the command, quietly unless ``--verbose`` is given."""
         verbose = ctx.meta.get(__name__)
         with contextlib.nullcontext() if verbose else without_notices(), self._warnings():
             try:
@@ -82,7 +82,7 @@ class Command(click.Command):
                 raise Reported(self.in_options(message_of(error))) from error
 
     def in_options(self, message: str) -> str:
-        """Return a message of the package with its arguments named as this command's options are.
+        """Return a message of the package with its arguments replaced by this command's options.
 
         Args:
             message: The message.
@@ -103,7 +103,7 @@ class Command(click.Command):
 
     @contextlib.contextmanager
     def _warnings(self) -> Iterator[None]:
-        """Print warnings to users as a line, in words of the command."""
+        """Print warnings to users as a line, in the terms of the command."""
         before = warnings.showwarning
 
         def show(message: Any, category: type[Warning], *args: Any, **kwargs: Any) -> None:
@@ -121,7 +121,7 @@ class Command(click.Command):
 
 
 def _renamed(text: str, name: str, option: str) -> str:
-    """Return a text with an argument named as an option, not where it is a part of a name."""
+    """Return a text with an argument replaced by an option, but not inside another name."""
     first = option.partition(" ")[0]
     text = re.sub(rf"(?<![\w.(*-]){name}=True\b", first, text)
     text = re.sub(rf"(?<![\w.(*-]){name}=(?=\S)", f"{first}=", text)
@@ -140,7 +140,7 @@ def is_reported(error: Exception) -> bool:
 
 
 def message_of(error: Exception) -> str:
-    """Return what an error says, its type if that is nothing."""
+    """Return the text of an error, or its type if it has none."""
     return str(error).strip() or type(error).__name__
 
 
@@ -165,7 +165,7 @@ def without_notices() -> Iterator[None]:
     thread = threading.Thread(target=_forward, args=(source, true), daemon=True)
     own = os.fdopen(os.dup(true), "w", buffering=1)
     with contextlib.suppress(AttributeError, OSError, ValueError):
-        if before.fileno() == 2:  # not replaced by somebody
+        if before.fileno() == 2:  # standard error was not replaced
             before.flush()
             sys.stderr = own
     os.dup2(sink, 2)

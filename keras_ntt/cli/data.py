@@ -1,10 +1,10 @@
-"""Models and samples that the options of a command name.
+"""Read the models and samples that the options of a command name.
 
 The options mean the same in every command:
 
 - ``--inputs``: samples to learn from without labels;
-- ``--calibration``: samples that the ranges of a file's numbers are taken on, and that it is
-  compared with its model on;
+- ``--calibration``: samples for the ranges of a quantized file, and for the comparison of the file
+  with its model;
 - ``--data``: samples with labels.
 
 Each takes a folder of images, a ``.npy`` or ``.npz`` file, or ``tfds:NAME``.
@@ -20,12 +20,12 @@ import numpy as np
 from keras_ntt.cli import printing, sources
 from keras_ntt.cli.sources import Samples, Wanted
 
-# Where a source has no part to test on, every sample of this number is held out.
+# Where a source has no test part, one sample of so many is held out.
 HELD_OUT = 5
 
 
 class Labelled(NamedTuple):
-    """Samples and class numbers, to train on and to test on."""
+    """Samples and class numbers, in a training part and a test part."""
 
     x: Any
     y: np.ndarray
@@ -41,7 +41,7 @@ def load_model(path: pathlib.Path) -> Any:
 
 
 def wanted_by(model: Any) -> Wanted:
-    """Return what a Keras model takes."""
+    """Return what inputs a Keras model takes."""
     import keras
 
     from keras_ntt.core import host, input_checks
@@ -54,20 +54,20 @@ def wanted_by(model: Any) -> Wanted:
 
 
 def read_inputs(source: str, model: Any, divide_by: float | None = None) -> Any:
-    """Read samples without labels; labels that are there are left alone.
+    """Read samples without labels; labels are ignored.
 
     Args:
-        source: A folder of images, also in folders of their own; a ``.npy`` file; an ``.npz`` file
+        source: A folder of images, also in subfolders; a ``.npy`` file; an ``.npz`` file
             with the inputs as ``x`` or ``x_train``, as its only array, or by the names of the
-            model's inputs; or ``tfds:NAME``. Of a source in two parts the one to train on is read.
-        model: The model that takes them, or what it takes.
-        divide_by: What to divide them by; None leaves them as they are.
+            model's inputs; or ``tfds:NAME``. If a source has two parts, the training part is read.
+        model: The model, or what inputs it takes.
+        divide_by: The number to divide them by; None does not change them.
 
     Returns:
         Arrays, nested as the model takes them.
 
     Raises:
-        ValueError: If there are no inputs in it, or they are whole numbers of unknown scale.
+        ValueError: If the source has no inputs, or they are integers of unknown scale.
     """
     wanted = model if isinstance(model, Wanted) else wanted_by(model)
     parts = sources.parts_of(source, wanted, labels=False)
@@ -75,14 +75,14 @@ def read_inputs(source: str, model: Any, divide_by: float | None = None) -> Any:
 
 
 def read_samples(source: str, model: Any, divide_by: float | None = None) -> Samples:
-    """Read samples with labels to measure on: the part to test on, or all where there is none.
+    """Read labelled samples to evaluate on: the test part, or all samples if there is none.
 
     Args:
         source: A folder with a folder of images for each class, or with ``train`` and ``test`` of
             such; an ``.npz`` file with ``x_test`` and ``y_test``, or ``x`` and ``y``; or
             ``tfds:NAME``.
-        model: The model that takes them, or what it takes.
-        divide_by: What to divide the inputs by; None leaves them as they are.
+        model: The model, or what inputs it takes.
+        divide_by: The number to divide the inputs by; None does not change them.
 
     Returns:
         Arrays, nested as the model takes them, and labels ``[n, ...]``.
@@ -100,13 +100,12 @@ def read_samples(source: str, model: Any, divide_by: float | None = None) -> Sam
 
 
 def read_labelled(source: str, model: Any, divide_by: float | None = None) -> Labelled:
-    """Read samples with class numbers, in two parts.
+    """Read samples with class numbers, in a training part and a test part.
 
     Args:
-        source: As for `read_samples`. Where there is no part to test on, every fifth sample is
-            held out for it.
-        model: The model that takes them.
-        divide_by: What to divide the inputs by; None leaves them as they are.
+        source: As for `read_samples`. If there is no test part, every fifth sample is held out.
+        model: The model.
+        divide_by: The number to divide the inputs by; None does not change them.
 
     Returns:
         The data.
@@ -176,7 +175,7 @@ def _check(source: str, wanted: Wanted, name: str, found: Samples) -> None:
 
 
 def _scaled(found: Samples, wanted: Wanted, divide_by: float | None) -> Samples:
-    """Return samples whose inputs are divided, or raise if their scale is not known."""
+    """Return samples with scaled inputs, or raise if their scale is not known."""
     import keras
 
     x = keras.tree.map_structure(lambda a: _divided(a, divide_by), found.x)
@@ -197,7 +196,7 @@ def _divided(x: np.ndarray, divide_by: float | None) -> np.ndarray:
 
 
 def class_numbers(name: str, y: Any) -> np.ndarray:
-    """Return class numbers, from rows of weights too.
+    """Return class numbers, also from rows of weights.
 
     Args:
         name: What to call them in the message.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# Method -> score and allocation; None takes the allocation that was asked for.
+# Method -> score and allocation; None takes the allocation of the option.
 SCORES: dict[str, tuple[str, str | None]] = {
     "magnitude": ("magnitude", None),
     "random": ("random", None),
@@ -18,7 +18,7 @@ SCORES: dict[str, tuple[str, str | None]] = {
 METHODS = ("dense", "ntt", *SCORES)
 DEFAULT = ("dense", "ntt", "magnitude", "random", "erk", "balanced", "snip", "synflow")
 
-# Those of keras_ntt.saliency.SALIENCIES that need no labels, and of these that need inputs.
+# The scores of keras_ntt.saliency.SALIENCIES that need no labels; those of them that need inputs.
 LABEL_FREE = (
     *("magnitude", "random", "balanced", "logit_snip"),
     *("synflow", "synflow_l2", "ntk_sap", "ntk_trace"),

@@ -1,4 +1,4 @@
-"""Types of options, and options that several commands have."""
+"""Types of options, and options that several commands share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ POSITIVE = click.IntRange(min=1)
 
 
 class _Sparsity(click.FloatRange):
-    """A fraction of zeros; per cent are told from it."""
+    """A fraction of zeros; per cent are refused."""
 
     def convert(self, value: Any, param: Any, ctx: Any) -> float:
         number = click.FLOAT.convert(value, param, ctx)
@@ -88,12 +88,11 @@ class Structure(click.ParamType):
 def check_apart(
     read: Mapping[str, str | os.PathLike | None], written: Mapping[str, str | os.PathLike | None]
 ) -> None:
-    """Raise if a path that a command writes is one that it reads, or writes for something else.
+    """Raise if a command would write a path that it reads, or would write a path twice.
 
     Args:
-        read: The paths that it reads by what the command calls them; None for those that were not
-            given.
-        written: Those that it writes, likewise.
+        read: The paths that it reads, by the names of their options; None for those not given.
+        written: The paths that it writes, likewise.
 
     Raises:
         click.UsageError: If two are the same, links resolved.
@@ -109,8 +108,8 @@ def check_apart(
         there = os.path.exists(path) and os.path.exists(other)
         if same or (there and os.path.samefile(path, other)):
             raise click.UsageError(
-                f"{first} and {second} are the same file, of which one would destroy the other. "
-                f"Give each a path of its own. Received: {second}={os.fspath(other)}"
+                f"{first} and {second} are the same file, and one would overwrite the other. "
+                f"Give them different paths. Received: {second}={os.fspath(other)}"
             )
 
 
@@ -139,7 +138,7 @@ def labelled(*, required: bool = False, use: str = "to measure on") -> Any:
 
 
 def calibration() -> Any:
-    """Return the option of samples that a file is rounded by and compared with its model on."""
+    """Return the option of samples for quantization, and for the comparison with the model."""
     text = (
         "Unlabelled inputs that ranges of numbers are taken on, and outputs are compared on: "
         f"{_FORMS}."

@@ -13,7 +13,7 @@ import click
 
 @contextlib.contextmanager
 def only_json(as_json: bool) -> Iterator[None]:
-    """Send all that others print to standard error, if standard output is for JSON.
+    """Send everything else to standard error, if standard output is for JSON.
 
     Args:
         as_json: Whether it is.
@@ -29,7 +29,7 @@ def only_json(as_json: bool) -> Iterator[None]:
 
 
 def verbosity(quiet: bool) -> int:
-    """Return Keras's `verbose`: a bar in a terminal, a line an epoch elsewhere."""
+    """Return Keras's `verbose`: a bar in a terminal, one line per epoch elsewhere."""
     if quiet:
         return 0
     return 1 if sys.stdout.isatty() else 2
@@ -41,7 +41,7 @@ def say(line: str) -> None:
 
 
 def note(line: str) -> None:
-    """Print a line for people that is no part of the result."""
+    """Print a line for people that is not part of the result."""
     click.echo(line, err=True)
 
 

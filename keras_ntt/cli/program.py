@@ -32,8 +32,8 @@ def program() -> None:
     """Make Keras models sparse, without labels, and export them.
 
     MODEL is a .keras or .h5 file or a SavedModel folder. The options --inputs, --calibration and
-    --data each take a folder of images, an .npy or .npz file, or tfds:NAME: unlabelled inputs to
-    learn from, unlabelled inputs to round and check a file by, and labelled data.
+    --data each take a folder of images, an .npy or .npz file, or tfds:NAME. They are unlabelled
+    inputs to learn from, unlabelled inputs to quantize and check a file with, and labelled data.
 
     \b
     Examples:
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except BrokenPipeError:  # who read the output has gone away
+    except BrokenPipeError:  # the reader of the output has closed it
         sys.stderr.close()
         return 1
     except Exception as error:

@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 TFDS = "tfds:"
-# What the part to measure on is called in folders and data sets.
+# The names of the test part in folders and data sets.
 _TEST = ("test", "validation", "valid", "val")
 IMAGES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".png"))  # that Keras reads
 
 
 class Samples(NamedTuple):
-    """Samples of a source, as they are there.
+    """Samples of a source, unchanged.
 
     Attributes:
         x: Inputs, nested as the model takes them.
@@ -38,7 +38,7 @@ class Wanted(NamedTuple):
 
     Attributes:
         signature: Its inputs, a `keras_ntt.core.input_checks.Signature`.
-        names: The names of its inputs, nested as it takes them; None if they cannot be told.
+        names: The names of its inputs, nested as it takes them; None if they are not known.
     """
 
     signature: Any
@@ -46,7 +46,7 @@ class Wanted(NamedTuple):
 
     @property
     def inputs(self) -> list[Any]:
-        """Shape and type of each input; none if they cannot be told."""
+        """Shape and type of each input; none if they are not known."""
         return self.signature.inputs or []
 
 
@@ -57,17 +57,17 @@ def parts_of(source: str, wanted: Wanted, *, labels: bool) -> Parts:
     """Return the parts of a source, each a function that reads it.
 
     Args:
-        source: What an option names: a folder, a file or ``tfds:NAME``.
+        source: The value of an option: a folder, a file or ``tfds:NAME``.
         wanted: What the model takes.
-        labels: Whether images are wanted with the numbers of their folders.
+        labels: Whether to read images with the numbers of their folders as labels.
 
     Returns:
-        ``"train"`` and, where the source has a part to measure on, ``"test"``.
+        ``"train"`` and, if the source has a test part, ``"test"``.
 
     Raises:
         ImportError: If a data set by name is wanted and tensorflow-datasets is not installed.
         OSError: If there is no such file.
-        ValueError: If the file holds no arrays, or not those that are wanted.
+        ValueError: If the file holds no arrays, or not the wanted ones.
     """
     if source.startswith(TFDS):
         return _parts_of_data_set(source)
@@ -78,7 +78,7 @@ def parts_of(source: str, wanted: Wanted, *, labels: bool) -> Parts:
 
 
 def fingerprint(source: str | pathlib.Path) -> str:
-    """Return a digest of what a file or folder holds; names of data sets stand for themselves."""
+    """Return a digest of the contents of a file or folder, or the name of a data set itself."""
     if str(source).startswith(TFDS):
         return str(source)
     path = pathlib.Path(source)
@@ -154,7 +154,7 @@ def read_arrays(path: pathlib.Path) -> np.ndarray | dict[str, np.ndarray]:
             if isinstance(found, np.ndarray):
                 return found
             return {key: found[key] for key in found.files}
-    except Exception as error:  # bytes of any origin: whatever fails, they are no arrays
+    except Exception as error:  # the bytes may be anything: if reading fails, they are not arrays
         hint = " One image is no set of samples: name its folder." * (path.suffix.lower() in IMAGES)
         raise ValueError(
             "Arrays are read from .npy and .npz files of numbers; pickled objects are refused."
@@ -166,7 +166,7 @@ def read_arrays(path: pathlib.Path) -> np.ndarray | dict[str, np.ndarray]:
 
 
 def _parts_of_folder(path: pathlib.Path, wanted: Wanted, labels: bool) -> Parts:
-    """Return the parts of a folder: its folders ``train`` and ``test``, or all of it."""
+    """Return the parts of a folder: its subfolders ``train`` and ``test``, or the whole folder."""
     inside = {part.name for part in path.iterdir() if part.is_dir()}
     test = next((name for name in _TEST if name in inside), None)
     if test is None or "train" not in inside:
@@ -178,7 +178,7 @@ def _parts_of_folder(path: pathlib.Path, wanted: Wanted, labels: bool) -> Parts:
 
 
 def _images(path: pathlib.Path, wanted: Wanted, labels: bool) -> Samples:
-    """Return the images of a folder, as whole numbers from 0 to 255, resized as a model wants.
+    """Return the images of a folder, as integers from 0 to 255, resized for a model.
 
     Labels are the numbers of the folders that the images are in, in the order of their names.
     """

@@ -1,1 +1,1 @@
-"""A Keras model as the rest sees it: no mask, no tangent kernel, no method."""
+"""A Keras model as the other folders see it: no mask, no tangent kernel, no method."""

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Files that are either complete or absent."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import Any
 Path = str | os.PathLike
 
 _MARK = ".unfinished."
-_LONGEST = 180  # bytes; most file systems take 255 for the whole name
+_LONGEST = 180  # bytes; most file systems allow 255 for the whole name
 
 
 def as_path(path: Any, name: str = "path") -> pathlib.Path:
-    """Return the path of a file, checked.
+    """Check and return the path of a file.
 
     Args:
         path: A string or an ``os.PathLike``.
@@ -48,7 +48,7 @@ def as_path(path: Any, name: str = "path") -> pathlib.Path:
 
 
 def writable(path: Any, name: str = "path") -> pathlib.Path:
-    """Return the path of a file to write, in a folder that is there.
+    """Check and return the path of a file to write, in an existing folder.
 
     Args:
         path: A string or an ``os.PathLike``.
@@ -59,8 +59,8 @@ def writable(path: Any, name: str = "path") -> pathlib.Path:
 
     Raises:
         FileNotFoundError: If the folder is missing.
-        IsADirectoryError: If the path is that of a folder.
-        TypeError: If it is no path.
+        IsADirectoryError: If the path is a folder.
+        TypeError: If it is not a path.
         ValueError: If no file can have that name.
     """
     found = as_path(path, name)
@@ -73,10 +73,10 @@ def writable(path: Any, name: str = "path") -> pathlib.Path:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[pathlib.Path]:
-    """Give a path to write to, which takes the place of `path` when all went well.
+    """Yield a temporary path to write to, which replaces `path` when all went well.
 
-    An older file at `path` is intact until then, and after any error. Not even a process that is
-    killed leaves half a file there; what it may leave is a hidden file beside it, see `leftovers`.
+    An older file at `path` stays intact until then, and after any error. Even a killed process
+    never leaves half a file there. It may leave a hidden file next to it, see `leftovers`.
 
     Args:
         path: The file to write.
@@ -86,7 +86,7 @@ def replacing(path: Path) -> Iterator[pathlib.Path]:
 
     Raises:
         OSError: If the file cannot be written.
-        TypeError: If `path` is no path.
+        TypeError: If `path` is not a path.
         ValueError: If no file can have that name.
     """
     target = writable(path)
@@ -104,7 +104,7 @@ def replacing(path: Path) -> Iterator[pathlib.Path]:
 
 
 def leftovers(path: Path) -> list[pathlib.Path]:
-    """Return the unfinished files of `path` that processes left behind when they were killed.
+    """Return the unfinished files that killed processes left next to `path`.
 
     Args:
         path: The file.
@@ -119,7 +119,7 @@ def leftovers(path: Path) -> list[pathlib.Path]:
 
 
 def _short(target: pathlib.Path) -> str:
-    """Return the name of a file, or a shorter one that stands for a very long one."""
+    """Return the name of a file, shortened if it is very long."""
     name = os.fsencode(target.name)
     if len(name) <= _LONGEST:
         return target.name
@@ -136,7 +136,7 @@ def _flush(file: pathlib.Path) -> None:
 
 
 def _explained(error: OSError, target: pathlib.Path) -> OSError:
-    """Return an error of the same kind that says which file is meant and what became of it."""
+    """Return an error of the same kind that names the file and says what happened to it."""
     kept = "The file that was there is as it was" if target.is_file() else "Nothing was written"
     message = (
         f"{os.fspath(target)!r} could not be written. {kept}. Make room, or choose a folder that "

@@ -1,4 +1,4 @@
-"""What the axes of a layer's kernel stand for: positions of a filter, inputs, outputs."""
+"""The meaning of the axes of a layer's kernel: positions of a filter, inputs, outputs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Axes:
 
     Attributes:
         positions: Those along which a filter moves.
-        inputs: Those that count input channels; none where each output reads a channel of its own.
+        inputs: Those that count input channels; none where each output reads its own channel.
         outputs: Those that count output channels.
     """
 
@@ -38,7 +38,7 @@ class Axes:
         return (*self.positions, *self.inputs, *self.outputs)
 
     def ordered(self, kernel: tf.Tensor) -> tf.Tensor:
-        """Return a kernel as an ordinary layer has it, ``[positions ..., inputs, outputs]``.
+        """Return a kernel in the order of an ordinary layer, ``[positions ..., inputs, outputs]``.
 
         >>> query = axes_of(layers.EinsumDense("abc,cde->abde", (None, 2, 4)), 3)
         >>> query.ordered(tf.ones([16, 2, 4])).shape.as_list()
@@ -51,20 +51,20 @@ class Axes:
         return tf.reshape(tf.transpose(kernel, self.order), [*positions, inputs, outputs])
 
     def restored(self, ordered: tf.Tensor, shape: Sequence[int]) -> tf.Tensor:
-        """Return what `ordered` made of a kernel of some shape in that shape again."""
+        """Return a result of `ordered` in the original shape of the kernel."""
         apart = tf.reshape(ordered, [shape[axis] for axis in self.order])
         return tf.transpose(apart, np.argsort(self.order))
 
 
 def axes_of(layer: Any, rank: int) -> Axes:
-    """Return what the axes of a layer's kernel stand for.
+    """Return the meaning of the axes of a layer's kernel.
 
     Args:
         layer: The layer, None if it is not known.
         rank: The number of the kernel's axes.
 
     Returns:
-        The `Axes`. What is not known otherwise has its outputs last and its inputs before them.
+        The `Axes`. For an unknown layer the outputs are last and the inputs before them.
 
     >>> axes_of(layers.Conv2D(4, 3), 4)
     Axes(positions=(0, 1), inputs=(2,), outputs=(3,))

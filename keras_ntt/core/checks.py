@@ -1,4 +1,4 @@
-"""Checks of arguments and models: errors that say what is wrong, why, and what to do."""
+"""Checks of arguments and models. Their errors say what is wrong, why, and what to do."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def is_number(value: Any) -> bool:
 
 
 def whole(value: Any) -> int | None:
-    """Return a whole number that 64 bits hold as an integer, None for anything else.
+    """Return an integer that fits into 64 bits, or None for anything else.
 
     >>> whole(3.0), whole(2.5), whole(float("nan")), whole(True), whole(10**30)
     (3, None, None, None, None)
@@ -113,9 +113,9 @@ def check_truth(what: str, answer: Any) -> bool:
 
 
 def check_variables(what: str, found: Any) -> list[keras.Variable]:
-    """Return the variables that a user's function named as a list, or raise a ValueError."""
+    """Return the variables that a user's function returned, as a list, or raise a ValueError."""
     variables = list(found) if isinstance(found, list | tuple | set) else [None]
-    # By what they have: in older versions keras.Variable is not the class of layers' variables.
+    # By attributes: in older versions keras.Variable is not the class of layers' variables.
     if not all(hasattr(v, "path") and hasattr(v, "trainable") for v in variables):
         raise ValueError(
             f"{what} must return a list of the layer's variables. "
@@ -174,7 +174,7 @@ def check_model(model: Any, name: str = "model") -> None:
 
 
 def check_trainable(model: keras.Model, name: str = "model") -> None:
-    """Raise a ValueError if a model has no trainable weights to differentiate by."""
+    """Raise a ValueError if a model has no trainable weights to differentiate with respect to."""
     if not model.trainable_variables:
         raise ValueError(
             f"{name} has no trainable weights, so its tangent kernel is empty. Set "
@@ -183,7 +183,7 @@ def check_trainable(model: keras.Model, name: str = "model") -> None:
 
 
 def check_differentiable(model: Any, name: str = "model") -> None:
-    """Raise unless a model has a tangent kernel that can be taken."""
+    """Raise unless the tangent kernel of a model can be computed."""
     check_model(model, name)
     check_trainable(model, name)
     layers = host.layers_of(model)
@@ -199,7 +199,7 @@ def check_sparsity(sparsity: Any, name: str = "sparsity") -> float:
     """Return `sparsity` as a float in [0, 1).
 
     Raises:
-        ValueError: If it is not one.
+        ValueError: If it is out of range.
     """
     if not checks.is_number(sparsity) or not 0 <= sparsity < 1:
         raise ValueError(

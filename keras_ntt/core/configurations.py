@@ -1,8 +1,8 @@
-"""Configurations of layers for copies in the same process, in which objects stand as they are.
+"""Configurations of layers, for copies in the same process, that hold the objects themselves.
 
-Keras writes a function, an initializer or a class of the user's own into a configuration as a name,
-and finds it by that name if it was registered. Within one process no name is needed: the copy of a
-layer can have the same function, and a class can be handed on itself.
+Keras writes a custom function, initializer or class into a configuration as a name, and finds it by
+that name if it is registered. Within one process no name is needed: the copy of a layer can have
+the same function and the same class.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PLACE = "__as_it_is__"
 
 
 class _AsItIs:
-    """An object that stands in a configuration itself, also where the configuration is copied."""
+    """An object that a configuration holds itself, also in copies of the configuration."""
 
     def __init__(self, value: Any):
         self.value = value
@@ -39,13 +39,14 @@ class _AsItIs:
 
 @contextlib.contextmanager
 def configurations_share(model: keras.Model) -> Iterator[None]:
-    """Let configurations of layers have functions, classes and arrays in them, not names of those.
+    """Let configurations of layers hold functions, classes and arrays instead of their names.
 
-    Take a configuration by `configuration_of` inside it, and make the layers there, too.
+    Call `configuration_of` inside this context, and make the layers there too.
 
     Args:
-        model: The model that is copied. What reads its weights past its layers, as a ``Lambda`` of
-            a tied kernel does, is refused: the copy would compute with the weights of the model.
+        model: The model that is copied. A function that reads its weights directly, such as a
+            ``Lambda`` with a tied kernel, is refused: the copy would compute with the weights of
+            the model.
     """
     owners = {id(v): layer for layer in host.layers_of(model) for v in layer.variables}
     classes: dict[str, type] = {}
@@ -84,7 +85,7 @@ def configurations_share(model: keras.Model) -> Iterator[None]:
 
 
 def configuration_of(layer: keras.layers.Layer) -> dict[str, Any]:
-    """Return what ``from_config`` of a layer's class makes another one of, see above."""
+    """Return a configuration for ``from_config`` of a layer's class, see `configurations_share`."""
     return _in_place(layer.get_config())
 
 
@@ -101,7 +102,7 @@ def _in_place(config: Any) -> Any:
 
 
 def _is_shared(thing: Any) -> bool:
-    """Tell whether a copy has the same object as its model, as opposed to one made like it."""
+    """Tell whether a copy has the same object as its model, not another one like it."""
     if isinstance(thing, np.ndarray):
         return thing.ndim > 0
     if isinstance(thing, tf.Tensor):
@@ -130,7 +131,7 @@ def _refuse_weights(thing: Any, owners: dict[int, keras.layers.Layer]) -> None:
 
 
 def _read_by(thing: Any, depth: int) -> Iterator[Any]:
-    """Yield the layers and variables that a function, or an object, has hold of."""
+    """Yield the layers and variables that a function or an object refers to."""
     if isinstance(thing, host.VARIABLE | keras.Layer):
         yield thing
         return
@@ -139,7 +140,7 @@ def _read_by(thing: Any, depth: int) -> Iterator[Any]:
     inner: list[Any] = []
     if isinstance(thing, types.FunctionType):
         for cell in thing.__closure__ or ():
-            with contextlib.suppress(ValueError):  # of one that is empty still
+            with contextlib.suppress(ValueError):  # of a closure cell that is still empty
                 inner.append(cell.cell_contents)
         inner += [*(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values()]
         names = [name for name in thing.__code__.co_names if name in thing.__globals__]

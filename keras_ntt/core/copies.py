@@ -1,4 +1,4 @@
-"""Copies of models, with all that their layers know."""
+"""Copies of models, with everything that their layers have learnt."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _LONGEST = 400
 def copy_of(model: keras.Model, inputs: Any = None, *, instead: str = "") -> keras.Model:
     """Return a copy of a model with the same weights.
 
-    Nothing has to be registered: functions, and classes that are not Keras's, are the model's own.
+    Nothing has to be registered: the copy uses the functions and custom classes of the model.
 
     Args:
         model: A built model.
-        inputs: Inputs to build a copy on whose class does not know its input shape.
-        instead: What to do where no copy can be made, a sentence for the message.
+        inputs: Inputs to build the copy on, if its class does not know its input shape.
+        instead: A sentence for the error message: what to do if no copy can be made.
 
     Returns:
         The copy, whose variables have the paths of the model's.
@@ -38,13 +38,13 @@ def copy_of(model: keras.Model, inputs: Any = None, *, instead: str = "") -> ker
         with undisturbed(), configurations_share(model), host.zero_weights():
             copy = rebuilt(model, configuration_of(model), inputs)
         hand_over(model, copy)
-        # Parents come first, and hand their state down; those of subclassed models have none.
+        # Parents come first and copy the state of their layers; subclassed models have no state.
         for new, old in zip(host.layers_of(copy), host.layers_of(model), strict=False):
             if new.trainable != old.trainable:
                 new.trainable = old.trainable
         for mine, theirs in zip(copy.variables, model.variables, strict=True):
             mine.trainable = theirs.trainable
-            # Keras leaves some layers' names out of the paths of a model that it makes again.
+            # Keras omits the names of some layers from the paths of a rebuilt model.
             host.set_path(mine, theirs.path)
     except Exception as error:
         raise ValueError(
@@ -57,11 +57,11 @@ def copy_of(model: keras.Model, inputs: Any = None, *, instead: str = "") -> ker
 
 
 def rebuilt(model: keras.Model, config: dict[str, Any], inputs: Any = None) -> keras.Model:
-    """Return a model made again of a configuration, with new weights.
+    """Return a model that is rebuilt from a configuration, with new weights.
 
     Args:
         model: A built model.
-        config: Its configuration, or one that differs in what the shapes do not depend on.
+        config: Its configuration, or another one with the same shapes.
         inputs: Inputs to build it on if its class does not know its input shape.
     """
     copy = type(model).from_config(config)
@@ -79,14 +79,14 @@ def rebuilt(model: keras.Model, config: dict[str, Any], inputs: Any = None) -> k
         try:
             copy(keras.tree.map_structure(lambda a: np.asarray(a[:1]), inputs))
         except Exception:
-            # Normalization is built by the call, but fails in it before it has its state.
+            # Normalization is built in its call, which fails before it has its state.
             if len(copy.weights) != len(model.weights):
                 raise
     return copy
 
 
 def cause_of(error: BaseException) -> str:
-    """Return what went wrong first, without the configurations that Keras adds to its messages."""
+    """Return the first cause of an error, without the configurations that Keras adds to it."""
     inner = error.__cause__ or error.__context__
     while inner is not None and str(inner) and str(inner) in str(error):
         error, inner = inner, inner.__cause__ or inner.__context__
@@ -97,7 +97,7 @@ def cause_of(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Leave Python's random numbers, of which Keras takes seeds for initializers, as they are."""
+    """Restore the state of Python's random numbers, from which Keras draws initializer seeds."""
     state = random.getstate()
     try:
         yield
@@ -106,7 +106,7 @@ def undisturbed() -> Iterator[None]:
 
 
 def redrawn(model: keras.Model) -> keras.Model:
-    """Return a copy of a model with new first weights; what layers have adapted to stays.
+    """Return a copy of a model with new initial weights, but with the adapted state of layers.
 
     Args:
         model: A built Sequential or functional model.
@@ -125,10 +125,10 @@ def redrawn(model: keras.Model) -> keras.Model:
 
 
 def hand_over(source: keras.Layer, target: keras.Layer) -> None:
-    """Give a layer, or a model, what another one of the same configuration has learnt.
+    """Copy weights and state to a layer or model from another one of the same configuration.
 
-    ``set_weights`` alone leaves out what layers keep beside their weights or compute of them when
-    they are loaded: the statistics that Normalization has adapted to, vocabularies.
+    ``set_weights`` alone leaves out what layers keep in addition to their weights, or compute from
+    them when they are loaded: the statistics that Normalization has adapted, and vocabularies.
 
     Args:
         source: The layer to copy from.
@@ -143,11 +143,11 @@ def hand_over(source: keras.Layer, target: keras.Layer) -> None:
             with tempfile.TemporaryDirectory() as folder:
                 old.save_assets(folder)
                 new.load_assets(folder)
-    # Last, because layers may store less than they hold: those with LoRA store what it amounts to.
+    # Last, because layers may store less than they hold: with LoRA they store only the sum.
     target.set_weights(source.get_weights())
 
 
 def _has_more(layer: keras.Layer) -> bool:
-    """Tell whether a layer does more on loading than to assign its weights."""
+    """Tell whether a layer does more than assign its weights when it is loaded."""
     own = type(layer).load_own_variables is not keras.Layer.load_own_variables
     return own or hasattr(layer, "load_assets")

@@ -1,8 +1,8 @@
-"""The host: everything that has to know how Keras 3 keeps models and variables.
+"""Everything that depends on how Keras 3 stores models and variables.
 
-The numerical core below this package speaks TensorFlow tensors only. What it needs to know of
-Keras (raw variables, the nodes of a functional graph, values put in place of variables) it asks
-here, so that private names of Keras, and some of TensorFlow, are touched in one file.
+The numerical code works only with TensorFlow tensors. What it needs from Keras is here: raw
+variables, the nodes of a functional graph, values that replace variables. So private names of
+Keras, and some of TensorFlow, are used in this file only.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from tensorflow.python.util import _pywrap_util_port
 # The class of all weights, of which keras.Variable is a subclass in older versions.
 VARIABLE = Variable
 
-# The cell of ConvLSTM1D to ConvLSTM3D, which Keras does not name in public.
+# The cell of ConvLSTM1D to ConvLSTM3D, which has no public name in Keras.
 CONV_LSTM_CELL = ConvLSTMCell
 
-# Layers of keras.applications.ConvNeXt*, which Keras does not name in public either.
+# Layers of keras.applications.ConvNeXt*, which have no public names either.
 LAYER_SCALE = LayerScale
 STOCHASTIC_DEPTH = StochasticDepth
 
@@ -74,8 +74,8 @@ def raw(variable: keras.Variable) -> tf.Variable:
 def when_initialized(variable: keras.Variable, act: Callable[[], None]) -> None:
     """Call `act` as soon as a variable has a value.
 
-    Where Keras finds out the shapes of a model's layers, by running its code on none but shapes, it
-    makes their variables and gives them values later.
+    When Keras infers the shapes of a model's layers by running its code on shapes only, it creates
+    their variables first and gives them values later.
     """
     if variable._value is not None:
         act()
@@ -115,7 +115,7 @@ def value_of(variable: keras.Variable) -> tf.Tensor:
 
 
 def array_of(variable: keras.Variable | tf.Variable) -> np.ndarray:
-    """Return the value of now as an array, also while a graph is being traced."""
+    """Return the present value as an array, also while a graph is being traced."""
     held = variable if isinstance(variable, tf.Variable) else raw(variable)
     with tf.init_scope():
         return held.numpy()
@@ -125,14 +125,14 @@ def array_of(variable: keras.Variable | tf.Variable) -> np.ndarray:
 def values_in_place(
     values: Mapping[int, tuple[Any, tf.Tensor]], *, losses: bool = False
 ) -> Iterator[None]:
-    """Compute with other values than the variables hold, without assigning to them.
+    """Compute with given values in place of those of the variables, without assigning to them.
 
-    What layers and metrics assign to their variables meanwhile is forgotten, too.
+    Assignments of layers and metrics to their variables meanwhile are discarded as well.
 
     Args:
         values: For each variable to replace, ``id(variable) -> (variable, tensor)``.
-        losses: Whether a model's `losses` are collected meanwhile. All its trainable variables
-            must be replaced then.
+        losses: Whether a model's `losses` are collected meanwhile. Then all its trainable variables
+            must be replaced.
     """
     if not values:
         yield
@@ -145,7 +145,7 @@ def values_in_place(
 def one_replica() -> Iterator[None]:
     """Compute as if there were no strategy of tf.distribute, also within its scope.
 
-    Keras divides losses by the number of replicas in a scope, wherever they are taken.
+    Inside a scope Keras always divides losses by the number of replicas.
     """
     distribute_lib._push_per_thread_mode(distribute_lib._get_default_replica_mode())
     try:
@@ -157,8 +157,8 @@ def one_replica() -> Iterator[None]:
 def functional_of(model: Any) -> Any | None:
     """Return the functional graph that `model.call` runs, or None if it runs other code.
 
-    Sequential models and functional models have one. A subclass that overrides ``call`` has
-    code of its own, whatever its base class.
+    Sequential models and functional models have one. A subclass that overrides ``call`` has custom
+    code, whatever its base class.
     """
     if isinstance(model, keras.Sequential):
         same = type(model).call is keras.Sequential.call
@@ -179,9 +179,9 @@ def output_structure(functional: Any) -> Any:
 
 
 def names_of_inputs(functional: Any) -> list[str] | None:
-    """Return the names by which a graph takes a dict of inputs; None if it has a dict of its own.
+    """Return the names by which a graph takes a dict of inputs; None if it was made with a dict.
 
-    Keras takes a dict by the names of the inputs where the model was made with a list of them.
+    If a model was made with a list of inputs, Keras accepts a dict with the names of the inputs.
     """
     if isinstance(input_structure(functional), dict):
         return None
@@ -193,7 +193,7 @@ def flat_inputs(x: Any, names: list[str] | None) -> list[Any]:
 
     Args:
         x: Inputs, nested as a model takes them.
-        names: What `names_of_inputs` says of the model.
+        names: The result of `names_of_inputs` for the model.
     """
     if isinstance(x, dict) and names and set(names) <= set(x):
         return [x[name] for name in names]
@@ -223,19 +223,19 @@ def position_of(tensor: Any) -> int:
 
 
 def twin_of(operation: Any, name: str, **attributes: Any) -> Any:
-    """Return a layer or operation that shares all that another one holds, its variables too.
+    """Return a layer or operation that shares all state of another one, also its variables.
 
-    The twin is called in graphs of its own: the other one does not know of it.
+    The twin is called in separate graphs: the other one does not know of it.
 
     Args:
         operation: A Keras layer, built if it has variables, or an operation.
         name: The twin's name.
-        **attributes: What the twin has instead.
+        **attributes: Attributes of the twin that differ.
     """
     cls: Any = type(operation)
     twin = cls.__new__(cls)
-    # Keras wraps these for each object. The others are set past the layer's tracking of them,
-    # which is shared.
+    # Keras wraps these for each object. The others are set without the layer's tracking, which is
+    # shared.
     wrapped = {key: value for key, value in vars(twin).items() if key in ("build", "quantize")}
     vars(twin).update(vars(operation))
     vars(twin).update(wrapped)
@@ -245,7 +245,7 @@ def twin_of(operation: Any, name: str, **attributes: Any) -> Any:
 
 @contextlib.contextmanager
 def unknown_to_readers(tensors: Any) -> Iterator[None]:
-    """Extend a functional graph without a trace in the layers that made what is read.
+    """Extend a functional graph without leaving nodes in the layers that made its tensors.
 
     Args:
         tensors: The symbolic tensors of the graph that may be read.
@@ -260,7 +260,7 @@ def unknown_to_readers(tensors: Any) -> Iterator[None]:
 
 
 def ops_named(*names: str) -> tuple[type, ...]:
-    """Return the classes behind functions of ``keras.ops``, as far as this Keras has them.
+    """Return the classes behind functions of ``keras.ops`` that this version of Keras has.
 
     Args:
         *names: Module and class, such as ``"nn.Softmax"``.
@@ -280,10 +280,10 @@ def is_comparison(operation: Any) -> bool:
 
 @contextlib.contextmanager
 def products_through(multiply: Callable[[Callable, Any, Any], Any]) -> Iterator[None]:
-    """Hand each ``keras.ops.matmul`` of a layer's code to a function while the context lasts.
+    """Pass each ``keras.ops.matmul`` of a layer's code to a function inside this context.
 
     Args:
-        multiply: Called with the true matmul and its two operands, it returns the product.
+        multiply: A function of the original matmul and its two operands that returns the product.
     """
     # Layers of Keras and users' code call it by these two names.
     places = (keras.src.ops, keras.ops)
@@ -303,11 +303,11 @@ def products_through(multiply: Callable[[Callable, Any, Any], Any]) -> Iterator[
 
 @contextlib.contextmanager
 def twice_differentiable() -> Iterator[None]:
-    """Take means and variances so that their second derivatives are right.
+    """Compute means and variances with correct second derivatives.
 
-    ``tf.nn.moments``, which Keras normalizes layers and groups with, stops the gradient through
-    the mean inside the variance. That is exact for first derivatives and wrong for second ones,
-    which the gradient of a tangent kernel is made of.
+    Keras normalizes layers and groups with ``tf.nn.moments``, which stops the gradient through the
+    mean inside the variance. First derivatives are then exact. Second derivatives, which the
+    gradient of a tangent kernel needs, are wrong.
     """
     moments = tf.nn.moments
     tf.nn.moments = _moments
@@ -329,7 +329,7 @@ def _moments(
 
 
 def has_onednn() -> bool:
-    """Tell whether TensorFlow's products and convolutions are oneDNN's."""
+    """Tell whether TensorFlow uses oneDNN for products and convolutions."""
     return bool(_pywrap_util_port.IsMklEnabled())
 
 
@@ -339,16 +339,16 @@ def is_in_xla() -> bool:
 
 
 def with_constants(function: Any) -> Any:
-    """Return a concrete function with the values of its variables in place of these.
+    """Return a concrete function with its variables replaced by their values.
 
     Args:
         function: A ``tf.types.experimental.ConcreteFunction``.
 
     Returns:
-        A concrete function of the same inputs, which returns the list of its outputs.
+        A concrete function of the same inputs that returns the list of its outputs.
 
     Raises:
-        Exception: If something it needs cannot be a constant.
+        Exception: If a value that it needs cannot be a constant.
     """
     return convert_to_constants.convert_variables_to_constants_v2(
         function, lower_control_flow=False
@@ -363,18 +363,18 @@ def layers_of(
     Args:
         part: The model or layer.
         include_itself: Whether it is the first of the list.
-        recursive: Whether layers inside layers are listed, too.
+        recursive: Whether layers inside layers are listed as well.
     """
     return list(part._flatten_layers(include_self=include_itself, recursive=recursive))
 
 
 def initial_epoch(model: keras.Model) -> int | None:
-    """Return the epoch that a callback has told ``fit`` to go on at, None if there is none."""
+    """Return the epoch at which a callback has told ``fit`` to resume, or None."""
     return model._initial_epoch
 
 
 def set_initial_epoch(model: keras.Model, epoch: int | None) -> None:
-    """Tell ``fit`` which epoch to go on at; None takes that back."""
+    """Tell ``fit`` the epoch to resume at; None cancels it."""
     model._initial_epoch = epoch
 
 
@@ -394,7 +394,7 @@ def kernel_of(layer: Any) -> keras.Variable | None:
 
 
 def is_of_keras(thing: Any, module: str = "") -> bool:
-    """Tell whether an object's class is Keras's own.
+    """Tell whether the class of an object is part of Keras.
 
     Args:
         thing: The object.
@@ -405,7 +405,7 @@ def is_of_keras(thing: Any, module: str = "") -> bool:
 
 
 def is_called_as_in_keras(layer: Any) -> bool:
-    """Tell whether the code of a layer's ``call`` is Keras's own, also in a subclass of a user."""
+    """Tell whether the code of a layer's ``call`` is Keras's, also in a custom subclass."""
     return getattr(type(layer).call, "__module__", "").startswith("keras.src.layers.")
 
 
@@ -413,7 +413,7 @@ def strategy_of(variable: keras.Variable) -> Any | None:
     """Return the strategy of tf.distribute that a variable was made under, None for the default."""
     held = raw(variable)
     strategy = getattr(held, "distribute_strategy", None)
-    # A variable of a strategy of one device is a plain one that only remembers it.
+    # With a strategy of one device, the variable is a plain one that only records the strategy.
     return getattr(held, "_distribute_strategy", None) if strategy is None else strategy
 
 
@@ -451,12 +451,12 @@ def own_variables(layer: keras.Layer) -> list[keras.Variable]:
 
 
 def get_mask(tensor: Any) -> tf.Tensor | None:
-    """Return the Keras timestep mask that travels with `tensor`, if any."""
+    """Return the Keras timestep mask that is attached to `tensor`, if any."""
     return getattr(tensor, "_keras_mask", None)
 
 
 def set_mask(tensor: Any, mask: tf.Tensor | None) -> None:
-    """Make `mask` travel with `tensor`, as Keras layers expect it."""
+    """Attach `mask` to `tensor`, as Keras layers expect it."""
     if mask is not None:
         tensor._keras_mask = mask
 
@@ -465,7 +465,7 @@ def set_mask(tensor: Any, mask: tf.Tensor | None) -> None:
 def in_float64(model: Any, values: Mapping[int, tuple[Any, tf.Tensor]]) -> Iterator[None]:
     """Compute in float64, whatever the dtype policies of a model's layers.
 
-    The layers' policies are set aside and put back afterwards; no variable is touched.
+    The layers' policies are replaced and restored afterwards. No variable is changed.
 
     Args:
         model: The model.
@@ -480,7 +480,7 @@ def in_float64(model: Any, values: Mapping[int, tuple[Any, tf.Tensor]]) -> Itera
     try:
         for layer in layers:
             layer._dtype_policy = keras.dtype_policies.DTypePolicy("float64")
-        # Variables then say that they are of float64, by which the layers' own products go.
+        # Variables then report float64, which the layers' products follow.
         with scope, AutocastScope("float64"):
             yield
     finally:
@@ -489,10 +489,10 @@ def in_float64(model: Any, values: Mapping[int, tuple[Any, tf.Tensor]]) -> Itera
 
 
 def initializer_of(layer: Any, variable: Any) -> Any | None:
-    """Return the initializer that a layer names for one of its own weights, None if it does not.
+    """Return the initializer that a layer has for one of its weights, None if it has none.
 
-    Keras calls that of ``recurrent_kernel`` ``recurrent_initializer``, and that of a depthwise
-    convolution's ``kernel`` ``depthwise_initializer``.
+    The initializer of ``recurrent_kernel`` is ``recurrent_initializer``, and that of the ``kernel``
+    of a depthwise convolution is ``depthwise_initializer``.
     """
     names = [variable.name, variable.name.removesuffix("_kernel")]
     if variable.name == "kernel":
@@ -505,10 +505,10 @@ def initializer_of(layer: Any, variable: Any) -> Any | None:
 
 
 class CompleteModel(keras.Model):
-    """A model whose parts are all built: before its first step Keras has nothing to find out."""
+    """A model whose parts are all built: Keras need not infer shapes before its first step."""
 
     def _maybe_symbolic_build(self, *args: Any, **kwargs: Any) -> None:
-        """Build nothing: Keras would take a symbolic batch, of parts of equal size, for it."""
+        """Build nothing: Keras would use a symbolic batch with parts of equal size for it."""
 
 
 _before_steps: list[Callable[[Any, list[Any]], None]] = []
@@ -518,8 +518,8 @@ def before_each_step(act: Callable[[Any, list[Any]], None]) -> None:
     """Call a function whenever a Keras optimizer is about to take a step, also while it is traced.
 
     Args:
-        act: Called with the optimizer and the variables that it has gradients for, in the order of
-            the gradients that it clips. Given a second time it is not called twice.
+        act: Called with the optimizer and the variables that it has gradients for, in the order in
+            which it clips them. A function that is passed twice is called once.
     """
     if act in _before_steps:
         return
@@ -546,12 +546,12 @@ def before_each_step(act: Callable[[Any, list[Any]], None]) -> None:
 
 
 def set_clipping(optimizer: Any, clip: Callable[[Any, list[Any]], list[Any]] | None) -> None:
-    """Clip the gradients of one optimizer by a function of it and them; None takes Keras's own."""
+    """Clip the gradients of one optimizer with a function of both; None restores Keras's."""
     _set_method(optimizer, "_clip_gradients", clip)
 
 
 def set_update_step(optimizer: Any, step: Callable[..., None] | None) -> None:
-    """Replace what one optimizer does to a variable; None takes that of its class.
+    """Replace the update step of one optimizer; None restores that of its class.
 
     Args:
         optimizer: The optimizer.
@@ -561,13 +561,13 @@ def set_update_step(optimizer: Any, step: Callable[..., None] | None) -> None:
 
 
 def set_root_mean_square(optimizer: Any, rms: Callable[[Any, Any], Any] | None) -> None:
-    """Replace how an Adafactor takes the root mean square of a tensor; None takes its own."""
+    """Replace how Adafactor computes the root mean square of a tensor; None restores its own."""
     if hasattr(type(optimizer), "_rms"):
         _set_method(optimizer, "_rms", rms)
 
 
 def _set_method(thing: Any, name: str, function: Callable[..., Any] | None) -> None:
-    # Past Keras's own __setattr__, which would take it for a part of the state.
+    # Not with Keras's __setattr__, which would treat it as a part of the state.
     if function is not None:
         object.__setattr__(thing, name, types.MethodType(function, thing))
     elif name in vars(thing):
@@ -584,10 +584,10 @@ def slots_of(optimizer: Any, held: tf.Variable) -> list[tf.Variable]:
 
 
 def ends_accumulation(optimizer: Any) -> Any:
-    """Return whether the step that an optimizer is taking moves the weights.
+    """Return whether the present step of an optimizer updates the weights.
 
-    With ``gradient_accumulation_steps`` most of them only add the gradients up. True, or a boolean
-    tensor.
+    With ``gradient_accumulation_steps`` most steps only accumulate gradients. The result is True or
+    a boolean tensor.
     """
     number = getattr(optimizer, "gradient_accumulation_steps", None)
     if not number:
@@ -602,16 +602,16 @@ _OPERATIONS = (
 
 
 def kernel_used(layer: Any, variable: keras.Variable) -> np.ndarray | None:
-    """Return the kernel that a layer computes with in place of one of its weights, if it is seen.
+    """Return the kernel that a layer computes with in place of a weight, if it can be found.
 
     Args:
         layer: A built layer.
         variable: Its weight.
 
     Returns:
-        What its property ``kernel`` or ``embeddings`` says, if that is no variable; else the last
-        operand of the weight's shape that its code gives to an operation of ``keras.ops`` when it
-        is called on zeros. None if there is none, or the layer is in no graph.
+        The value of its property ``kernel`` or ``embeddings``, if that is not a variable. Otherwise
+        the last operand of the weight's shape that its code passes to an operation of ``keras.ops``
+        when it is called on zeros. None if there is none, or the layer is not in a graph.
     """
     for name in ("kernel", "embeddings"):
         kernel: Any = getattr(layer, name, None) if hasattr(type(layer), name) else None
@@ -638,7 +638,7 @@ def kernel_used(layer: Any, variable: keras.Variable) -> np.ndarray | None:
         for (place, name), operation in true.items():
             setattr(place, name, watched(operation))
         layer.call(*zeros)
-    except Exception:  # code of any origin, on inputs it may not be made for: then nothing is known
+    except Exception:  # custom code may fail on such inputs: then nothing is known
         return None
     finally:
         for (place, name), operation in true.items():
@@ -653,7 +653,7 @@ _WRITE_FUNCTION = "_serialize_function_to_config"
 def configurations(
     write: Callable[[Callable[..., Any], Any], Any], read: Callable[..., Any]
 ) -> Iterator[None]:
-    """Replace how this thread writes objects into configurations, and reads them from those.
+    """Replace how this thread writes objects into configurations and reads them.
 
     Args:
         write: Called with ``serialize_keras_object`` and its argument.
@@ -670,12 +670,12 @@ def configurations(
                     return keras_own(*args, **kwargs)
                 return act(keras_own, *args, **kwargs)
 
-            # Modules, also of the user, that have imported it by name.
+            # All modules that have imported it by name, also the user's.
             for module in list(sys.modules.values()):
                 if getattr(module, "__dict__", {}).get(name) is keras_own:
                     stack.callback(setattr, module, name, keras_own)
                     setattr(module, name, call)
-        # It writes lambdas by itself.
+        # It writes lambdas without calling the replacement.
         lambdas = keras.layers.Lambda
         stack.callback(setattr, lambdas, _WRITE_FUNCTION, getattr(lambdas, _WRITE_FUNCTION))
         setattr(
@@ -688,7 +688,7 @@ def configurations(
 
 @contextlib.contextmanager
 def zero_weights() -> Iterator[None]:
-    """Let weights that this thread makes begin as zeros: they are to be assigned right after."""
+    """Initialize new weights of this thread with zeros: they are assigned right afterwards."""
     keras_own, own = keras.layers.Layer.add_weight, threading.get_ident()
 
     @functools.wraps(keras_own)

@@ -1,4 +1,4 @@
-"""Whether the weights of a model are those that it began with."""
+"""Find out whether the weights of a model are still its initial weights."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _SUFFIX = "_initializer"
 
 
 class Trained(NamedTuple):
-    """Signs that a model was trained, or was given the weights of one that was.
+    """Signs that a model was trained, or has the weights of a trained one.
 
     Attributes:
-        moved: Paths of weights that begin as a constant and are none, or another one: biases, and
-            what normalizations have learnt.
-        constants: How many weights begin as a constant.
+        moved: Paths of weights that begin as a constant and now have other values: biases, and the
+            weights of normalizations.
+        constants: The number of weights that begin as a constant.
         steps: Steps of the model's optimizer, if it is compiled.
     """
 
@@ -29,15 +29,15 @@ class Trained(NamedTuple):
     steps: int
 
     def __bool__(self) -> bool:
-        """Whether it was. Steps count only where no weight could have moved from a constant."""
+        """Whether it was trained. Steps count only if no weight begins as a constant."""
         return bool(self.moved) or (self.constants == 0 and self.steps > 0)
 
 
 def signs_of_training(model: keras.Model) -> Trained:
-    """Look whether a model has other weights than it begins with, frozen layers left out.
+    """Look for changes from the initial weights of a model, except in frozen layers.
 
-    Random first weights cannot be told from others. Biases, and the statistics and factors of
-    normalizations, begin as constants, and no training leaves them there.
+    Random initial weights look like trained ones. But biases, and the statistics and factors of
+    normalizations, begin as constants, and training always changes them.
 
     Args:
         model: A built model.
@@ -50,7 +50,7 @@ def signs_of_training(model: keras.Model) -> Trained:
 
 
 def _constants(model: keras.Model) -> Iterator[tuple[keras.Variable, float]]:
-    """Yield the weights that begin as a constant, and that."""
+    """Yield each weight that begins as a constant, with the constant."""
     for layer in host.layers_of(model):
         if not layer.trainable or getattr(layer, "unit_forget_bias", False):
             continue

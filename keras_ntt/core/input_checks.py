@@ -12,7 +12,7 @@ from keras_ntt.core import host, input_kinds
 
 
 def is_numeric(dtype: Any) -> bool:
-    """Tell whether Keras knows a type, and it is one of real numbers or booleans."""
+    """Tell whether a dtype is known to Keras and is real or boolean."""
     try:
         name = keras.backend.standardize_dtype(dtype)
     except (TypeError, ValueError):
@@ -21,7 +21,7 @@ def is_numeric(dtype: Any) -> bool:
 
 
 def _is_text(dtype: Any) -> bool:
-    """Tell whether a type of NumPy or TensorFlow is of strings, or of objects that may be."""
+    """Tell whether a dtype of NumPy or TensorFlow is strings, or objects that may be strings."""
     return getattr(dtype, "name", "") == "string" or getattr(dtype, "kind", "f") in "SUO"
 
 
@@ -31,7 +31,7 @@ def check_structure(x: Any, model: keras.Model, name: str = "inputs") -> None:
     Args:
         x: Arrays, tensors or ``tf.TensorSpec``, nested as the model takes them.
         model: The model.
-        name: What to call them in the message.
+        name: The name of the argument in the message.
     """
     check_fits(x, signature_of(model), name)
 
@@ -42,8 +42,8 @@ class InputSpec(NamedTuple):
     Attributes:
         name: Its name.
         shape: Its shape, with the axis of the samples.
-        dtype: What it is cast to.
-        scaled: Whether numbers must come at the scale that the model is trained at.
+        dtype: The dtype to which it is cast.
+        scaled: Whether numbers must have the scale of the training data.
     """
 
     name: str
@@ -53,11 +53,11 @@ class InputSpec(NamedTuple):
 
 
 class Signature(NamedTuple):
-    """What a model takes, apart from the model.
+    """The inputs that a model takes, without the model.
 
     Attributes:
         model: Its name.
-        inputs: Its inputs; None if they cannot be told.
+        inputs: Its inputs; None if they are not known.
         names: The names by which it takes a dict, see `host.names_of_inputs`.
     """
 
@@ -67,7 +67,7 @@ class Signature(NamedTuple):
 
 
 def signature_of(model: keras.Model) -> Signature:
-    """Return what a model takes."""
+    """Return the inputs that a model takes."""
     functional = host.functional_of(model)
     if functional is None:
         return Signature(model.name, None)
@@ -104,8 +104,8 @@ def check_fits(x: Any, signature: Signature, name: str = "inputs") -> None:
         return
     if len(leaves) != len(signature.inputs):
         several = (
-            "A tuple is taken for inputs and labels: write the inputs as a list, [a, b], and let a "
-            "data set yield them in a tuple of their own, ((a, b),). "
+            "A tuple is read as inputs and labels: write the inputs as a list, [a, b], and let a "
+            "data set yield them in another tuple, ((a, b),). "
         ) * (len(signature.inputs) > 1)
         raise ValueError(
             f"The model {signature.model!r} takes {len(signature.inputs)} input(s). {several}"
@@ -174,7 +174,7 @@ def check_arrays_fit(x: Any, signature: Signature, name: str = "inputs") -> None
 
 
 def is_symbolic(x: Any) -> bool:
-    """Tell whether `x` has tensors of a graph, whose values cannot be looked at."""
+    """Tell whether `x` has tensors of a graph, whose values are not known."""
     leaves = keras.tree.flatten(x)
     return any(isinstance(t, tf.Tensor) and not hasattr(t, "numpy") for t in leaves)
 

@@ -1,4 +1,4 @@
-"""What a model's inputs are to it: indices, numbers that it scales itself, or measurements."""
+"""Kinds of inputs: indices, numbers that the model scales itself, or scaled numbers."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from keras_ntt.core import host
 from keras_ntt.core.kinds import kind_of
 from keras_ntt.core.network import Network, unroll
 
-# Layers that look something up by whole numbers.
+# Layers that look something up by integers.
 _LOOK_UP = (layers.Embedding, layers.CategoryEncoding, layers.Hashing, layers.IntegerLookup)
-# Layers that bring numbers of any scale to that of the model.
+# Layers that bring numbers of any scale to the scale of the model.
 _SCALE = (layers.Rescaling, layers.Normalization, layers.Discretization)
-# Layers that move numbers, and leave them what they are.
+# Layers that move numbers without changing them.
 _MOVE = (
     *(layers.Reshape, layers.Flatten, layers.Permute, layers.RepeatVector),
     *(layers.Cropping1D, layers.Cropping2D, layers.ZeroPadding1D, layers.ZeroPadding2D),
@@ -29,15 +29,15 @@ _MOVE = (
 
 
 def are_indices(x: Any, model: keras.Model) -> list[bool]:
-    """Tell of each tensor whether it holds indices: all that reads it looks something up.
+    """Tell for each tensor whether it holds indices: all layers that read it look something up.
 
     Args:
         x: Inputs, nested as the model takes them.
         model: The model.
 
     Returns:
-        A truth value for each leaf of `x`; where the model's code is the user's own, whether the
-        leaf is of whole numbers.
+        A boolean for each leaf of `x`. For a model with a custom `call()` it says whether the leaf
+        has integers.
     """
     leaves = keras.tree.flatten(x)
     found = ["float" not in keras.backend.standardize_dtype(leaf.dtype) for leaf in leaves]
@@ -52,29 +52,29 @@ def are_indices(x: Any, model: keras.Model) -> list[bool]:
 
 
 def accepts_unscaled(model: keras.Model) -> list[bool]:
-    """Tell of each input whether the model knows what to do with whole numbers, whatever its dtype.
+    """Tell for each input whether the model accepts unscaled integers, whatever its dtype.
 
-    That is where all that reads it looks something up or scales it. Keras makes the inputs of
-    such models floats, unless it is told otherwise, and casts.
+    This holds if all layers that read the input look something up or scale it. Keras makes the
+    inputs of such models floats by default, and casts.
 
     Args:
         model: A built Sequential or functional model.
 
     Returns:
-        A truth value for each input.
+        A boolean for each input.
     """
     return _read_by(model, _looks_up_or_scales)
 
 
 @contextlib.contextmanager
 def taken_as_scaled(model: keras.Model) -> Iterator[None]:
-    """Let inputs that are made up pass the layers that scale a model's inputs unchanged.
+    """Let artificial inputs pass unchanged through the layers that scale a model's inputs.
 
-    Noise and ones stand for what the network sees, not for pixels: Rescaling to [-1, 1] would make
-    all of them nearly -1, and Normalization would move them by the mean of the data.
+    Noise and ones stand for scaled inputs, not for pixels: Rescaling to [-1, 1] would make all of
+    them nearly -1, and Normalization would shift them by the mean of the data.
 
     Args:
-        model: A built model, which is as it was afterwards.
+        model: A built model. It is restored afterwards.
     """
     scaling = _scaling_layers(model)
     try:
@@ -91,7 +91,7 @@ def _cast(layer: keras.Layer, inputs: tf.Tensor) -> tf.Tensor:
 
 
 def _scaling_layers(model: keras.Model) -> list[keras.Layer]:
-    """Return the layers that scale what comes from the inputs and was only moved before."""
+    """Return the layers that scale the inputs, after layers that only move them."""
     network, found = unroll(model), []
     raw = set(network.inputs)
     for call in network.calls:
@@ -123,7 +123,7 @@ def _is_read_by(network: Network, slot: int, does: Callable[[Any], bool]) -> boo
 def _looks_up(operation: Any) -> bool:
     if isinstance(operation, _LOOK_UP):
         return True
-    # A layer of the user's own, such as one that adds positions to an embedding.
+    # A custom layer, such as one that adds positions to an embedding.
     own = isinstance(operation, layers.Layer) and not isinstance(operation, keras.Model)
     return own and any(isinstance(part, layers.Embedding) for part in host.layers_of(operation))
 

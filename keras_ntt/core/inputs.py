@@ -1,4 +1,4 @@
-"""Inputs without labels, in an order that a resumed run can repeat."""
+"""Unlabelled inputs, in an order that a resumed run can repeat."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ def without_labels(data: Any) -> Any:
 
 
 def batches(x: Any, batch_size: int, *, key: tf.Variable, shuffle: bool) -> tf.data.Dataset:
-    """Return a data set of batches whose order follows from a key alone.
+    """Return a data set of batches whose order depends only on a key.
 
     Args:
         x: Arrays ``[n, ...]``, nested as the model takes them.
-        batch_size: Samples a batch; the last one may be smaller.
-        key: Integer variable ``[2]``, read some time between the beginning of an epoch and its
-            first batch: it must not change while an epoch runs.
-        shuffle: Whether to draw an order by the key.
+        batch_size: Samples per batch; the last one may be smaller.
+        key: Integer variable ``[2]``. It is read between the beginning of an epoch and its first
+            batch, and must not change while an epoch runs.
+        shuffle: Whether to draw a random order from the key.
 
     Returns:
         The data set, of ``ceil(n / batch_size)`` batches.
     """
     if isinstance(x, list):
-        x = (tuple(x),)  # of a list tf.data would make inputs and labels
+        x = (tuple(x),)  # tf.data would split a list into inputs and labels
     arrays = keras.tree.map_structure(tf.convert_to_tensor, x)
     n = int(keras.tree.flatten(arrays)[0].shape[0])
 
@@ -49,22 +49,22 @@ def batches(x: Any, batch_size: int, *, key: tf.Variable, shuffle: bool) -> tf.d
     dataset = dataset.batch(batch_size, drop_remainder=n % batch_size == 0).map(take)
     cardinality = tf.data.experimental.assert_cardinality(-(-n // batch_size))
     options = tf.data.Options()
-    options.autotune.enabled = False  # its thread can hold up the end of fit for two seconds
+    options.autotune.enabled = False  # its thread can delay the end of fit by two seconds
     return dataset.apply(cardinality).prefetch(2).with_options(options)
 
 
 def batch_spec(x: Any, batch_size: int) -> Any:
-    """Return shape and dtype of the largest batch of inputs.
+    """Return the shape and dtype of the largest batch of inputs.
 
     Args:
         x: As for `NeuralTangentTransfer.fit`.
-        batch_size: Samples a batch, for arrays.
+        batch_size: Samples per batch, for arrays.
 
     Returns:
         ``tf.TensorSpec``, nested as the model takes its inputs.
 
     Raises:
-        ValueError: If the size of a batch cannot be told beforehand.
+        ValueError: If the size of a batch is not known beforehand.
     """
     specs: Any = None
     if input_checks.is_array(x):
@@ -86,10 +86,10 @@ def batch_spec(x: Any, batch_size: int) -> Any:
 
 
 def some_of(x: Any) -> Any | None:
-    """Return a few inputs on which to look at what a model returns, None if there are none.
+    """Return a few inputs for a look at the outputs of a model, None if there are none.
 
-    Nothing is read from a data set, which may have an order to keep: inputs of its shapes are made
-    up, standard normal or zeros.
+    Nothing is read from a data set, because its order may matter: instead, inputs of its shapes are
+    drawn from a standard normal distribution, or are zeros.
 
     Args:
         x: As for `NeuralTangentTransfer.fit`.
@@ -117,7 +117,7 @@ def some_of(x: Any) -> Any | None:
 
 
 def check_ends(x: Any, steps: Any, name: str, argument: str) -> None:
-    """Raise a ValueError at a data set that repeats for ever, unless the steps are given."""
+    """Raise a ValueError for an infinite data set, unless the number of steps is given."""
     endless = isinstance(x, tf.data.Dataset) and x.cardinality() == tf.data.INFINITE_CARDINALITY
     if endless and steps is None:
         raise ValueError(
@@ -127,7 +127,7 @@ def check_ends(x: Any, steps: Any, name: str, argument: str) -> None:
 
 
 def check_batch(batch: Any, model: keras.Model) -> None:
-    """Raise a ValueError unless a batch, or the specs of one, fits a model and is fully known."""
+    """Raise a ValueError unless a batch, or its specs, fits a model and has known shapes."""
     input_checks.check_structure(batch, model, "batch")
     shapes = [tf.TensorShape(leaf.shape) for leaf in keras.tree.flatten(batch)]
     if not all(shape.is_fully_defined() and shape.rank and shape[0] for shape in shapes):
@@ -143,10 +143,10 @@ def is_generator(x: Any) -> bool:
 
 
 class Watch:
-    """Looks at batches as they come, where they cannot be looked at beforehand.
+    """Checks batches as they come, if they cannot be checked beforehand.
 
     Attributes:
-        refusal: The error of the first batch that did not fit. TensorFlow turns errors in its
+        refusal: The error of the first batch that did not fit. TensorFlow changes errors in its
             threads into others.
     """
 
@@ -156,14 +156,14 @@ class Watch:
         self.refusal: ValueError | None = None
 
     def over(self, x: Any) -> Any:
-        """Return inputs whose batches are looked at.
+        """Return inputs whose batches are checked.
 
         Args:
-            x: Inputs that `check` has passed.
+            x: Inputs that have passed `check`.
 
         Returns:
-            A generator or a ``PyDataset`` in its place, which raises a ValueError at a batch that
-            does not fit the model; anything else as it is.
+            A generator or a ``PyDataset`` that raises a ValueError for a batch that does not fit
+            the model; other inputs are returned unchanged.
         """
         if is_generator(x):
             return self._generate(x)
@@ -188,12 +188,12 @@ class Watch:
     def _generate(self, batches: Iterator[Any]) -> Iterator[tuple[Any, ...]]:
         for batch in batches:
             self.look(batch)
-            # A tuple, which Keras wants of a generator.
+            # A tuple, because Keras expects one from a generator.
             yield batch if isinstance(batch, tuple) else (batch,)
 
 
 class Watched(keras.utils.PyDataset):
-    """The batches of a ``PyDataset``, each looked at before it is used."""
+    """The batches of a ``PyDataset``, each checked before it is used."""
 
     def __init__(self, batches: keras.utils.PyDataset, watch: Watch):
         super().__init__(
@@ -208,7 +208,7 @@ class Watched(keras.utils.PyDataset):
 
     @property
     def num_batches(self) -> int | None:
-        """The number of batches, or None for no end."""
+        """The number of batches, or None if there is no end."""
         return self._batches.num_batches
 
     def __getitem__(self, index: int) -> Any:
@@ -216,7 +216,7 @@ class Watched(keras.utils.PyDataset):
 
     def on_epoch_begin(self) -> None:
         """Tell the batches that an epoch begins."""
-        getattr(self._batches, "on_epoch_begin", lambda: None)()  # not there in Keras 3.3
+        getattr(self._batches, "on_epoch_begin", lambda: None)()  # missing in Keras 3.3
 
     def on_epoch_end(self) -> None:
         """Tell the batches that an epoch has ended."""
@@ -228,12 +228,12 @@ def _form(batch: Any) -> str:
 
 
 def check(x: Any, model: keras.Model, name: str) -> None:
-    """Raise a ValueError if inputs that can be looked at beforehand do not fit a model.
+    """Raise a ValueError if inputs that can be checked beforehand do not fit a model.
 
     Args:
-        x: Arrays or a data set. Generators are looked at batch by batch, when they come.
+        x: Arrays or a data set. Generators are checked batch by batch, as the batches come.
         model: The model.
-        name: What to call the inputs in the message.
+        name: The name of the inputs in the message.
     """
     if x is None:
         raise ValueError(f"There are no {name}. Received: None")

@@ -1,7 +1,7 @@
-"""What a layer is: its class, or the class of Keras that a subclass computes as.
+"""The kind of a layer: its class, or the class of Keras whose computation a subclass keeps.
 
-Files of Keras 2 and code of users have subclasses that take another argument, have another name,
-or a method more, and change nothing that is computed. They are treated as their base class.
+Some subclasses take another argument, have another name, or add a method, and change nothing that
+is computed. They occur in files of Keras 2 and in user code. They are treated as their base class.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 Rule = TypeVar("Rule")
 
-# What a subclass may define and still compute what its base computes. It may also define what
-# its base does not have, for nothing of the base calls that.
+# A subclass may define these and still compute what its base computes. It may also define names
+# that its base does not have, because no code of the base uses them.
 _NAMES = """
     __init__ __module__ __doc__ __qualname__ __firstlineno__ __static_attributes__ __annotations__
     __annotate__ __annotations_cache__ __annotate_func__ __dict__ __weakref__ __abstractmethods__
@@ -22,14 +22,16 @@ _HARMLESS = frozenset(_NAMES.split())
 
 
 def kinds_of(thing: Any) -> Iterator[type]:
-    """Yield the classes whose rules hold for an object: its own, and bases that it computes as.
+    """Yield the classes whose rules apply to an object.
+
+    These are its own class, and bases that compute the same.
 
     Args:
         thing: A layer, an operation, a schedule, ...
 
     Yields:
-        Its class, and each base for as long as nothing that the bases have is overridden but
-        the constructor and the configuration. None where ``call`` is replaced on the object.
+        Its class, and each base as long as only the constructor and the configuration are
+        overridden. Nothing if ``call`` is replaced on the object.
     """
     if "call" in getattr(thing, "__dict__", ()):
         return
@@ -41,11 +43,11 @@ def kinds_of(thing: Any) -> Iterator[type]:
 
 
 def _changes_something(cls: type, bases: Sequence[type]) -> bool:
-    """Tell whether a class overrides something of the class that it computes as.
+    """Tell whether a class overrides a part of its bases that changes what is computed.
 
     Args:
         cls: The class.
-        bases: Those that are looked in after it.
+        bases: The classes after it in the method resolution order.
     """
     names = set(vars(cls)) - _HARMLESS
     if _is_of_keras(cls):  # which calls what its subclasses add
@@ -58,27 +60,27 @@ def _is_of_keras(cls: type) -> bool:
 
 
 def kind_of(thing: Any) -> type | None:
-    """Return the class that an object computes as: one of Keras's own, if it can be.
+    """Return the class whose computation an object has: one of Keras's, if possible.
 
     Args:
         thing: A layer, a cell or an operation.
 
     Returns:
-        The first class of Keras among those whose rules hold for it; its own class where there is
-        none, and None where ``call`` is replaced on the object.
+        The first class of Keras among those whose rules apply to it. Its own class if there is
+        none, and None if ``call`` is replaced on the object.
     """
     found = list(kinds_of(thing))
     return next(filter(_is_of_keras, found), found[0] if found else None)
 
 
 def computes_as(thing: Any, *classes: type) -> bool:
-    """Tell whether an object computes as one of some classes of Keras, or as theirs of Keras."""
+    """Tell whether an object computes as one of some classes, or as their base in Keras."""
     kind = kind_of(thing)
     return kind is not None and _is_of_keras(kind) and issubclass(kind, classes)
 
 
 def rule_for(thing: Any, rules: Mapping[type, Rule]) -> Rule | None:
-    """Return what a table of classes has for an object, None if it has nothing.
+    """Return the entry for an object in a table of classes, or None.
 
     >>> class Named(int): ...
     >>> class Other(int):

@@ -1,7 +1,7 @@
-"""The logits of a model: what goes into the softmax or sigmoid that it ends in.
+"""The logits of a model: the inputs of its last softmax or sigmoid.
 
-Probabilities are close to each other, and their derivatives small, whatever a network has learnt.
-What compares two networks, or differentiates one, therefore looks at its logits.
+Probabilities are close to each other, and their derivatives are small, whatever a network has
+learnt. Code that compares two networks, or differentiates one, therefore uses the logits.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from keras import layers
 from keras_ntt.core import host
 from keras_ntt.core.kinds import computes_as, kind_of
 
-# Functions that make probabilities, by identity: users take them from any of these places.
+# Functions that return probabilities. Users take them from any of these places.
 _FUNCTIONS = {
     id(function): name
     for name, functions in {
@@ -36,7 +36,7 @@ _ACTIVATE_LAST = (
     *(layers.DepthwiseConv1D, layers.DepthwiseConv2D),
     *(layers.SeparableConv1D, layers.SeparableConv2D),
 )
-# What moves numbers in inference mode, and leaves them what they are.
+# Layers that only move numbers in inference mode.
 _MOVE = (
     *(layers.Reshape, layers.Flatten, layers.Permute, layers.Identity, layers.Concatenate),
     *(layers.Dropout, layers.SpatialDropout1D, layers.SpatialDropout2D, layers.SpatialDropout3D),
@@ -48,7 +48,7 @@ _MOVE = (
         *("numpy.Concatenate", "numpy.GetItem", "core.Cast", "core.Identity"),
     ),
 )
-# Each entry as likely to be one by chance as a coin to show heads: fewer say too little.
+# By chance each entry lies between 0 and 1 about as often as a coin shows heads.
 _FEWEST = 16
 
 
@@ -56,11 +56,11 @@ class Logits(NamedTuple):
     """A model that returns logits.
 
     Attributes:
-        model: The model without the activations that it ends in: another model of the same
-            variables, inputs and name. It is the model itself where it has none.
-        activations: For each output tensor, in order, which one it was: ``"softmax"``,
-            ``"sigmoid"`` or None. Where an output is put together of several, the last of them.
-        certain: Whether there is no other. It is False where a model ends in the user's own code.
+        model: The model without its last activations: another model with the same variables, inputs
+            and name. It is the model itself if there are none.
+        activations: The activation of each output tensor, in order: ``"softmax"``, ``"sigmoid"`` or
+            None. For an output that is composed of several parts, the last of them.
+        certain: Whether there is no other activation. It is False if a model ends in custom code.
     """
 
     model: keras.Model
@@ -74,12 +74,12 @@ class Logits(NamedTuple):
 
 
 def logits_of(model: keras.Model) -> Logits:
-    """Return a model that computes what goes into the last activation of a model.
+    """Return a model that computes the inputs of the last activation of a model.
 
     Softmax and sigmoid are found in Sequential, functional and nested models: as the activation
     of a layer, also inside of TimeDistributed; as a layer, a Lambda or an operation; and before
     layers that only move numbers, such as Reshape and Concatenate. Both models share their
-    variables, so that what trains one trains the other. Nothing of the model is changed.
+    variables, so training one trains the other. The model is not changed.
 
     Args:
         model: A built model.
@@ -116,7 +116,7 @@ def logits_of(model: keras.Model) -> Logits:
 
 
 class _End(NamedTuple):
-    """What goes into the last activation of a tensor, and which it was."""
+    """The input of the last activation of a tensor, and its name."""
 
     tensor: Any
     activation: str | None = None
@@ -124,7 +124,7 @@ class _End(NamedTuple):
 
 
 class _Search:
-    """Looks for the last activations of one graph.
+    """Finds the last activations of one graph.
 
     Args:
         taken: Names that new layers must not have.
@@ -157,7 +157,7 @@ class _Search:
         return _End(outputs[position], names[position], certain)
 
     def _moved(self, tensor: Any, node: Any) -> _End:
-        """Return the logits of what was moved, moved alike."""
+        """Return the logits of a moved tensor, moved in the same way."""
         ends = {id(t): self.before(t) for t in node.input_tensors}
         names = [end.activation for end in ends.values() if end.activation]
         certain = all(end.certain for end in ends.values())
@@ -171,14 +171,14 @@ class _Search:
         return _End(outputs[host.position_of(tensor)], names[-1], certain)
 
     def _read(self, tensor: Any, node: Any, name: str) -> _End:
-        """Return what an activation reads, in the dtype that it gives it."""
+        """Return the input of an activation, in the dtype of its output."""
         (source,) = node.input_tensors
         if source.dtype != tensor.dtype:
             source = layers.Activation("linear", dtype=tensor.dtype)(source)
         return _End(source, name)
 
     def _without(self, operation: Any) -> tuple[Any, tuple[str | None, ...], bool] | None:
-        """Return a layer without its activation, which it was of each output, and `certain`."""
+        """Return a layer without its activation, the activation of each output, and `certain`."""
         if host.functional_of(operation) is not None:
             found = logits_of(operation)
             return self._once(operation, found.model), found.activations, found.certain
@@ -208,7 +208,7 @@ class _Search:
 
 
 def _own_activation(operation: Any) -> str | None:
-    """Return which activation an operation is, if it is nothing else."""
+    """Return the name of the activation that an operation is, or None."""
     if computes_as(operation, layers.Softmax, *_SOFTMAX):
         return "softmax"
     if computes_as(operation, *_SIGMOID):
@@ -221,7 +221,7 @@ def _own_activation(operation: Any) -> str | None:
 
 
 def _activates_last(operation: Any) -> bool:
-    """Tell whether a layer, or a subclass that computes as Keras's own, applies its activation."""
+    """Tell whether a layer, or a subclass with the same computation, applies its activation."""
     for base in _ACTIVATE_LAST:
         if isinstance(operation, base):
             return type(operation).call is base.call
@@ -229,10 +229,10 @@ def _activates_last(operation: Any) -> bool:
 
 
 def _is_known(operation: Any) -> bool:
-    """Tell whether an operation ends in no activation that was not looked for."""
+    """Tell whether an operation cannot end in an unknown activation."""
     if isinstance(operation, layers.TimeDistributed):
         return _is_known(operation.layer)
-    # Functions of the user's own may be another softmax.
+    # Custom functions may be another softmax.
     function = getattr(operation, "activation", None)
     own = getattr(function, "__module__", "").startswith(keras.activations.linear.__module__)
     return own and _activates_last(operation)
@@ -253,8 +253,8 @@ def look_like_probabilities(outputs: Any) -> bool:
         outputs: Tensors ``[n, ..., c]``, nested as the model returns them.
 
     Returns:
-        Whether of one of them all rows along the last axis are probabilities that sum to 1, or all
-        entries, of which there must be some, are above 0 and below 1.
+        Whether for one of the tensors all rows along the last axis are probabilities that sum to 1,
+        or all entries, of which there must be enough, are above 0 and below 1.
     """
     for tensor in keras.tree.flatten(outputs):
         values = np.asarray(tf.cast(tensor, "float64"))
@@ -267,11 +267,11 @@ def look_like_probabilities(outputs: Any) -> bool:
 
 
 def warn_of_logits(found: Logits, what: str, *, stacklevel: int = 2) -> None:
-    """Say that logits are looked at, if a model has an activation at its end.
+    """Warn that logits are used, if a model has an activation at its end.
 
     Args:
         found: The logits of the model.
-        what: Who looks at them, such as ``"the transfer"``.
+        what: The code that uses them, such as ``"the transfer"``.
         stacklevel: As in `warnings.warn`, counted from the caller.
     """
     if found.names:
@@ -286,13 +286,13 @@ def warn_of_logits(found: Logits, what: str, *, stacklevel: int = 2) -> None:
 def warn_of_probabilities(
     found: Iterable[Logits], x: Any, what: str, *, stacklevel: int = 2
 ) -> None:
-    """Warn if a model's own code returns what looks like probabilities.
+    """Warn if the custom code of a model seems to return probabilities.
 
     Args:
-        found: The logits of a model and, where there is one, of its teacher, as far as they were
-            found. The first that looks so is named.
-        x: Some inputs, nested as the models take them; None if there are none to look at.
-        what: Who looks at the outputs, such as ``"the transfer"``.
+        found: The logits of a model and of its teacher, if there is one, as far as they were found.
+            The warning names the first that seems to be probabilities.
+        x: Some inputs, nested as the models take them; None if there are none.
+        what: The code that uses the outputs, such as ``"the transfer"``.
         stacklevel: As in `warnings.warn`, counted from the caller.
     """
     uncertain = [] if x is None else [logits for logits in found if not logits.certain]

@@ -18,7 +18,7 @@ def loops_of(operation: Any, apart_from: Sequence[Any] = ()) -> list[keras.Layer
 
     Args:
         operation: A layer, a model or anything else.
-        apart_from: Inner layers that are left out with all that is in them.
+        apart_from: Inner layers to leave out, with all their inner layers.
     """
     layers = host.layers_of(operation) if isinstance(operation, keras.Layer) else []
     out = {id(inner) for layer in apart_from for inner in host.layers_of(layer)}
@@ -30,7 +30,7 @@ def loops_of(operation: Any, apart_from: Sequence[Any] = ()) -> list[keras.Layer
 
 
 def has_unknown_length(tensors: Sequence[Any]) -> bool:
-    """Tell whether the number of steps of some sequences ``[n, steps, ...]`` is not known."""
+    """Tell whether the number of steps of sequences ``[n, steps, ...]`` is unknown."""
     return any(t.shape.rank is None or None in t.shape[1:2] for t in tensors)
 
 
@@ -41,8 +41,8 @@ def unrolled(
     """Run recurrent layers step by step instead of in a loop of the graph.
 
     The derivative of a derivative through ``tf.while_loop`` fails in TensorFlow ("`dtype`
-    variant is not compatible"). Sequences of open length are left to the loop, and so are inner
-    layers that are to be left out.
+    variant is not compatible"). Sequences of unknown length still run in the loop, and so do inner
+    layers that are left out.
     """
     recurrent = [] if has_unknown_length(tensors) else loops_of(operation, apart_from)
     with contextlib.ExitStack() as stack:
@@ -55,8 +55,8 @@ def unrolled(
 def _step_by_step(layer: keras.Layer) -> Iterator[None]:
     """Unroll a recurrent layer.
 
-    One that goes backwards is given reversed sequences instead: Keras, up to 3.15 at least, blanks
-    the wrong outputs of an unrolled one where its sequences are masked.
+    A layer that runs backwards gets reversed sequences instead: Keras, at least up to 3.15, blanks
+    the wrong outputs of such an unrolled layer if its sequences are masked.
     """
 
     def forwards(sequences: Any, initial_state: Any, mask: Any, training: bool = False) -> Any:

@@ -1,4 +1,4 @@
-"""How much memory there is for a process, where the system says so."""
+"""How much memory is available to a process, where the system reports it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import pathlib
 
 
 def available(root: str = "/") -> int | None:
-    """Return how many bytes a process can still take before the system ends it.
+    """Return how many bytes a process can still allocate before the system ends it.
 
     Args:
         root: Where ``proc`` and ``sys`` are.
 
     Returns:
         The smaller of what is available on the machine (``MemAvailable`` of ``/proc/meminfo``) and
-        what is left of the limits of its control groups; None where neither is known.
+        what remains of the limits of its control groups; None where neither is known.
     """
     base = pathlib.Path(root)
     known = [of_machine(base), of_control_groups(base)]
@@ -30,10 +30,10 @@ def of_machine(base: pathlib.Path) -> int | None:
 
 
 def of_control_groups(base: pathlib.Path) -> int | None:
-    """Return what is left of the limits of a process's control groups, None for no limit.
+    """Return what remains of the limits of a process's control groups, None for no limit.
 
-    Files that were read are counted as used, and given back when memory is needed: they are
-    taken as free.
+    Files that were read are counted as used, but the system frees them when memory is needed. They
+    count as free here.
 
     Args:
         base: Where ``proc`` and ``sys`` are.
@@ -48,7 +48,7 @@ def of_control_groups(base: pathlib.Path) -> int | None:
             names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
         else:
             continue
-        # In a container its own group may be mounted at the top.
+        # In a container the group of the process may be mounted at the top.
         parts = pathlib.PurePosixPath(path.strip("/")).parts
         for count in range(len(parts) + 1):
             found = _left(place.joinpath(*parts[:count]), *names)
@@ -57,7 +57,7 @@ def of_control_groups(base: pathlib.Path) -> int | None:
 
 
 def _left(folder: pathlib.Path, limit: str, usage: str) -> int | None:
-    """Return what is left of the limit of one group."""
+    """Return what remains of the limit of one group."""
     most, used = _number(folder / limit), _number(folder / usage)
     if most is None or used is None:
         return None
@@ -70,7 +70,7 @@ def _left(folder: pathlib.Path, limit: str, usage: str) -> int | None:
 
 
 def _number(file: pathlib.Path) -> int | None:
-    """Return the number in a file, None for ``max`` or one that stands for no limit."""
+    """Return the number in a file; None for ``max`` or a number that means no limit."""
     for line in _lines(file):
         return int(line) if line.isdigit() and int(line) < 2**60 else None
     return None
@@ -79,5 +79,5 @@ def _number(file: pathlib.Path) -> int | None:
 def _lines(file: pathlib.Path) -> list[str]:
     try:
         return file.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError):  # not there, or not for us to read
+    except (OSError, ValueError):  # missing or not readable
         return []

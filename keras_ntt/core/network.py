@@ -1,7 +1,7 @@
 """A Keras model as the core sees it: a flat list of layer calls in inference mode.
 
-Sequential and functional models are unrolled, nested ones included, into `Call`s that read and
-write numbered slots. A model whose ``call`` is the user's own code becomes a single `Call`.
+Sequential and functional models, also nested ones, are unrolled into `Call`s that read and write
+numbered slots. A model with a custom ``call()`` becomes a single `Call`.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Call:
     Attributes:
         operation: The Keras layer, model or operation that is called.
         arguments: Its ``(args, kwargs)``, with slots where tensors go.
-        inputs: Numbers of the slots that are read, in the order of the arguments.
-        outputs: Numbers of the slots that are written, in the order of the flat outputs.
+        inputs: Numbers of the slots that it reads, in the order of the arguments.
+        outputs: Numbers of the slots that it writes, in the order of the flat outputs.
     """
 
     operation: Any
@@ -46,10 +46,11 @@ class Call:
 
         Args:
             *tensors: The tensors.
-            looped: Inner layers that no one differentiates twice, so that they may run in loops.
+            looped: Inner layers that are not differentiated twice, so that they may run in loops.
 
         Raises:
-            ValueError: If other trainable recurrent layers would run over sequences of open length.
+            ValueError: If other trainable recurrent layers would run over sequences of unknown
+                length.
         """
         loops = self.weights and loops_of(self.operation, looped)
         if loops and has_unknown_length(tensors):
@@ -76,7 +77,7 @@ class Call:
 
     @property
     def weights(self) -> list[keras.Variable]:
-        """The trainable variables of the operation (none for plain operations)."""
+        """The trainable variables of the operation; none for plain operations."""
         if isinstance(self.operation, keras.layers.Layer):
             return self.operation.trainable_variables
         return []
@@ -104,17 +105,17 @@ def call_with(operation: Any, args: Any, kwargs: Any) -> tuple[Call, list[tf.Ten
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """A model unrolled.
+    """An unrolled model.
 
     Attributes:
         model: The Keras model.
-        calls: Its calls, each after those whose slots it reads; none for a model with code of
-            its own, before it is bound to inputs.
+        calls: Its calls, each after those whose slots it reads; none for a model with a custom
+            `call()`, before it is bound to inputs.
         inputs: Slots of the model's inputs.
         outputs: Slots of the model's outputs.
-        input_dtypes: The dtype each input is cast to; None leaves it as it comes.
+        input_dtypes: The dtype to which each input is cast; None does not cast.
         output_shapes: Shapes of the outputs, without the axis of the samples.
-        shapes: Shapes of all slots of a model that is unrolled, None for sizes that are not known.
+        shapes: Shapes of all slots of an unrolled model, with None for unknown sizes.
     """
 
     model: Any
@@ -127,7 +128,7 @@ class Network:
     _bound: dict[Any, Network] = field(default_factory=dict)
 
     def bound_to(self, x: Any) -> Network:
-        """Return the network for inputs: the same, or for a model with own code its one call."""
+        """Return the network for given inputs; for a model with a custom call(), its one call."""
         if self.calls:
             return self
         leaves = [tf.convert_to_tensor(t) for t in keras.tree.flatten(x)]
@@ -150,7 +151,7 @@ class Network:
         """The number of outputs of a sample.
 
         Raises:
-            ValueError: If it is not known.
+            ValueError: If it is unknown.
         """
         sizes = [tf.TensorShape(shape).num_elements() for shape in self.output_shapes]
         if not sizes or None in sizes:
@@ -194,8 +195,8 @@ def unroll(model: Any) -> Network:
         model: A built Keras 3 model.
 
     Returns:
-        The `Network`. Nested Sequential and functional models are unrolled too; layers and
-        models with code of their own are left whole.
+        The `Network`. Nested Sequential and functional models are unrolled too; layers and models
+        with a custom `call()` stay whole.
     """
     calls: list[Call] = []
     slot_shapes: dict[int, tuple[int | None, ...]] = {}

@@ -1,1 +1,1 @@
-"""Models of Keras 2, and of tf_keras, made again in Keras 3."""
+"""Convert models of Keras 2, and of tf_keras, to Keras 3."""

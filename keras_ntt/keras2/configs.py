@@ -1,4 +1,4 @@
-"""Models from the configurations that Keras 2 wrote into its files."""
+"""Build models from the configurations in files of Keras 2."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 import keras
 
 MODELS = ("Sequential", "Functional", "Model")
-# What tf_keras calls otherwise than Keras 3.
+# Names that differ between tf_keras and Keras 3.
 RENAMED = {"LeakyReLU": {"alpha": "negative_slope"}}
-# Arguments that only Keras 2 has, with what they say when they say nothing.
+# Arguments that only Keras 2 has, with their defaults.
 _WITHOUT_MEANING = {
     "groups": (1,),
     "time_major": (False,),
@@ -22,7 +22,7 @@ _WITHOUT_MEANING = {
     "noise_shape": (None,),
 }
 _SHAPE = "batch_input_shape"
-# Arguments that the outputs do not depend on once there are weights.
+# Arguments that do not affect the outputs once there are weights.
 _OF_TRAINING = ("_initializer", "_regularizer", "_constraint", "input_length")
 
 
@@ -35,7 +35,7 @@ def model_of(config: Mapping[str, Any], custom_objects: Mapping[str, Any]) -> ke
 
     Args:
         config: ``{"class_name": ..., "config": ...}``, as Keras 2 wrote it.
-        custom_objects: Classes of the user's own by name.
+        custom_objects: Custom classes by name.
 
     Returns:
         The model.
@@ -54,7 +54,7 @@ def model_of(config: Mapping[str, Any], custom_objects: Mapping[str, Any]) -> ke
         inner = _model(config, custom_objects, lists=False)["config"]
         try:
             return cls.from_config(inner)
-        except TypeError:  # older releases take lists of inputs and outputs only
+        except TypeError:  # older releases accept only lists of inputs and outputs
             return cls.from_config(_model(config, custom_objects, lists=True)["config"])
 
 
@@ -69,11 +69,11 @@ def arguments_of(cls: type) -> set[str]:
 
 
 def _model(config: Mapping[str, Any], custom: Mapping[str, Any], *, lists: bool) -> dict[str, Any]:
-    """Return the configuration of a model with its layers as Keras 3 has them.
+    """Return the configuration of a model with layers in the form of Keras 3.
 
     Args:
         config: The configuration.
-        custom: Classes of the user's own by name.
+        custom: Custom classes by name.
         lists: Whether one input or output is in a list.
     """
     inner = copy.deepcopy(dict(config["config"]))
@@ -96,7 +96,7 @@ def _model(config: Mapping[str, Any], custom: Mapping[str, Any], *, lists: bool)
 def _count_calls_from_zero(config: dict[str, Any]) -> None:
     """Number the calls of models within a model as Keras 3 does.
 
-    In Keras 2 the call number 0 of a model is how it was made.
+    In Keras 2 the call number 0 of a model is its construction.
 
     Args:
         config: The arguments of a functional model, whose references are changed.
@@ -115,7 +115,7 @@ def _count_calls_from_zero(config: dict[str, Any]) -> None:
 
 
 def _references(calls: Any) -> list[list[Any]]:
-    """Return what refers to an output of a layer, ``[name, call, output, ...]``, at any depth."""
+    """Return the references to outputs of layers, ``[name, call, output, ...]``, at any depth."""
     if isinstance(calls, Mapping):
         calls = list(calls.values())
     if not isinstance(calls, list):
@@ -129,11 +129,11 @@ def _references(calls: Any) -> list[list[Any]]:
 def _part(
     part: Mapping[str, Any], custom: Mapping[str, Any], *, lists: bool = False
 ) -> dict[str, Any]:
-    """Return the configuration of a layer, cell or model as Keras 3 takes it."""
+    """Return the configuration of a layer, cell or model in the form of Keras 3."""
     kind, config = part["class_name"], part["config"]
     if kind in MODELS:
         return _model(part, custom, lists=lists)
-    plain = kind.rpartition(">")[2]  # of registered classes, "package>name"
+    plain = kind.rpartition(">")[2]  # registered classes are "package>name"
     if plain in custom or kind in custom:
         return {"class_name": plain if plain in custom else kind, "config": config}
     name = config.get("name", kind)
@@ -193,5 +193,5 @@ def _value(key: str, value: Any, custom: Mapping[str, Any]) -> Any:
 
 
 def _inner(part: Mapping[str, Any], custom: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the configuration of a layer inside of one, which Keras 3 looks for in a module."""
+    """Return the configuration of an inner layer, which Keras 3 looks for in a module."""
     return {**_part(part, custom), "module": "keras.layers", "registered_name": None}

@@ -1,4 +1,4 @@
-"""Models from files: those of Keras 3, and what Keras 2 has left."""
+"""Load models from files of Keras 3 and Keras 2."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ _TF_KERAS = "Or install tf_keras, which reads all that Keras 2 wrote: pip instal
 
 
 def load_model(path: Path, *, custom_objects: Mapping[str, Any] | None = None) -> keras.Model:
-    """Read a model from a file of Keras 3 or of Keras 2.
+    """Load a model from a file of Keras 3 or Keras 2.
 
-    Keras 3 reads ``.keras`` files, and ``.h5`` files of Keras 2 as far as their layers take the
-    same arguments. The others are read by tf_keras where it is installed, and made again in Keras 3
-    with the same layers, names, weights and outputs. Where it is not, the layers are made from the
-    configuration in the file: all of Keras's own but functions of TensorFlow in the graph.
+    Keras 3 reads ``.keras`` files, and ``.h5`` files of Keras 2 if their layers take the same
+    arguments. If tf_keras is installed, it reads all other files, and the models are rebuilt in
+    Keras 3 with the same layers, names, weights and outputs. Otherwise the layers are built from
+    the configuration in the file. This works for all layers of Keras, but not for functions of
+    TensorFlow in the graph.
 
     Args:
         path: A ``.keras`` or ``.h5`` file, or the folder of a SavedModel that Keras 2 wrote.
-        custom_objects: Classes and functions of your own by name, as in
-            `keras.models.load_model`.
+        custom_objects: Custom classes and functions by name, as in `keras.models.load_model`.
 
     Returns:
         The model, not compiled.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        TypeError: If `path` is no path, or `custom_objects` no dictionary.
-        ValueError: If there is no model in it, or a part of it cannot be brought in; the message
-            says which and what to do.
+        TypeError: If `path` is not a path, or `custom_objects` not a dictionary.
+        ValueError: If the file has no model, or a part of it cannot be converted; the message says
+            which part and what to do.
 
     Examples:
         >>> import keras, keras_ntt
@@ -65,7 +65,7 @@ def load_model(path: Path, *, custom_objects: Mapping[str, Any] | None = None) -
         return _of_folder(file, custom)
     try:
         return _without_lists(keras.models.load_model(file, custom_objects=custom, compile=False))
-    except Exception as error:  # bytes of any origin: whatever fails, Keras cannot read it
+    except Exception as error:  # the bytes may be anything
         cause = f"{type(error).__name__}: {_cause(str(error))}"
         problem: Exception = error
     config = _config_in_h5(file) if h5py.is_hdf5(file) else None
@@ -77,7 +77,7 @@ def load_model(path: Path, *, custom_objects: Mapping[str, Any] | None = None) -
 def _of_keras2(
     file: pathlib.Path, custom: Mapping[str, Any], config: Mapping[str, Any] | None
 ) -> keras.Model:
-    """Return the model of a file or folder of Keras 2, by the way that there is.
+    """Return the model of a file or folder of Keras 2, with tf_keras or without.
 
     Args:
         file: The file or folder.
@@ -89,7 +89,7 @@ def _of_keras2(
     if legacy is not None:
         try:
             return to_keras3(legacy.models.load_model(file, custom_objects=custom, compile=False))
-        except Exception as error:  # whatever it is, there is another way
+        except Exception as error:  # after any error there is another way
             problems.append(error)
     try:
         if config is None:
@@ -99,7 +99,7 @@ def _of_keras2(
         return _without_lists(model)
     except NotKnownError as error:
         reason = f"{error}"
-    except Exception as error:  # of a file that is damaged, for example
+    except Exception as error:  # a damaged file, for example
         reason = f"{type(error).__name__}: {_cause(str(error))}"
         problems.append(error)
     if legacy is not None:
@@ -111,9 +111,9 @@ def _of_keras2(
 
 
 def _without_lists(model: keras.Model) -> keras.Model:
-    """Return a model that takes and returns one tensor as such, and not as a list of one.
+    """Return a model that takes and returns a single tensor, not a list with one.
 
-    Keras makes such lists of models of Keras 2.
+    Keras builds models of Keras 2 with such lists.
     """
     graph: Any = host.functional_of(model)
     if graph is not model:
@@ -174,7 +174,7 @@ _BY_SUFFIX = {
 
 
 def _reason(file: pathlib.Path) -> str:
-    """Say why a file that Keras cannot read is no model."""
+    """Say why a file that Keras cannot read is not a model."""
     if file.suffix in _BY_SUFFIX:
         return _BY_SUFFIX[file.suffix]
     if h5py.is_hdf5(file):
@@ -193,7 +193,7 @@ def _has_closed_graph(file: pathlib.Path) -> bool:
     try:
         with zipfile.ZipFile(file) as content:
             return b'"TFSMLayer"' in content.read("config.json")
-    except Exception:  # not a zip file, a damaged one, or one without a configuration
+    except Exception:  # not a zip file, damaged, or without a configuration
         return False
 
 
@@ -212,6 +212,6 @@ def _tf_keras() -> Any | None:
 
 
 def _cause(message: str) -> str:
-    """Return the part of a message of Keras that is not the configuration it could not read."""
+    """Return a message of Keras without the configuration that it could not read."""
     cause = message.rpartition("Exception encountered:")[2].partition("Full object config:")[0]
     return (cause or message).strip()[:300].rstrip(".")

@@ -1,4 +1,4 @@
-"""SavedModel folders of Keras 2: the layers by their configuration, the weights by their names."""
+"""SavedModel folders of Keras 2: layers from the configuration, weights by their names."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NODES, _NODE_PATH, _METADATA = 1, 3, 5
 
 
 def load(folder: pathlib.Path, custom_objects: Mapping[str, Any]) -> keras.Model:
-    """Make the model of a SavedModel folder again, without tf_keras.
+    """Rebuild the model of a SavedModel folder, without tf_keras.
 
     Args:
         folder: The folder.
@@ -33,8 +33,8 @@ def load(folder: pathlib.Path, custom_objects: Mapping[str, Any]) -> keras.Model
         The model, whose outputs were compared with those of the folder's graph.
 
     Raises:
-        NotKnownError: If the folder does not say what layers it is of, they are not in Keras 3, or
-            what they compute is something else.
+        NotKnownError: If the folder does not list its layers, if they are not in Keras 3, or if
+            they compute something else there.
     """
     config = _config(folder)
     if config is None:
@@ -58,14 +58,14 @@ def _config(folder: pathlib.Path) -> dict[str, Any] | None:
         inner = found.get("model_config") or found
         if "class_name" in inner and "config" in inner:
             kind, config = inner["class_name"], inner["config"]
-            if kind not in MODELS and "layers" in config:  # a subclass without code of its own
+            if kind not in MODELS and "layers" in config:  # a subclass without a custom call()
                 kind = "Functional" if "input_layers" in config else "Sequential"
             return {"class_name": kind, "config": config}
     return None
 
 
 def _plain(read: dict[str, Any]) -> Any:
-    """Return a tuple for how Keras 2 writes one."""
+    """Return the tuple for its form in Keras 2."""
     return tuple(read["items"]) if read.get("class_name") == "__tuple__" else read
 
 
@@ -85,7 +85,7 @@ def _metadata(folder: pathlib.Path) -> Iterator[tuple[str, str]]:
 
 
 def _fields(content: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield the fields of a protocol buffer that are texts or buffers themselves."""
+    """Yield the fields of a protocol buffer that are texts or buffers."""
     place = 0
 
     def number() -> int:
@@ -112,7 +112,7 @@ def _fields(content: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _values(folder: pathlib.Path) -> dict[tuple[str, ...], np.ndarray]:
-    """Return the values of a folder's variables by the parts of their names."""
+    """Return the values of a folder's variables, by the parts of their names."""
     reader = tf.train.load_checkpoint(str(folder / "variables" / "variables"))
     content = reader.get_tensor(_GRAPH)
     graph = trackable_object_graph_pb2.TrackableObjectGraph.FromString(content)
@@ -125,7 +125,7 @@ def _values(folder: pathlib.Path) -> dict[tuple[str, ...], np.ndarray]:
 
 
 def _set_weights(model: keras.Model, values: Mapping[tuple[str, ...], np.ndarray]) -> None:
-    """Give the weights of a model the values of the same names."""
+    """Set the weights of a model to the values of the same names."""
     for layer in host.layers_of(model):
         if isinstance(layer, keras.Model) or not layer.weights:
             continue
@@ -136,7 +136,7 @@ def _set_weights(model: keras.Model, values: Mapping[tuple[str, ...], np.ndarray
 
 
 def _value_of(variable: keras.Variable, values: Mapping[tuple[str, ...], np.ndarray]) -> np.ndarray:
-    """Return the value whose name has the most words of a variable's path, and ends alike."""
+    """Return the value whose name shares the most words with a variable's path, and ends alike."""
     *places, last = variable.path.split("/")
     shape = tuple(variable.shape)
     for ends in ((last,), (f"depthwise_{last}", f"pointwise_{last}")):
@@ -158,7 +158,7 @@ def _check_outputs(model: keras.Model, folder: pathlib.Path) -> None:
     """Raise a NotKnownError if a model computes something else than the graph in its folder."""
     graph = tf.Graph()
     with _quiet(), graph.as_default(), tf.compat.v1.Session(graph=graph) as session:
-        # Newer loaders look for the optimizer that was saved along, and fail.
+        # Newer loaders look for the saved optimizer, and fail.
         meta = tf.compat.v1.saved_model.load(session, ["serve"], str(folder))
         signature = meta.signature_def.get("serving_default")
         if signature is None or len(signature.inputs) != len(model.inputs):
@@ -175,7 +175,7 @@ def _check_outputs(model: keras.Model, folder: pathlib.Path) -> None:
         feed = {ports[name].name: array for name, array in zip(names, arrays, strict=True)}
         theirs = session.run({k: port.name for k, port in signature.outputs.items()}, feed)
     ours = keras.tree.flatten(model(arrays[0] if len(arrays) == 1 else arrays, training=False))
-    # Outputs go by names of their layers there: each must be one of ours.
+    # There the outputs have the names of their layers: each must be one of ours.
     for found in theirs.values():
         if not any(_same(found, keras.ops.convert_to_numpy(output)) for output in ours):
             raise NotKnownError(
@@ -186,7 +186,7 @@ def _check_outputs(model: keras.Model, folder: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep TensorFlow from saying that a loader of folders is an old one."""
+    """Hide TensorFlow's message that a loader of folders is old."""
     logger = tf.get_logger()
     level = logger.level
     logger.setLevel("ERROR")

@@ -1,6 +1,6 @@
-"""A tf_keras model made again in Keras 3.
+"""Convert a tf_keras model to Keras 3.
 
-Nothing here imports tf_keras: its objects are told by what they have.
+This module does not import tf_keras: it recognizes its objects by their attributes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _OPERATIONS = {"abs", "add", "divide", "elu", "exp", "matmul", "maximum", "minim
 _OPERATIONS |= {"relu", "relu6", "reshape", "sigmoid", "silu", "softmax", "sqrt", "square"}
 _OPERATIONS |= {"subtract", "tanh", "transpose"}
 _OPERATOR_NAMES = {"sub": "subtract", "mul": "multiply", "truediv": "divide"}
-# The second argument of operations in TensorFlow; tf_keras always passes the first one by place.
+# The second argument of operations in TensorFlow; tf_keras always passes the first by position.
 _SECOND = ("y", "b", "perm", "shape")
 
 
@@ -31,15 +31,16 @@ def to_keras3(model: Any) -> keras.Model:
     """Return the Keras 3 twin of a tf_keras model: the same layers, names, weights and outputs.
 
     Args:
-        model: A built Sequential or functional model of tf_keras, of layers that Keras 3 has too.
+        model: A built Sequential or functional model of tf_keras, with layers that Keras 3 also
+            has.
 
     Returns:
         The twin, whose outputs were compared with the model's on random inputs.
 
     Raises:
-        TypeError: If `model` is not of tf_keras.
-        ValueError: If it is not built, has wrappers of tfmot, or cannot be made again; the
-            message says what is in the way.
+        TypeError: If `model` is not a tf_keras model.
+        ValueError: If it is not built, has wrappers of tfmot, or cannot be rebuilt; the message
+            says why.
     """
     if not host.is_legacy_keras(model) or not hasattr(model, "layers"):
         raise TypeError(
@@ -59,7 +60,7 @@ def to_keras3(model: Any) -> keras.Model:
     rng = np.random.default_rng(0)
     looked_up = input_kinds.are_indices(twin.inputs, twin)
     inputs = [some_input(rng, t, i) for t, i in zip(model.inputs, looked_up, strict=True)]
-    # Functional models take one array as itself.
+    # Functional models take a single array, not a list.
     x = inputs[0] if len(inputs) == 1 else inputs
     theirs, ours = (_flat(m(x, training=False)) for m in (model, twin))
     for a, b in zip(theirs, ours, strict=True):
@@ -81,7 +82,7 @@ def _flat(outputs: Any) -> list[np.ndarray]:
 
 
 def _made_again(model: Any, made: dict[int, Any]) -> keras.Model:
-    """Return a Keras 3 model of the same graph, its weights not copied yet."""
+    """Return a Keras 3 model of the same graph, before its weights are copied."""
     symbols = {
         id(t): keras.Input(tuple(t.shape[1:]), dtype=t.dtype.name, name=_input_name(t))
         for t in model.inputs
@@ -128,7 +129,7 @@ def _layer_again(layer: Any, made: dict[int, Any]) -> Any:
         raise _no_twin(layer, f"the function {name!r}")
     ours: Any = getattr(keras.layers, kind, None)
     if ours is None or not of_library or kind == "Lambda":
-        raise _no_twin(layer, "a layer of one's own")
+        raise _no_twin(layer, "a custom layer")
     config = dict(layer.get_config())
     lambdas = [k for k in config if getattr(getattr(layer, k, 0), "__name__", "") == "<lambda>"]
     if lambdas:
@@ -176,11 +177,11 @@ def _matmul(a: Any, b: Any, transpose_a: bool = False, transpose_b: bool = False
 
 @contextlib.contextmanager
 def _named(layer: Any) -> Iterator[None]:
-    """Turn what Keras 3 raises while a layer is made again into a ValueError that names it."""
+    """Turn errors of Keras 3, while a layer is rebuilt, into a ValueError that names the layer."""
     try:
         yield
     except Exception as error:
-        # Keras puts its cause behind these words, or below a line of them, in bold.
+        # Keras writes the cause after these words, or below a line of them, in bold.
         text = str(error).split("Exception encountered: ")[-1].replace("\x1b[1m", "")
         lines = [line for line in text.splitlines() if line and "encountered when" not in line]
         cause = textwrap.shorten("".join(lines[:1]), 200)

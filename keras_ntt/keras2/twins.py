@@ -1,6 +1,6 @@
-"""Twins, models of the same weights in Keras 3 and tf_keras: which weight is which.
+"""Match the weights of twins: models with the same weights in Keras 3 and tf_keras.
 
-Nothing here imports tf_keras: its objects are told by what they have.
+This module does not import tf_keras: it recognizes its objects by their attributes.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ def check_unwrapped(model: Any) -> None:
 
 
 def named_weights(model: Any) -> dict[str, Any]:
-    """Return the weights of a model of either Keras by names that are alike in both.
+    """Return the weights of a model of either Keras, by names that are the same in both.
 
     Args:
-        model: A model of Keras 3 or tf_keras; pruning wrappers of tfmot are looked through.
+        model: A model of Keras 3 or tf_keras; pruning wrappers of tfmot are ignored.
 
     Returns:
-        ``"inner_model/layer/kernel" -> variable``, without the model's own name; numbered where
-        a name repeats in a layer.
+        ``"inner_model/layer/kernel" -> variable``, without the name of the model; numbered if a
+        name repeats in a layer.
     """
     found: dict[str, Any] = {}
     seen: set[int] = set()
@@ -67,7 +67,7 @@ def unwrapped(layer: Any) -> Any:
 
 
 def paired(source: Any, target: Any) -> list[tuple[str, Any, str, Any]]:
-    """Match the weights of two models, by name, or by order where the names are others.
+    """Match the weights of two models, by name, or by order if the names differ.
 
     Args:
         source: A model of either Keras.

@@ -1,6 +1,6 @@
 """LiteRT (TFLite) files: read, encode sparsely, check, report.
 
-`flatbuffer` reads and writes files, `encoding` stores arrays sparsely, `choose` decides how each
-weight is stored, `rewrite` does it, `xnnpack` predicts what the runtime will do with the result,
-`checks` runs it, `report` says what came out.
+`format.flatbuffer` reads and writes files, `format.encoding` stores arrays sparsely,
+`format.storage` lists how a weight can be stored, `format.rewrite` stores it, `xnnpack` predicts
+what the runtime will do with the result, `runtime` runs it, and `report` describes the file.
 """

@@ -1,4 +1,4 @@
-"""What TensorFlow writes to the standard error stream by itself, past Python, while it converts."""
+"""Hide messages that TensorFlow's C++ code writes to standard error while it converts."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ CHATTER = (
 def chatter_dropped() -> Iterator[None]:
     """Keep information and warnings of TensorFlow's C++ code off the standard error stream.
 
-    The stream is a file meanwhile, and no pipe: a thread that empties a pipe could not run if the
-    converter held the interpreter's lock. Errors, and all that others write there, come through at
-    the end. Of two at the same time, in threads, the second does nothing.
+    Meanwhile the stream is a file and not a pipe: a thread that empties a pipe could not run while
+    the converter holds the interpreter's lock. Errors, and messages of other code, appear at the
+    end. If two threads do this at the same time, the second does nothing.
     """
     if not _LOCK.acquire(blocking=False):
         yield
@@ -52,5 +52,5 @@ def chatter_dropped() -> Iterator[None]:
 
 
 def _flush() -> None:
-    with contextlib.suppress(Exception):  # whatever stands in place of the stream
+    with contextlib.suppress(Exception):  # standard error may have been replaced by any object
         sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""Check a file before it takes its place: its faults, and what rounding has done to the model."""
+"""Check a file before it is moved to its path: its faults, and the effect of rounding."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from keras_ntt.litert.runtime import run as runs
 from keras_ntt.litert.samples import Samples
 from keras_ntt.litert.written import Expected
 
-_FEW = 16  # samples that show a fault, which is not a matter of chance
+_FEW = 16  # samples are enough to show a fault, which does not depend on chance
 
 
 class Checked(NamedTuple):
-    """A file that has passed.
+    """The figures of a file that has passed the checks.
 
     Attributes:
         runs: The ways in which it was run and compared with the model.
-        difference: Largest difference of an output from the model's.
-        allowed: The largest that was allowed.
-        rounding: What rounding has done, or None where nothing was rounded.
+        difference: Largest difference of an output from the model's output.
+        allowed: The largest allowed difference.
+        rounding: The effect of rounding, or None if nothing was rounded.
     """
 
     runs: tuple[runs.Run, ...]
@@ -37,7 +37,7 @@ class Checked(NamedTuple):
 
 
 class Sources(NamedTuple):
-    """What a file was made of.
+    """The sources of a file.
 
     Attributes:
         exact: The dense float32 file.
@@ -58,24 +58,24 @@ def check(
     options: Options,
     batch: int | None,
 ) -> Checked:
-    """Run a file in every way and judge it.
+    """Run a file in every way and check it.
 
     Args:
         path: The file.
-        sources: What it was made of.
-        samples: What to run it on.
+        sources: Its sources.
+        samples: The inputs to run it on.
         expected: What it should compute.
-        options: How values are rounded, and the tolerance: None leaves the judgement of rounding
-            to `rounding.check_rounding`.
-        batch: The number of samples at a time that the file fixes, or None.
+        options: How values are rounded, and the tolerance. With None `rounding.check_rounding`
+            judges the rounding.
+        batch: The fixed batch size of the file, or None.
 
     Returns:
         The figures.
 
     Raises:
-        ExportError: If the file has other weights or computes something else than the dense file
-            of the same numbers; if the dense float32 file computes something else than the model;
-            or if rounding has ruined the model, or passes the tolerance.
+        ExportError: If the file has other weights or other outputs than the dense file of the same
+            numbers; if the dense float32 file has other outputs than the model; or if rounding has
+            ruined the model or exceeds the tolerance.
     """
     content = pathlib.Path(path).read_bytes()
     judge.check_weights(content, sources.converted, expected.name)
@@ -103,7 +103,7 @@ def _check_faults(
     options: Options,
     batch: int | None,
 ) -> None:
-    """Raise an ExportError at a fault of the conversion or of what was made of its file."""
+    """Raise an ExportError if the conversion, or the new file, has a fault."""
     few = _first(samples.given, batch)
     with tempfile.TemporaryDirectory() as folder:
         exact, twin = (pathlib.Path(folder) / name for name in ("exact.tflite", "twin.tflite"))
@@ -129,14 +129,14 @@ def round_off(
     expected: Expected,
     batch: int | None,
 ) -> Rounding:
-    """Measure what rounding has done, on held-out samples where there are some.
+    """Measure the effect of rounding, on held-out samples if there are any.
 
     Args:
         path: The file.
-        found: What `run.outputs_by` has returned of it on `samples.given`.
+        found: The result of `run.outputs_by` on `samples.given`.
         samples: The samples.
         expected: What the file should compute.
-        batch: The number of samples at a time that the file fixes, or None.
+        batch: The fixed batch size of the file, or None.
 
     Returns:
         The figures.

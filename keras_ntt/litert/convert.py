@@ -30,7 +30,7 @@ _NAMES = (*_OTHERS, "mixed_float16", "mixed_bfloat16")  # of types and of polici
 
 
 class _Integers(NamedTuple):
-    """What files that compute in integers need: inputs to measure, and the types at their ends."""
+    """What integer files need: inputs to measure ranges on, and the types of inputs and outputs."""
 
     batches: list[Any]
     input_type: str
@@ -38,7 +38,7 @@ class _Integers(NamedTuple):
 
 
 class _Conversion(NamedTuple):
-    """A file that does not depend on samples, and what it was made of."""
+    """A file that does not depend on samples, and its sources."""
 
     model: keras.Model
     ports: Ports | None
@@ -54,9 +54,9 @@ _shared: contextvars.ContextVar[list[_Conversion] | None] = contextvars.ContextV
 
 @contextlib.contextmanager
 def conversions_shared() -> Iterator[None]:
-    """Convert a model once for several files while the context lasts.
+    """Convert a model only once for several files inside this context.
 
-    Weights must not change meanwhile.
+    The weights must not change meanwhile.
 
     Yields:
         Nothing.
@@ -78,30 +78,31 @@ def convert(
     output_type: str = "float32",
     operators: bool = True,
 ) -> list[bytes]:
-    """Convert a model to LiteRT files, without what TensorFlow prints.
+    """Convert a model to LiteRT files, without the messages of TensorFlow.
 
-    The converter takes the model's function with its variables as constants. Where a model has
-    something that cannot be a constant, such as a look-up table, it takes a SavedModel, which is
-    several times slower to write and to read; likewise where an LSTM becomes one operator, because
-    the function that stands for it must not be inlined. The converter's own way for Keras models is
-    never used, because it ends the process with TensorFlow 2.16, nor its sparse mode: its files
-    compute something else or do not load. Recurrent layers are written as `recurrent` says, because
-    the converter cannot take their loops.
+    The converter gets the model's function with its variables as constants. If a part of the model
+    cannot be a constant, such as a look-up table, it gets a SavedModel, which is several times
+    slower to write and to read. The same is done if an LSTM becomes one operator, because its
+    function must not be inlined. The converter's method for Keras models is never used, because it
+    ends the process with TensorFlow 2.16. Its sparse mode is not used either: such files compute
+    something else or do not load. `recurrent` writes recurrent layers, because the converter cannot
+    convert their loops.
 
     Args:
         model: The model.
-        quantizations: One file for each: None, ``"float16"``, ``"int8_weights"`` (activations
-            stay float), ``"int8"`` or ``"int16"`` (int16 activations, int8 weights).
+        quantizations: One file is made for each: None, ``"float16"``, ``"int8_weights"``
+            (activations stay float), ``"int8"`` or ``"int16"`` (int16 activations, int8 weights).
         samples: Inputs in the order of the model, from which ``"int8"`` and ``"int16"`` measure the
-            ranges of activations; the others have no need of them.
-        ports: What the model takes and returns; None finds out, as far as Keras knows it.
-        input_type: What files that compute in integers take for floats.
-        output_type: What they return for floats.
-        operators: Whether an LSTM may become one operator, where the number of samples is fixed.
+            ranges of activations. The other quantizations do not need them.
+        ports: The inputs and outputs of the model; with None they are found out, as far as Keras
+            knows them.
+        input_type: The type that integer files take for floats.
+        output_type: The type that they return for floats.
+        operators: Whether an LSTM may become one operator if the batch size is fixed.
 
     Returns:
-        The files, which compute from float32 whatever the policies of the model's layers, and have
-        their inputs and outputs in the model's order.
+        The files. They compute in float32 whatever the policies of the model's layers, and have
+        inputs and outputs in the model's order.
 
     Raises:
         ExportError: If the model cannot be converted.
@@ -140,7 +141,7 @@ def convert(
         if ports is None or ports.is_single:
             return files
         return [ports.in_order(content) for content in files]
-    except Exception as error:  # the converter raises whatever its passes raise
+    except Exception as error:  # the converter passes on any error
         raise ExportError(
             f"TensorFlow could not convert the model {model.name!r} to LiteRT. {_hint(model)}"
             f"Received: {type(error).__name__}: {str(error)[:500]}"
@@ -148,16 +149,16 @@ def convert(
 
 
 def in_float32(model: keras.Model) -> keras.Model:
-    """Return a model that computes in float32: the model itself, or else a copy of it.
+    """Return a model that computes in float32: the model itself, or a copy of it.
 
-    The converter has hardly an operator for other types.
+    The converter has hardly any operators for other types.
 
     Args:
         model: A built model.
 
     Returns:
-        The model if all its layers do so, or a copy with the same weights in which float16,
-        bfloat16 and float64 have become float32, in policies, inputs and casts.
+        The model if all its layers compute in float32. Otherwise a copy with the same weights, in
+        which float16, bfloat16 and float64 are float32 in policies, inputs and casts.
 
     Raises:
         ExportError: If no such copy can be made.
@@ -169,13 +170,13 @@ def in_float32(model: keras.Model) -> keras.Model:
     try:
         with undisturbed(), configurations_share(model), host.zero_weights():
             config = keras.tree.map_structure(_renamed, configuration_of(model))
-            keras.config.set_dtype_policy("float32")  # for what layers make by themselves
+            keras.config.set_dtype_policy("float32")  # for tensors that layers create
             copy = rebuilt(model, config)
         hand_over(model, copy)
         left = _others_in(copy)
         if left:
             raise ValueError(f"a copy that computes in {', '.join(left)}")
-    except Exception as error:  # classes of a user's own raise whatever they raise
+    except Exception as error:  # custom classes may raise any error
         raise ExportError(
             f"LiteRT files compute in float32, and the model {model.name!r} cannot be copied to do "
             f"so: {cause_of(error)}. "
@@ -188,7 +189,7 @@ def in_float32(model: keras.Model) -> keras.Model:
 
 
 def _others_in(model: keras.Model) -> list[str]:
-    """Return the types of floats but float32 that layers of a model compute in."""
+    """Return the float types other than float32 in which layers of a model compute."""
     types = {
         layer.compute_dtype
         for layer in host.layers_of(model)
@@ -227,7 +228,7 @@ def _by_function(
             )
             for q in quantizations
         ]
-    except Exception:  # whatever TensorFlow raises; the SavedModel's error is the one to show
+    except Exception:  # any error of TensorFlow; the error of the SavedModel is the one to show
         return None
 
 
@@ -248,8 +249,8 @@ def _by_saved_model(
 
 
 def _save(model: keras.Model, folder: str, ports: Ports | None, form: str) -> None:
-    """Write a SavedModel of inference, which `Model.export` takes for the default of each layer."""
-    if ports is None:  # the shapes that a call of its own takes are known to Keras alone
+    """Write a SavedModel in inference mode, which `Model.export` leaves to each layer's default."""
+    if ports is None:  # only Keras knows the shapes that a custom call() takes
         with unrolled(model, []):
             model.export(folder)
         return
@@ -270,7 +271,7 @@ def _hint(model: keras.Model) -> str:
 
 
 def _batches(ports: Ports, samples: Sequence[np.ndarray]) -> list[Any]:
-    """Return samples as the converter wants them: in a list, or by name where there are several."""
+    """Return samples as the converter needs them: in a list, or by name if there are several."""
     size, count = ports.batch or 1, len(samples[0])
     cut = [[array[i : i + size] for array in samples] for i in range(0, count - size + 1, size)]
     if len(samples) == 1:
@@ -293,6 +294,6 @@ def _convert(converter: Any, quantization: str | None, integers: _Integers) -> b
         converter.inference_input_type = tf.as_dtype(integers.input_type)
         converter.inference_output_type = tf.as_dtype(integers.output_type)
     with warnings.catch_warnings():
-        # Of the converter's own way to measure ranges, which nobody can change.
+        # The converter itself measures ranges in this way.
         warnings.filterwarnings("ignore", r"[\s\S]*tf.lite.Interpreter is deprecated")
         return converter.convert()

@@ -1,4 +1,4 @@
-"""LiteRT (TFLite) files that are run and compared with Keras before they are declared written."""
+"""Write LiteRT (TFLite) files, and compare them with Keras before they are reported as written."""
 
 from __future__ import annotations
 
@@ -71,82 +71,82 @@ def export_tflite(
     batch_size: int | str | None = None,
     labels: Any = None,
 ) -> ExportReport:
-    """Write a LiteRT file of a model, small or fast by its zeros, and check it against Keras.
+    """Write a LiteRT file of a model, which its zeros make small or fast, and check it with Keras.
 
-    A file has its inputs and outputs in the model's order, those of a dictionary in that of their
-    names; where there are several its signature names them.
+    A file has its inputs and outputs in the order of the model, or in the order of their names if
+    they are in a dictionary. If there are several, its signature names them.
 
-    The model is converted densely; then each weight is stored as the target wants. The file is
-    written beside its place, run in several ways and moved to `path` only if its outputs are the
-    model's.
+    The model is converted densely. Then each weight is stored as the target needs it. The file is
+    written under a temporary name in the same folder and run in several ways. It is moved to `path`
+    only if its outputs are those of the model.
 
     Args:
-        model: A built model; one with code of its own needs `representative_data`. Masks it holds
-            do no harm. Of one whose layers compute in float16, bfloat16 or float64, as in mixed
-            precision, a copy in float32 with the same weights is written and compared.
+        model: A built model; one with a custom `call()` needs `representative_data`. It may hold
+            masks. If its layers compute in float16, bfloat16 or float64, as in mixed precision, a
+            float32 copy with the same weights is written and compared.
         path: The file to write. An older file is replaced only on success.
-        target: ``"size"``: each weight takes the fewest bytes, sparse where that is smaller.
-            ``"latency"``: sparse only where a sparse kernel is faster at batch 1, else dense.
-            ``"int8"``: for devices; takes one sample in int8, computes and returns int8, stored
-            densely. ``"dense"``: everything densely; with ``quantization="int8"`` a file that
-            computes in int8 for a CPU.
-            ``"micro"``: for TensorFlow Lite Micro; takes one sample and computes in int8, and
-            pruned weights take a bit a zero. LiteRT does not run such a file.
-        quantization: None keeps float32 exactly, or takes the target's own. ``"float16"`` rounds
-            constants. ``"int8_weights"`` rounds weights to int8, one scale an output channel;
-            activations stay float. ``"int8"`` computes in int8, ``"int16"`` with activations of
-            int16. ``"float32"`` is for ``target="micro"``, whose own is int8.
-        representative_data: Inputs to compare outputs on, and to measure ranges for int8: arrays
-            ``[n, ...]``, nested as the model takes them; or batches of them, with labels or
-            without, in a list, a ``tf.data.Dataset``, a ``keras.utils.PyDataset``, a generator or
-            a function that returns one, as the guides of TensorFlow Lite have it. Of more than 256
-            samples the first 256 are taken, and up to 256 that follow are held out, to judge
-            rounding on. None compares on 16 samples, or one batch where the model fixes its size:
-            standard normal ones, or zeros and ones where the model takes whole numbers.
+        target: ``"size"``: each weight takes the fewest bytes, and is sparse where that is smaller.
+            ``"latency"``: sparse only where a sparse kernel is faster at batch size 1, else dense.
+            ``"int8"``: for devices. The file takes one sample in int8, computes in int8, returns
+            int8, and is dense. ``"dense"``: all weights are dense; with ``quantization="int8"`` the
+            file computes in int8 on a CPU. ``"micro"``: for TensorFlow Lite Micro. The file takes
+            one sample and computes in int8, and pruned weights take one bit per zero. LiteRT cannot
+            run such a file.
+        quantization: None keeps float32 exactly, or takes the default of the target. ``"float16"``
+            rounds constants. ``"int8_weights"`` rounds weights to int8, with one scale per output
+            channel; activations stay float. ``"int8"`` computes in int8, ``"int16"`` with int16
+            activations. ``"float32"`` is for ``target="micro"``, whose default is int8.
+        representative_data: Calibration inputs, to compare outputs and to measure ranges for int8:
+            arrays ``[n, ...]``, nested as the model takes them; or batches of them, with or without
+            labels, in a list, a ``tf.data.Dataset``, a ``keras.utils.PyDataset``, a generator, or a
+            function that returns one, as in the guides of TensorFlow Lite. Of more than 256 samples
+            the first 256 are used, and up to 256 further ones are held out to judge rounding. None
+            compares on 16 random samples, or on one batch if the model fixes the batch size. They
+            are standard normal, or zeros and ones if the model takes integers.
         sparse: Whether weights may be stored sparsely. False stores them densely, whatever the
             target.
-        tolerance: Largest difference allowed, relative to the largest number of an output.
-            ``"auto"`` is 1e-4 for float32. Files that round are then judged by what rounding does
-            to the model (`ExportReport.rounding`), and refused only if it ruins it: if the mean
-            square of the error is as large as the variance of an output. Faults are not a matter of
-            tolerance: any file must compute what the dense file of the same numbers does, and the
-            float32 file what the model does.
-        cpu: What ``"latency"`` is for: ``"arm"``, ``"x86"`` (with AVX), or ``"any"``, which
-            takes sparse kernels only where they win on both.
+        tolerance: Largest allowed difference, relative to the largest number of an output.
+            ``"auto"`` is 1e-4 for float32. Files with rounding are then judged by its effect on the
+            model (`ExportReport.rounding`). They are refused only if it ruins the model: if the
+            mean square of the error is as large as the variance of an output. Faults are never
+            tolerated: any file must compute what the dense file of the same numbers computes, and
+            the float32 file what the model computes.
+        cpu: The processor for ``"latency"``: ``"arm"``, ``"x86"`` (with AVX), or ``"any"``, which
+            uses sparse kernels only where they are faster on both.
         compact: Whether to remove units that are constant or that nothing reads before the
             conversion (see `remove_dead_units`). The outputs stay the same.
-        benchmark: Whether to measure latency and memory on this host, beside the dense file; not
-            for ``"micro"``.
-        inference_input_type: What a file that computes in int8 takes: ``"int8"``, ``"uint8"`` or
-            ``"float32"``; with int16 ``"int16"`` or ``"float32"``. None is float32, and for
-            ``"int8"`` and ``"micro"`` the type it computes in. `tflite_predict` converts floats;
-            the scales are in `ExportReport.ports`.
-        inference_output_type: What it returns, likewise.
-        huffman: For ``"micro"``: whether weights may be stored by a Huffman code where that is
-            smaller. It takes some 3 times longer to unpack.
+        benchmark: Whether to measure latency and memory on this host, also those of the dense file;
+            not for ``"micro"``.
+        inference_input_type: The input type of a file that computes in int8: ``"int8"``,
+            ``"uint8"`` or ``"float32"``; with int16 ``"int16"`` or ``"float32"``. None is float32;
+            for ``"int8"`` and ``"micro"`` it is the type in which the file computes.
+            `tflite_predict` converts floats. The scales are in `ExportReport.ports`.
+        inference_output_type: The output type, likewise.
+        huffman: For ``"micro"``: whether weights may be stored as a Huffman code where that is
+            smaller. Unpacking takes about 3 times as long.
         arena_limit: For ``"micro"``: bytes of memory, as counted on a 64-bit host, or ``"dense"``
             for no higher peak of activations and unpacked weights than the dense model has. Layers
-            are cut into pieces or left dense so that the limit holds.
-        c_array: For ``"micro"``: where to write the file as C source too, a header and a ``.cc``.
-        npu: For ``"micro"``: ``"ethos-u"`` writes the dense file that the compiler Vela takes,
-            which packs zeros itself.
-        levels: For ``"micro"`` in integers: to how many values the weights of a tensor are rounded,
-            zero not counted, where a Huffman code then makes the file smaller. 15 takes some 0.22
-            bytes a weight at 80 % zeros. Biases are refitted on `representative_data`; the report
-            has the effect on the outputs.
-        batch_size: The number of samples at a time that the file takes, or ``"any"``. None is 1 for
-            ``"int8"`` and ``"micro"``, else any; a model that fixes the number keeps its own.
-        labels: Class numbers ``[n]`` of the samples of `representative_data`, or a row for each
-            with a weight for each class, to report the accuracy of the file and of the model where
-            something is rounded.
+            are cut into pieces or left dense to keep the limit.
+        c_array: For ``"micro"``: where to write the file also as C source, a header and a ``.cc``.
+        npu: For ``"micro"``: ``"ethos-u"`` writes a dense file for the compiler Vela, which packs
+            zeros itself.
+        levels: For ``"micro"`` with integers: the number of values, without zero, to which the
+            weights of a tensor are rounded if a Huffman code then makes the file smaller. 15 takes
+            about 0.22 bytes per weight at 80 % zeros. Biases are refitted on `representative_data`.
+            The report has the effect on the outputs.
+        batch_size: The batch size of the file, or ``"any"``. None is 1 for ``"int8"`` and
+            ``"micro"``, else any. If the model fixes its batch size, the file has the same.
+        labels: Class numbers ``[n]`` of the samples of `representative_data`, or a row of class
+            weights for each. With these the report has the accuracy of the file and of the model,
+            if something is rounded.
 
     Returns:
         An `ExportReport`, whose ``str()`` is a table.
 
     Raises:
         ImportError: If `ai_edge_litert` is not installed.
-        ExportError: If the model cannot be converted, or the converted one does not run or its
-            outputs differ.
+        ExportError: If the model cannot be converted, or the file does not run or has other
+            outputs.
         FileNotFoundError: If the directory of `path` does not exist.
         TypeError: If `model` is not a Keras 3 model.
         ValueError: If the model, the data or an option do not fit.
@@ -191,7 +191,8 @@ def export_tflite(
     try:
         sources, result, written = _made(smaller, options, samples, expected, ports, target_path)
     except RuinedError:
-        # The gates of an LSTM that is one operator have 12 bits behind the point, its steps more.
+        # In an LSTM operator the gates have 12 bits after the binary point; unrolled steps have
+        # more.
         if not has_lstm(smaller) or ports.batch is None:
             raise
         steps = replace(options, operators=False)
@@ -242,7 +243,7 @@ def _made(
     ports: Ports,
     path: pathlib.Path,
 ) -> tuple[Sources, Reencoded, Written]:
-    """Make a file, judge it and put it in its place."""
+    """Make a file, check it and move it to its path."""
     sources, result = _store(model, options, samples.given, ports)
     if options.target == "micro":
         written = micro.write(result.model, path, samples, expected, options, sources.exact)
@@ -260,7 +261,7 @@ def _write(
     options: Options,
     batch: int | None,
 ) -> Written:
-    """Write a file that LiteRT runs, once it has run it."""
+    """Write a file for LiteRT, after a check that it runs."""
     content = fb.write(
         closed(slim(result.model, micro=False)) if options.target == "size" else result.model
     )
@@ -289,7 +290,7 @@ def _write(
 def _store(
     model: keras.Model, options: Options, samples: Sequence[np.ndarray], ports: Ports
 ) -> tuple[Sources, Reencoded]:
-    """Return what a file is made of, and the model stored as the options want."""
+    """Return the sources of a file, and the model stored according to the options."""
     weights_only = options.quantization == "int8_weights"
     wanted: list[str | None] = [None]
     by_converter = options.quantization is not None and not (
@@ -298,7 +299,8 @@ def _store(
     if by_converter:
         wanted.append(options.quantization)
     types = {"input_type": options.input_type, "output_type": options.output_type}
-    # XNNPACK computes unrolled steps and not an LSTM, whose weights can be sparse and not int8.
+    # XNNPACK computes unrolled steps but not an LSTM operator, whose weights can be sparse but not
+    # int8.
     whole = options.operators and not (weights_only and options.target == "size")
     contents = convert(model, wanted, samples, ports=ports, operators=whole, **types)
     dense = fb.read(contents[0])

@@ -1,4 +1,4 @@
-"""What is in a LiteRT file: which weights are stored how, and what XNNPACK will do with it."""
+"""Inspect a LiteRT file: how its weights are stored, and what XNNPACK will do with it."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ class StoredWeight:
         name: Its name.
         shape: Its shape.
         operators: The operators that read it.
-        nonzeros: Number of entries that are not zero.
+        nonzeros: Number of non-zero entries.
         storage: ``"dense"``, ``"densify"`` (sparse, unpacked when the file is loaded) or
-            ``"direct"`` (sparse, computed with as it is). In files for microcontrollers
+            ``"direct"`` (sparse, used without unpacking). In files for microcontrollers
             ``"pruning"``, ``"huffman"`` or ``"lut"``, unpacked by DECODE each time it is used.
         dtype: Type of the stored values.
         layout: The levels of a sparse form, compressed ones in brackets; empty for dense ones.
         size: Bytes of its values, indices and scales.
-        reason: Why it is stored so, where that is known.
+        reason: Why it is stored so, if that is known.
     """
 
     name: str
@@ -82,16 +82,16 @@ class StoredWeight:
 
 @dataclass(frozen=True)
 class FileReport:
-    """What is in a LiteRT file.
+    """The contents of a LiteRT file.
 
     Attributes:
         path: The file.
         sizes: Its bytes, raw and compressed.
-        operators: How many of each operator there are.
+        operators: The number of each operator.
         weights: The weights of fully-connected operators and convolutions, and tables of lookups.
         verdict: What XNNPACK will do with it.
-        runtimes: Which runtimes take it: ``"yes"``, or why not, by name.
-        parts: How many of its bytes are weights, other constants, scales, zero points, names and
+        runtimes: For each runtime ``"yes"`` if it can run the file, or the reason why not.
+        parts: The number of bytes of weights, other constants, scales, zero points, names and
             metadata, and tables.
         ports: Its inputs and outputs.
     """
@@ -119,7 +119,7 @@ class FileReport:
         }
 
     def __str__(self) -> str:
-        """Return the report as a person reads it."""
+        """Return the report as text."""
         counts = ", ".join(f"{count} {name}" for name, count in self.operators.items())
         parts = ", ".join(f"{name} {size:,}" for name, size in self.parts.items())
         lines = [f"{self.path}: {self.sizes}", f"bytes: {parts}", f"operators: {counts or 'none'}"]
@@ -132,18 +132,18 @@ class FileReport:
 
 
 def inspect_tflite(path: str | os.PathLike) -> FileReport:
-    """Look into a LiteRT file without running it.
+    """Inspect a LiteRT file without running it.
 
     Args:
         path: The file.
 
     Returns:
-        What is in it.
+        Its contents.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        TypeError: If `path` is no path.
-        ValueError: If it is no LiteRT model, or a damaged one.
+        TypeError: If `path` is not a path.
+        ValueError: If it is not a LiteRT model, or is damaged.
     """
     file = as_path(path)
     content = file.read_bytes()
@@ -156,7 +156,7 @@ def inspect_tflite(path: str | os.PathLike) -> FileReport:
         runtimes, parts, ports = runtimes_of(model), parts_of(content), ports_in(model)
     except fb.FileFormatError:
         raise
-    except Exception as error:  # tables of the wrong kind make the lookups raise anything
+    except Exception as error:  # with tables of the wrong kind the lookups may raise any error
         raise fb.damaged(content, error) from error
     return FileReport(
         path=file,
@@ -177,12 +177,12 @@ def stored_weights(
 
     Args:
         model: A ``ModelT``.
-        reasons: Why, by the weight's name.
+        reasons: The reasons, by the name of the weight.
 
     Returns:
-        One row a constant that convolutions, fully-connected operators or LSTMs read as a weight,
-        or whose rows are looked up. Those of LSTMs have the names of their gates; others without a
-        name are numbered.
+        One row for each constant that convolutions, fully-connected operators or LSTMs read as a
+        weight, or whose rows are looked up. Weights of LSTMs have the names of their gates. Other
+        weights without a name are numbered.
     """
     rows: list[StoredWeight] = []
     for subgraph in model.subgraphs:
@@ -209,7 +209,7 @@ def stored_weights(
 
 
 def _is_table(array: np.ndarray) -> bool:
-    """Tell whether a constant has rows of numbers, as opposed to shapes and places."""
+    """Tell whether a constant has rows of numbers, and is not a shape or a list of indices."""
     return array.ndim == 2 and array.dtype in (np.float32, np.float16, np.int8)
 
 

@@ -1,4 +1,4 @@
-"""Models of which no file can be made."""
+"""Refuse models that cannot become a file."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from keras_ntt.core import checks, host
 
 
 def check_exportable(model: Any, representative_data: Any) -> None:
-    """Raise unless a file can be made of a model.
+    """Raise unless a model can be exported.
 
     Args:
         model: What may be a model.
         representative_data: What may be inputs.
 
     Raises:
-        TypeError: If it is no Keras 3 model.
-        ValueError: If it takes nobody knows what, keeps a state, or is quantized by Keras.
+        TypeError: If it is not a Keras 3 model.
+        ValueError: If its inputs are not known, it keeps a state, or Keras has quantized it.
     """
     checks.check_model(model)
     if host.functional_of(model) is None and representative_data is None:
         raise ValueError(
-            "The model has code of its own, which does not say what it takes. Pass some inputs as "
+            "The model has a custom call(), which does not say what it takes. Pass some inputs as "
             "representative_data, with the shapes that the file is to take. "
             f"Received: model={model.name!r} of type {type(model).__name__}"
         )

@@ -1,4 +1,4 @@
-"""The options of an export: which fit together, and what they are if they are left out."""
+"""The options of an export: which combinations are valid, and their defaults."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from keras_ntt.litert.format.storage import CPUS
 from keras_ntt.litert.micro import c_array as c_source
 from keras_ntt.litert.reencode import TARGETS
 
-# What a file may take and return, by its quantization; the first is what microcontrollers want.
+# Types of inputs and outputs for each quantization; the first is the one for microcontrollers.
 _PORTS = {"int8": ("int8", "uint8", "float32"), "int16": ("int16", "float32")}
 NPUS = ("ethos-u",)
 
 
-_DEVICES = ("int8", "micro")  # they take one sample, in the type that they compute in
+_DEVICES = ("int8", "micro")  # they take one sample, in the type in which they compute
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Micro:
         arena_limit: Bytes of memory, ``"dense"``, or None.
         c_array: Where to write C source, or None.
         npu: The kind of NPU that the file is compiled for, or None.
-        levels: To how many values the weights of a tensor are rounded, or None.
+        levels: The number of values to which the weights of a tensor are rounded, or None.
     """
 
     huffman: bool = False
@@ -41,17 +41,17 @@ class Micro:
 
 @dataclass(frozen=True)
 class Options:
-    """Options of an export that fit together.
+    """Valid options of an export.
 
     Attributes:
         target: What the file is for.
         quantization: How values are rounded, or None.
-        cpu: What latency is for.
-        tolerance: Largest difference allowed, relative to the largest number of an output; None
-            for the judgement of rounding, or 1e-4 where nothing is rounded.
-        input_type: What the file takes: ``"float32"``, ``"int8"``, ``"uint8"`` or ``"int16"``.
-        output_type: What it returns.
-        batch_size: The number of samples at a time that the file fixes, or None for the model's.
+        cpu: The processor for ``"latency"``.
+        tolerance: Largest allowed difference, relative to the largest number of an output. None
+            judges the rounding, or is 1e-4 if nothing is rounded.
+        input_type: The input type: ``"float32"``, ``"int8"``, ``"uint8"`` or ``"int16"``.
+        output_type: The output type.
+        batch_size: The fixed batch size of the file, or None for that of the model.
         micro: Options of ``target="micro"``.
         operators: Whether an LSTM may become one operator.
     """
@@ -79,7 +79,7 @@ def options_of(
     batch_size: Any,
     micro: Micro,
 ) -> Options:
-    """Return options that fit together.
+    """Check and return options.
 
     Args:
         target: As in `export_tflite`.
@@ -90,7 +90,7 @@ def options_of(
         input_type: ``inference_input_type``.
         output_type: ``inference_output_type``.
         batch_size: As in `export_tflite`.
-        micro: What is for ``target="micro"`` alone.
+        micro: The options that are only for ``target="micro"``.
 
     Returns:
         The options.
@@ -139,7 +139,7 @@ def options_of(
 
 
 def _count(batch_size: Any, target: str) -> int:
-    """Return the number of samples at a time, or raise a ValueError."""
+    """Return the batch size, or raise a ValueError."""
     try:
         return checks.check_count("batch_size", batch_size)
     except ValueError:
@@ -165,10 +165,10 @@ def _port(name: str, given: Any, quantization: str | None, target: str) -> str:
 
 
 def check_micro(micro: Micro, target: str) -> Micro:
-    """Return the options of microcontrollers, checked.
+    """Check and return the options for microcontrollers.
 
     Args:
-        micro: What was given.
+        micro: The options as given.
         target: What the file is for.
 
     Returns:

@@ -96,11 +96,11 @@ def ports_of(model: keras.Model, data: Any = None) -> Ports | None:
 
     Args:
         model: A built model.
-        data: Inputs, nested as the model takes them, which tell of a model with code of its own
-            what it takes.
+        data: Inputs, nested as the model takes them. They show what a model with a custom `call()`
+            takes.
 
     Returns:
-        The `Ports`; None for a model with code of its own without data.
+        The `Ports`; None for a model with a custom `call()` and no data.
     """
     functional = host.functional_of(model)
     if functional is not None:

@@ -1,9 +1,9 @@
 """Recurrent layers in a file: an LSTM as one operator, others step by step.
 
 TensorFlow's converter writes UNIDIRECTIONAL_SEQUENCE_LSTM for a function that is marked as Keras's
-LSTM. The operator keeps its states from one run to the next, which no Keras model does. Where it
-computes in float32, two steps before the sequence close its gates and so clear the states. Where it
-computes in int8 there is no room for such numbers: who runs the file has to clear them.
+LSTM. The operator keeps its states from one run to the next, unlike a Keras model. In float32, two
+steps before the sequence close its gates and so clear the states. In int8 such large numbers have
+no place, and the program that runs the file must clear the states.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from keras_ntt.litert.format.weights import LSTM
 FORMS = ("steps", "cleared", "kept")
 _FORM = {None: "cleared", "float16": "cleared", "int8": "kept", "int8_weights": "kept"}
 _CLEARING_STEPS = 2
-_SHUT = 100.0  # what goes into a gate that is shut, beside all else that may go into it
+_SHUT = 100.0  # added to all else that goes into a gate, to shut it
 
 
 def form_of(quantization: str | None) -> str:
@@ -34,14 +34,14 @@ def form_of(quantization: str | None) -> str:
 
 @contextlib.contextmanager
 def written_as(model: keras.Model, specs: Sequence[tf.TensorSpec], form: str) -> Iterator[None]:
-    """Run recurrent layers as they are to be written.
+    """Run recurrent layers in the form in which they are written.
 
     Args:
         model: The model.
         specs: Its inputs.
-        form: One of `FORMS`. What cannot be one operator is run step by step: layers with masks,
-            with states that come from or go elsewhere, with other activations, and all of those
-            where the number of samples or steps is open.
+        form: One of `FORMS`. Layers that cannot be one operator run step by step: layers with
+            masks, with initial or returned states, with other activations, and all layers if the
+            number of samples or steps is unknown.
     """
     lstms = [] if form == "steps" else [layer for layer in loops_of(model) if _is_plain(layer)]
     backwards = {id(layer): layer.go_backwards for layer in lstms}
@@ -68,7 +68,7 @@ def _is_plain(layer: keras.Layer) -> bool:
 
 @contextlib.contextmanager
 def _as_operator(layer: keras.Layer, backwards: bool, form: str) -> Iterator[None]:
-    """Let a layer call a function that the converter takes for one operator."""
+    """Let a layer call a function that the converter replaces by one operator."""
     own = vars(layer).get("inner_loop")
     steps, weights = layer.inner_loop, _weights_of(layer)
     operator = _cleared if form == "cleared" else _lstm
@@ -105,12 +105,12 @@ def _weights_of(layer: keras.Layer) -> list[np.ndarray]:
 
 
 def _lstm(x: Any, weights: Sequence[np.ndarray]) -> Any:
-    """Return the outputs ``[batch, steps, units]`` of an LSTM, as the function that is marked."""
+    """Return the outputs ``[batch, steps, units]`` of an LSTM; this function is marked."""
     marks = {"api_implements": f"lstm_{uuid.uuid4().hex}", "api_preferred_device": "CPU"}
 
     @tf.function(experimental_attributes={**marks, "time_major": False, "go_backwards": False})
     def lstm(x: Any, h: Any, c: Any, kernel: Any, recurrent: Any, bias: Any) -> Any:
-        # The converter replaces this. It is what runs if it does not.
+        # The converter replaces this code. It runs if the converter does not.
         outputs = []
         for step in range(x.shape[1]):
             gates = tf.split(x[:, step] @ kernel + h @ recurrent + bias, 4, axis=1)
@@ -125,15 +125,15 @@ def _lstm(x: Any, weights: Sequence[np.ndarray]) -> Any:
 
 
 def _cleared(x: Any, weights: Sequence[np.ndarray]) -> Any:
-    """Return the outputs of an LSTM that forgets what it has run on before.
+    """Return the outputs of an LSTM that first clears its states.
 
-    A further input is 1 in two steps before the sequence and 0 in it. Its weights shut the gates
-    whatever the states are: each of them lies between -1 and 1 when it goes into a gate.
+    An additional input is 1 in two steps before the sequence and 0 during it. Its weights shut the
+    gates whatever the states are, because the states that enter a gate lie between -1 and 1.
     """
     kernel, recurrent, bias = weights
     units = len(recurrent)
     shut = -(_SHUT + np.abs(bias) + np.abs(recurrent).sum(axis=0))
-    shut[2 * units : 3 * units] = 0  # the candidate, which is no gate
+    shut[2 * units : 3 * units] = 0  # the candidate, which is not a gate
     steps = np.zeros((x.shape[0], _CLEARING_STEPS, x.shape[2] + 1), np.float32)
     steps[..., -1] = 1
     marked = tf.concat([steps, tf.pad(x, [[0, 0], [0, 0], [0, 1]])], axis=1)
@@ -142,7 +142,7 @@ def _cleared(x: Any, weights: Sequence[np.ndarray]) -> Any:
 
 
 def recurrent_notes(model: keras.Model, file: Any, size: int, batch: int | None) -> Iterator[str]:
-    """Yield what one should know of the recurrent layers in a file.
+    """Yield notes about the recurrent layers in a file.
 
     Args:
         model: The Keras model.

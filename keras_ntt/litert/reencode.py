@@ -1,4 +1,4 @@
-"""From a densely stored LiteRT model to the one that a target wants."""
+"""Convert a densely stored LiteRT model to the form that a target needs."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Choices = dict[Key, tuple[Weight, Choice]]
 
 @dataclass(frozen=True)
 class Reencoded:
-    """A model whose weights are stored as a target wants.
+    """A model whose weights are stored as a target needs them.
 
     Attributes:
         model: The ``ModelT``.
         choices: How each weight is stored, by graph and tensor of the model it came from.
         verdict: What XNNPACK will do with it.
-        notes: What kept it from being stored better.
+        notes: What prevented smaller or faster storage.
     """
 
     model: Any
@@ -37,16 +37,16 @@ class Reencoded:
 def reencode(
     model: Any, *, target: str = "size", int8: bool = False, cpu: str = "any"
 ) -> Reencoded:
-    """Store the weights of a model as a target wants.
+    """Store the weights of a model as a target needs them.
 
-    DENSIFY is used only if the outcome is not one that XNNPACK computes wrongly. What TensorFlow
-    Lite Micro would load and compute wrongly is made such that it does not load there.
+    DENSIFY is used only if XNNPACK then computes the right outputs. A file that TensorFlow Lite
+    Micro would load and compute wrongly is changed so that it does not load there.
 
     Args:
-        model: A ``ModelT`` with densely stored weights. It is left as it is.
+        model: A ``ModelT`` with densely stored weights. It is not changed.
         target: One of `TARGETS`; ``"int8"`` and ``"dense"`` change nothing.
         int8: Whether weights may be rounded to int8.
-        cpu: What the latency is for: ``"x86"``, ``"arm"`` or ``"any"``.
+        cpu: The processor for ``"latency"``: ``"x86"``, ``"arm"`` or ``"any"``.
 
     Returns:
         The new model and the reasons.

@@ -1,4 +1,4 @@
-"""What was written: sizes, the storage of each weight, what the runtime will do with it."""
+"""Report of a written file: sizes, how each weight is stored, and what the runtime does with it."""
 
 from __future__ import annotations
 
@@ -22,34 +22,34 @@ from keras_ntt.litert.xnnpack.verdict import Verdict
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written.
+    """The report of a written file.
 
     Attributes:
         path: The file.
         size: Its size in bytes.
-        max_difference: Largest difference of an output from Keras's, of those compared.
-        tolerance: The largest that was allowed; infinity where `rounding` was judged instead.
+        max_difference: Largest difference of the compared outputs from those of Keras.
+        tolerance: The largest allowed difference; infinity if `rounding` was judged instead.
         samples: Number of samples compared.
-        nonzeros: Number of weights that are not zero, as the Keras model computes with them.
+        nonzeros: Number of non-zero weights with which the Keras model computes.
         weights: Number of weights of the Keras model; LoRA's are in its kernels.
-        target: What it was stored for.
+        target: The target.
         quantization: How values were rounded, or None.
         sizes: Bytes of the file, raw and compressed.
         dense: Bytes of the model's densely stored float32 file.
-        limit: Bytes that the weights need at least: the entropy of the masks, the bits of the
-            non-zero values, and all other constants as they are.
+        limit: Minimum number of bytes of the weights: the entropy of the masks, the bits of the
+            non-zero values, and all other constants.
         tensors: How each weight of a convolution or fully-connected operator is stored, and why.
         verdict: What XNNPACK does with the file on ARM and on x86 without AVX.
         runs: The ways in which the file was run and compared.
-        warnings: What one should not expect of the file.
+        warnings: What not to expect of the file.
         removed: Units that were removed because they were dead, by layer.
         benchmark: Measured latency and memory on this host, if asked for.
-        runtimes: Which runtimes take the file: ``"yes"``, or why not, by name.
-        micro: What a firmware needs to know of a file for microcontrollers; None for others.
-        rounding: What rounding has done to the model, or None where nothing was rounded.
+        runtimes: For each runtime ``"yes"`` if it can run the file, or the reason why not.
+        micro: The figures for a firmware, of a file for microcontrollers; None for other files.
+        rounding: The effect of rounding on the model, or None if nothing was rounded.
         ports: The inputs and outputs of the file, with the scales of those that are integers.
-        reference: What it was compared with: ``"Keras"``, or the ``"source"`` of a file that was
-            made from another one, whose bytes `dense` has then.
+        reference: What the file was compared with: ``"Keras"``, or the ``"source"`` of a file that
+            was made from another file. `dense` then has the bytes of the source.
     """
 
     path: pathlib.Path
@@ -99,7 +99,7 @@ class ExportReport:
         }
 
     def __str__(self) -> str:
-        """Return the report as a person reads it."""
+        """Return the report as text."""
         rounding = "" if self.quantization is None else f", quantization {self.quantization!r}"
         lines = [
             f"{self.path}: {self.size:,} bytes, {self.nonzeros:,} of {self.weights:,} weights "
@@ -149,7 +149,7 @@ class ExportReport:
         body = [
             [
                 *(name, f"{ours:,}", f"{dense:,}", f"{dense / ours:.2f}"),
-                f"{ours / self.limit:.2f}" if self.limit else "-",  # of no weights, or zeros alone
+                f"{ours / self.limit:.2f}" if self.limit else "-",  # no weights, or only zeros
             ]
             for name, ours, dense in columns
         ]
@@ -159,15 +159,15 @@ class ExportReport:
 
 
 def runtimes_lines(runtimes: Mapping[str, str]) -> list[str]:
-    """Return a line for each runtime: whether it takes a file."""
+    """Return a line for each runtime: whether it can run a file."""
     return [f"{name}: {answer}" for name, answer in runtimes.items()]
 
 
-SPARSE_ENOUGH = 0.3  # below it nobody calls a weight pruned
+SPARSE_ENOUGH = 0.3  # below it a weight does not count as pruned
 
 
 def file_warnings(weights: Sequence[StoredWeight], verdict: Verdict) -> Iterator[str]:
-    """Yield what one should not expect of a file.
+    """Yield what not to expect of a file.
 
     Args:
         weights: Its weights.

@@ -1,4 +1,4 @@
-"""Representative data in the forms that people have them, as arrays of a limited number."""
+"""Convert representative data of any usual form to arrays of a limited number of samples."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def arrays_of(data: Any, model: keras.Model, *, limit: int) -> Any:
     Args:
         data: Arrays ``[n, ...]``, nested as the model takes them; or batches of them: a list, a
             ``tf.data.Dataset``, a ``keras.utils.PyDataset``, a generator, or a function that
-            returns one, as the guides of TensorFlow Lite have it. A batch is ``x``, ``(x, y)`` or
-            a list or dict with one array for each input; it may also be one sample without an axis
-            for the batch, where the model tells its shape. Labels are passed over.
+            returns one, as in the guides of TensorFlow Lite. A batch is ``x``, ``(x, y)`` or
+            a list or dict with one array for each input; it may also be one sample without a batch
+            axis, if the model has a known input shape. Labels are ignored.
         model: The model.
-        limit: How many samples are read at most.
+        limit: The maximum number of samples to read.
 
     Returns:
         The arrays, at most `limit` samples of each.
@@ -46,8 +46,8 @@ def arrays_of(data: Any, model: keras.Model, *, limit: int) -> Any:
         part = keras.tree.map_structure(np.asarray, part)
         if parts and _shapes(part) != _shapes(parts[0]):
             raise ValueError(
-                f"{_NAME} must be batches of one form: the same inputs, of the same shapes but for "
-                f"the number of samples. Received: {_shapes(part)} after {_shapes(parts[0])}"
+                f"All batches of {_NAME} must have the same inputs, of the same shapes except "
+                f"for the number of samples. Received: {_shapes(part)} after {_shapes(parts[0])}"
             )
         parts.append(part)
         count += len(keras.tree.flatten(part)[0])
@@ -103,7 +103,7 @@ def _nest(x: Any) -> str:
 
 
 def _inputs_of(element: Any, signature: input_checks.Signature) -> Any:
-    """Return the inputs in a batch: of ``(x, y)`` the first, of ``[x]`` what is in it."""
+    """Return the inputs of a batch: x of ``(x, y)`` and of ``[x]``."""
     count = None if signature.inputs is None else len(signature.inputs)
     if isinstance(element, tuple) and len(element) > 1 and count == len(element):
         first = host.flat_inputs(element[0], signature.names)
@@ -113,7 +113,7 @@ def _inputs_of(element: Any, signature: input_checks.Signature) -> Any:
 
 
 def _batched(x: Any, signature: input_checks.Signature) -> Any:
-    """Give a sample that comes without an axis for the batch that axis."""
+    """Add a batch axis to a sample that has none."""
     leaves = host.flat_inputs(x, signature.names)
     wanted = signature.inputs
     if wanted is None or len(leaves) != len(wanted):

@@ -1,7 +1,7 @@
-"""Judge what rounding does to a model: signal to noise, and how many decisions stay.
+"""Judge the effect of rounding on a model: signal-to-noise ratio, and unchanged decisions.
 
-The largest difference of all outputs would not do: it grows with the number of samples, and a good
-file has some probability that is far off.
+The largest difference of all outputs is not suitable: it grows with the number of samples, and even
+a good file has some probability that is far off.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import numpy as np
 
 from keras_ntt.litert.runtime.run import ExportError
 
-RUINED_DB = 0.0  # noise as strong as the outputs vary: the mean output would do as well
-SMALL = 0.01  # an error below this part of the largest entry ruins nothing, whatever varies
+RUINED_DB = 0.0  # noise as strong as the variation of the outputs: their mean would be as good
+SMALL = 0.01  # an error below this part of the largest entry does no harm, whatever the variation
 POOR_DB = 10.0
 POOR_AGREEMENT = 0.9
 
@@ -26,7 +26,7 @@ class RuinedError(ExportError):
 
 @dataclass(frozen=True)
 class Rounding:
-    """What rounding has done to a model's outputs, in the worst of the ways to run its file.
+    """The effect of rounding on a model's outputs, in the worst of the ways to run its file.
 
     Attributes:
         samples: Number of samples it was measured on.
@@ -37,7 +37,7 @@ class Rounding:
         agreement: Fraction of decisions that stay: the class of the largest entry, or for one
             probability on which side of 0.5 it lies. None if no output decides anything.
         probabilities: Whether the decisions are taken from probabilities.
-        accuracy: Fraction of labels that the file is right about, or None without labels.
+        accuracy: Fraction of labels that the file predicts, or None without labels.
         model_accuracy: The same of the Keras model.
     """
 
@@ -67,7 +67,7 @@ class Rounding:
 
     @property
     def is_ruined(self) -> bool:
-        """Whether the file is of no use: its error is as large as the outputs vary."""
+        """Whether the file is useless: its error is as large as the variation of the outputs."""
         return not (self.signal_to_noise > RUINED_DB or self.error <= SMALL)
 
     @property
@@ -85,9 +85,9 @@ def signal_to_noise(found: np.ndarray, expected: np.ndarray) -> float:
         expected: What it should be.
 
     Returns:
-        Decibels, ``10 log10(mean |expected - mean_n|^2 / mean |found - expected|^2)``; of one
-        sample the signal is its mean square. Infinity where there is no error, minus infinity
-        where it is not finite.
+        Decibels, ``10 log10(mean |expected - mean_n|^2 / mean |found - expected|^2)``. For a single
+        sample the signal is its mean square. Infinity if there is no error, minus infinity if the
+        error is not finite.
 
     >>> y = np.array([[1.0], [3.0]])
     >>> round(signal_to_noise(y + 0.1, y), 6)
@@ -104,7 +104,7 @@ def signal_to_noise(found: np.ndarray, expected: np.ndarray) -> float:
 
 
 def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
-    """Return the root of the mean square of the error by the largest entry there should be."""
+    """Return the root mean square of the error, relative to the largest expected entry."""
     a, b = found.astype(np.float64), expected.astype(np.float64)
     with np.errstate(all="ignore"):
         error = np.sqrt(np.mean(np.square(a - b))) / max(np.abs(b).max(initial=0), 1e-30)
@@ -112,11 +112,11 @@ def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
 
 
 def decisions(output: np.ndarray, expected: np.ndarray) -> np.ndarray | None:
-    """Return what an output decides: the largest of its last axis, or a probability's side of 0.5.
+    """Return the decision of an output: the largest of its last axis, or a side of 0.5.
 
     Args:
         output: An output ``[n, ...]``.
-        expected: The output of the model, which tells whether one number is a probability.
+        expected: The output of the model, which shows whether a single number is a probability.
 
     Returns:
         Whole numbers or booleans; None if it decides nothing.
@@ -142,12 +142,12 @@ def judge_rounding(
     held_out: bool,
     labels: np.ndarray | None = None,
 ) -> Rounding:
-    """Measure what rounding has done.
+    """Measure the effect of rounding.
 
     Args:
         found: The outputs ``[n, ...]`` of each way to run a file.
         expected: The model's.
-        held_out: What to say of the samples.
+        held_out: Whether the samples were held out.
         labels: Class numbers ``[n]`` for the first output, or None.
 
     Returns:
@@ -180,7 +180,7 @@ def check_rounding(rounding: Rounding, name: str, quantization: str) -> None:
     """Raise a `RuinedError` if rounding has ruined a model.
 
     Args:
-        rounding: What rounding has done.
+        rounding: The effect of rounding.
         name: The name of the model.
         quantization: How values were rounded.
     """
@@ -203,7 +203,7 @@ def check_rounding(rounding: Rounding, name: str, quantization: str) -> None:
 
 
 def rounding_warnings(rounding: Rounding | None) -> list[str]:
-    """Return what one should not expect of a file that rounds."""
+    """Return what not to expect of a file with rounding."""
     if rounding is None or not rounding.is_poor:
         return []
     return [

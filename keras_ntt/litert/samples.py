@@ -1,4 +1,4 @@
-"""What a file and its model are compared on: inputs that are given or drawn, and the outputs."""
+"""The samples to compare a file with its model: given or random inputs, and the outputs."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from keras_ntt.core import host, input_kinds
 from keras_ntt.litert.ports import Ports, ports_of
 from keras_ntt.litert.representative import arrays_of
 
-LIMIT = 256  # samples that ranges are measured on
-_FEWEST = 32  # samples that are worth being held out
+LIMIT = 256  # samples to measure ranges on
+_FEWEST = 32  # fewer samples are not worth holding out
 
 
 class Samples(NamedTuple):
-    """What a file is made and judged by.
+    """The samples for making and judging a file.
 
     Attributes:
-        given: Inputs, flat: ranges are measured and differences taken on them.
-        held_out: Inputs that follow in the data, on which rounding is judged; `given` itself where
-            there are fewer than 32.
-        ports: What the model takes and returns.
+        given: Inputs, flat, to measure ranges and differences on.
+        held_out: Further inputs of the data, to judge rounding on; `given` itself if there are
+            fewer than 32.
+        ports: The inputs and outputs of the model.
     """
 
     given: list[np.ndarray]
@@ -33,22 +33,22 @@ class Samples(NamedTuple):
 
     @property
     def has_held_out(self) -> bool:
-        """Whether rounding is judged on other samples than ranges are measured on."""
+        """Whether rounding is judged on other samples than the ranges."""
         return self.held_out is not self.given
 
 
 def samples_of(
     model: keras.Model, representative_data: Any, batch_size: int | None = None
 ) -> Samples:
-    """Return what to compare outputs on, and what the model takes and returns.
+    """Return the inputs to compare outputs on, and the ports of the model.
 
     Args:
         model: A built model.
         representative_data: Inputs, in the forms of `representative.arrays_of`. Of more than 256
-            the first 256 are taken, in whole batches where the model fixes their size, and up to
-            256 that follow are held out. None draws 16 samples, or one such batch: standard normal
-            ones, or zeros and ones where the model takes whole numbers.
-        batch_size: The number of samples at a time that the file is to fix, or None.
+            the first 256 are used, in whole batches if the model fixes the batch size, and up to
+            256 further ones are held out. None draws 16 samples, or one such batch: standard
+            normal, or zeros and ones if the model takes integers.
+        batch_size: The fixed batch size of the file, or None.
 
     Returns:
         The inputs and the ports of the model.
@@ -69,7 +69,7 @@ def samples_of(
     arrays = arrays_of(representative_data, model, limit=2 * LIMIT)
     functional = host.functional_of(model)
     names = None if functional is None else host.names_of_inputs(functional)
-    # A dict may have more in it than the inputs, which it names then.
+    # A dict may have more entries than the inputs.
     leaves = [np.asarray(leaf) for leaf in host.flat_inputs(arrays, names)]
     ports = ports_of(model, arrays)
     assert ports is not None
@@ -90,7 +90,7 @@ def samples_of(
 
 
 def _drawn(rng: np.random.Generator, spec: tf.TensorSpec, count: int, indices: bool) -> np.ndarray:
-    """Return random inputs: normal, or small whole numbers where the model takes such."""
+    """Return random inputs: normal, or small integers if the model takes integers."""
     if None in spec.shape[1:]:
         raise ValueError(
             "The model leaves a size of its input open, so there is nothing to compare outputs "
@@ -108,7 +108,7 @@ def outputs_of(model: keras.Model, samples: Sequence[np.ndarray], ports: Ports) 
     Args:
         model: The model.
         samples: Its inputs ``[n, ...]``, flat.
-        ports: What it takes and returns.
+        ports: Its inputs and outputs.
 
     Returns:
         Its outputs ``[n, ...]``, flat.

@@ -1,4 +1,4 @@
-"""Make a LiteRT file that exists already smaller, without the model that it came from."""
+"""Make an existing LiteRT file smaller, without the model that it was made from."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from keras_ntt.litert.runtimes import closed, dangers, runtimes_of
 from keras_ntt.litert.written import Written
 from keras_ntt.litert.xnnpack import verdict as verdicts
 
-_TOLERANCE = 1e-5  # relative; sparse kernels add in another order
+_TOLERANCE = 1e-5  # relative; sparse kernels sum in another order
 _SAMPLES = 8
 
 
@@ -41,31 +41,31 @@ def shrink_tflite(
     c_array: str | os.PathLike | None = None,
     npu: str | None = None,
 ) -> ExportReport:
-    """Write a smaller file that computes what a LiteRT file computes, from whatever source.
+    """Write a smaller file that computes the same as a LiteRT file of any origin.
 
-    Weights are stored by their zeros, equal vectors once, names and metadata of the conversion not
-    at all. No value is rounded.
+    Weights with zeros are stored sparsely, and equal vectors once. Names and metadata of the
+    conversion are removed. No value is rounded.
 
     Args:
-        source: A LiteRT (TFLite) file. It is left as it is, also if it is `path`.
+        source: A LiteRT (TFLite) file. It is not changed, unless `path` is the same file.
         path: The file to write. An older file is replaced only on success.
         target: ``"size"``: a file that LiteRT runs, compared with the source on random inputs.
-            ``"micro"``: one for TensorFlow Lite Micro, compared with the source to the bit.
-        huffman: As in `export_tflite`; this and the following are for ``"micro"`` alone.
+            ``"micro"``: one for TensorFlow Lite Micro, compared with the source bit by bit.
+        huffman: As in `export_tflite`. This and the following arguments are only for ``"micro"``.
         arena_limit: As in `export_tflite`.
         c_array: As in `export_tflite`.
         npu: As in `export_tflite`.
 
     Returns:
-        An `ExportReport`, with the source in the place of Keras and of the dense file.
+        An `ExportReport`, in which the source replaces Keras and the dense file.
 
     Raises:
-        ArenaLimitError: If no form of it keeps within the limit of the arena.
+        ArenaLimitError: If no form of the file stays within the limit of the arena.
         ExportError: If the file does not run, or computes something else than the source.
         FileNotFoundError: If there is no such source, or no directory of `path`.
         ImportError: If `ai_edge_litert` is not installed, for ``"size"``.
-        TypeError: If `source` or `path` is no path.
-        ValueError: If the source is no LiteRT model, or an option does not fit.
+        TypeError: If `source` or `path` is not a path.
+        ValueError: If the source is not a LiteRT model, or an option does not fit.
     """
     checks.check_choice("target", target, ("size", "micro"))
     options = check_micro(Micro(huffman, arena_limit, c_array, npu), target)
@@ -163,7 +163,7 @@ def _for_litert(model: Any, content: bytes, path: pathlib.Path) -> Written:
 
 
 def _batch_of(model: Any) -> int | None:
-    """Return the number of samples at a time, if the file fixes it."""
+    """Return the batch size, if the file fixes it."""
     graph = model.subgraphs[0]
     tensor = graph.tensors[int(graph.inputs[0])]
     signature = tensor.shapeSignature

@@ -27,7 +27,8 @@ from keras_ntt.masks.policies import prunable_weights
 def apply_masks(model: keras.Model, masks: MaskDict) -> keras.Model:
     """Set the masked entries to zero and keep them zero in any training that follows.
 
-    Weights that `keras_ntt.prune_low_magnitude` prunes by a schedule leave it and keep these masks.
+    Weights that follow a schedule of `keras_ntt.prune_low_magnitude` leave the schedule and keep
+    these masks.
 
     Args:
         model: A built model. It is changed in place.
@@ -45,7 +46,7 @@ def apply_masks(model: keras.Model, masks: MaskDict) -> keras.Model:
 
 
 def hold_masks(model: keras.Model, masks: MaskDict) -> keras.Model:
-    """Do what `apply_masks` does to a model whose weights have been checked already."""
+    """Do what `apply_masks` does, without checks."""
     attached = False
     matched = list(masks_by_variable(model, masks).values())
     check_not_frozen(variable for variable, _ in matched)
@@ -55,7 +56,7 @@ def hold_masks(model: keras.Model, masks: MaskDict) -> keras.Model:
             held.mask = mask
         else:
             inner = held
-            if isinstance(held, MaskConstraint):  # a schedule would choose other masks
+            if isinstance(held, MaskConstraint):  # a schedule would replace the masks
                 held.detach(variable)
                 inner = held.inner
             MaskConstraint(mask, inner=inner).attach(variable)
@@ -68,7 +69,7 @@ def hold_masks(model: keras.Model, masks: MaskDict) -> keras.Model:
 
 
 def strip_pruning(model: keras.Model) -> keras.Model:
-    """Let go of the masks: the zeros stay, and later training may change them.
+    """Remove the masks from a model. The zeros stay, but later training may change them.
 
     Entries that are frozen, see `freeze_entries`, keep their values and are trained again.
 
@@ -76,7 +77,7 @@ def strip_pruning(model: keras.Model) -> keras.Model:
         model: A model with masks. It is changed in place.
 
     Returns:
-        The same model, as free of masks as before pruning.
+        The same model, without masks.
 
     Raises:
         TypeError: If `model` is not a Keras 3 model.
@@ -107,7 +108,7 @@ def strip_pruning(model: keras.Model) -> keras.Model:
 
 
 def schedules_behind(model: keras.Model) -> list[str]:
-    """Return the weights that were trained though their schedules did not end, and where they are.
+    """Return the weights that were trained and whose schedules did not end, with their steps.
 
     Args:
         model: A built model.
@@ -121,7 +122,7 @@ def schedules_behind(model: keras.Model) -> list[str]:
 
 
 def warn_if_behind(model: keras.Model) -> None:
-    """Warn of weights that were trained and not pruned as their schedules say."""
+    """Warn of weights that were trained but not pruned to the end of their schedules."""
     behind = schedules_behind(model)
     if not behind:
         return
@@ -174,7 +175,7 @@ def warn_if_leaking(model: keras.Model) -> None:
 
 
 def retrace(model: keras.Model) -> None:
-    """Make a compiled model build its training step anew, with the constraints it has now."""
+    """Make a compiled model build its training step again, with its present constraints."""
     if getattr(model, "train_function", None) is not None:
         model.make_train_function(force=True)
 
@@ -211,7 +212,7 @@ def get_masks(model: keras.Model) -> dict[str, np.ndarray]:
 
 
 def fixed_masks(model: keras.Model) -> dict[str, np.ndarray]:
-    """Return the masks that no schedule moves, by variable path."""
+    """Return the masks that no schedule updates, by variable path."""
     named = weights_by_name(model)
     return {key: m for key, m in get_masks(model).items() if named[key].constraint.fixed}
 

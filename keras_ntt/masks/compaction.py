@@ -1,8 +1,8 @@
-"""Remove units that are dead: a smaller model of the same outputs, without any sparse format.
+"""Remove dead units: a smaller model with the same outputs, without any sparse format.
 
-A unit, or channel, is dead if all that reads it weighs it with zero, or if it is a constant that
-can be added to the biases of what reads it. Where zeros that are padded keep a bias from that, one
-constant stands for several.
+A unit, or channel, is dead if all layers that read it have zero weights for it. It is also dead if
+it is a constant that can be added to the biases of those layers. Where zero padding prevents this,
+one constant unit replaces several.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ def remove_dead_units(
 ) -> tuple[keras.Model, tuple[tuple[str, int], ...]]:
     """Return a model without its dead units.
 
-    What a unit is coupled to goes with it: its weights in all layers that make it or read it, and
-    in the normalizations and depthwise convolutions between. The channel dependency graph
-    (`channel_groups`) says what is coupled, through residual connections and concatenations, too.
-    Each layer keeps at least one unit.
+    All weights that are coupled to a unit are removed with it: those in the layers that make it or
+    read it, and in the normalizations and depthwise convolutions between them. The channel
+    dependency graph (`channel_groups`) says what is coupled, also through residual connections and
+    concatenations. Each layer keeps at least one unit.
 
     Args:
-        model: A built Sequential or functional model. It is left as it is.
-        tolerance: Entries of a kernel of at most this size, relative to the kernel's largest, count
-            as zero in the search for dead units. Weight decay leaves such entries behind. The
-            units that stay keep theirs. 0 takes true zeros only.
+        model: A built Sequential or functional model. It is not changed.
+        tolerance: Entries of a kernel of at most this size, relative to the kernel's largest entry,
+            count as zero in the search for dead units. Weight decay leaves such entries behind.
+            Remaining units keep such entries. With 0, only exact zeros count.
 
     Returns:
-        The smaller model, or `model` itself if no unit is dead, and how many units were removed
-        by the name of the first layer that makes them. With a tolerance of 0 the outputs are the
-        same up to rounding; otherwise up to what such small entries contribute.
+        The smaller model, or `model` itself if no unit is dead; and the number of removed units for
+        each layer name, the first layer that makes them. With a tolerance of 0 the outputs are the
+        same up to rounding, otherwise up to the contribution of such small entries.
 
     Raises:
         TypeError: If `model` is not a Keras 3 model.
@@ -126,7 +126,7 @@ def _merge(
     kernels: dict[int, np.ndarray],
     merged: dict[int, np.ndarray],
 ) -> set[int]:
-    """Let one constant stand for others of the same readers; return the labels of the others."""
+    """Let one constant replace others with the same readers; return the labels of the others."""
     found: set[int] = set()
     for numbers, (first, *others) in mergeable_units(graph, constants, kernels):
         for number in numbers:

@@ -1,4 +1,4 @@
-"""What layers compute with, if not the weight itself: LoRA, standardized weights, gates."""
+"""The kernels that layers compute with, if not the weights: LoRA, standardized weights, gates."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _COMPUTED = "its layer computes with something else, which has other zeros"
 
 
 def computed_kernels(model: keras.Model) -> dict[int, tuple[np.ndarray, str]]:
-    """Return the kernels that layers compute with where they have other zeros than the weights.
+    """Return the kernels that layers compute with, if their zeros differ from the weights'.
 
-    With LoRA the kernel is the sum of the weight and a dense product. A layer of the user's own may
-    standardize its weight, multiply it with gates or fill it otherwise, in a property ``kernel`` or
-    before it gives it to an operation of ``keras.ops``; what it does with TensorFlow's operations
-    alone is not seen.
+    With LoRA the kernel is the sum of the weight and a dense product. A custom layer may
+    standardize its weight, multiply it by gates or change it otherwise, in a property ``kernel`` or
+    before it passes it to an operation of ``keras.ops``. Changes by TensorFlow's operations alone
+    are not detected.
 
     Args:
         model: A built model.

@@ -17,17 +17,16 @@ from keras_ntt.masks import kept_updates
 
 
 class EntryConstraint(keras.constraints.Constraint):
-    """Train some entries of a variable, and keep its own constraint if it has one.
+    """Train some entries of a variable, and keep its other constraint if it has one.
 
     Args:
         mask: Boolean array of the variable's shape, true where an entry is trained.
-        inner: The constraint that the variable had before. It holds beside the mask: it is applied
-            to the masked value.
+        inner: The constraint that the variable had before. It is applied to the masked value.
 
     Attributes:
-        rest: A ``tf.Variable`` of what the other entries are, None for zeros.
-        optimizer: The optimizer that moved the variable last, if any.
-        exchange: None, or a function that does an optimizer's update of the variable and may move
+        rest: A ``tf.Variable`` with the values of the other entries, None for zeros.
+        optimizer: The optimizer that updated the variable last, if any.
+        exchange: None, or a function that does an optimizer's update of the variable and may update
             the mask: ``exchange(optimizer, gradient, variable, mask, take)``, with tf.Variables,
             where ``take()`` takes the optimizer's own step.
         moved_with: The constraints with an `exchange`, this one among them, whose variables the
@@ -45,15 +44,15 @@ class EntryConstraint(keras.constraints.Constraint):
         self._mask = tf.Variable(mask, dtype=tf.bool, trainable=False, name="pruning_mask")
 
     def __call__(self, w: Any) -> tf.Tensor:
-        """Return the value of `w`, the entries that are not trained as they are to be."""
+        """Return the value of `w`, with fixed values for the entries that are not trained."""
         return under_both(tf.convert_to_tensor(w), self.tensor, self.inner, self.rest)
 
     def attach(self, variable: keras.Variable) -> None:
         """Hold the entries of a variable from now on.
 
-        The optimizer applies a constraint after each update. What else is assigned, such as the
-        averages of ``use_ema=True`` when training ends, weights that are restored, or what a
-        training step of the user's own assigns, passes through the mask too.
+        The optimizer applies a constraint after each update. Other assigned values pass through the
+        mask as well: the averages of ``use_ema=True`` when training ends, restored weights, or what
+        a custom training step assigns.
         """
         for held in host.copies(variable):
             held.assign = self._through_mask(held, held.assign)
@@ -61,7 +60,7 @@ class EntryConstraint(keras.constraints.Constraint):
         variable.constraint = self
 
     def detach(self, variable: keras.Variable) -> None:
-        """Let go of a variable, which then has the constraint that it had before."""
+        """Remove the mask from a variable, which then has the constraint that it had before."""
         for held in host.copies(variable):
             del held.assign
             kept_updates.note(held, None)
@@ -77,7 +76,7 @@ class EntryConstraint(keras.constraints.Constraint):
 
     @property
     def tensor(self) -> tf.Tensor:
-        """The mask as a tensor, also inside a training step that is compiled."""
+        """The mask as a tensor, also inside a compiled training step."""
         return tf.convert_to_tensor(self._mask)
 
     @property
@@ -122,11 +121,11 @@ class MaskConstraint(EntryConstraint):
 
 
 class FrozenConstraint(EntryConstraint):
-    """Keep entries of a variable at values of their own, and its own constraint if it has one.
+    """Keep entries of a variable at given values, and keep its other constraint if it has one.
 
     Args:
         mask: Boolean array of the variable's shape, true where an entry is trained.
-        values: What the other entries are, an array of the variable's shape and dtype.
+        values: The values of the other entries, an array of the variable's shape and dtype.
         inner: The constraint that the variable had before.
     """
 
@@ -139,17 +138,17 @@ _ROUNDS = 200
 
 
 def _rest_of(value: tf.Tensor, rest: Any) -> tf.Tensor:
-    """Return what the entries are that a mask leaves out of a value."""
+    """Return the values of the entries that a mask leaves out."""
     return tf.zeros_like(value) if rest is None else tf.cast(rest, value.dtype)
 
 
 def under_both(value: tf.Tensor, mask: tf.Tensor, inner: Any, rest: Any = None) -> tf.Tensor:
-    """Return the value for which a mask and another constraint both hold.
+    """Return the value that satisfies both a mask and another constraint.
 
-    The constraint is applied to the masked value. Most leave zeros as they are, and then that is
-    all. Where one fills masked entries, as a constraint on sums does, the two are applied in turn
-    until they agree (von Neumann, "Functional operators II", 1950, for two subspaces), at most 200
-    times; the mask has the last word.
+    The constraint is applied to the masked value. Most constraints do not change zeros, and then
+    nothing more is needed. If one fills masked entries, as a constraint on sums does, the two are
+    applied in turn until they agree, at most 200 times (von Neumann, "Functional operators II",
+    1950, for two subspaces). The mask is applied last.
 
     Args:
         value: The value of a weight.

@@ -1,7 +1,7 @@
-"""Filters that are pruned as a whole: their biases and the shifts of normalizations go with them.
+"""Filters that are pruned as a whole: their biases and normalization shifts become zero too.
 
-A filter of zeros still hands on its bias, and what a normalization adds to it. Behind zeros at
-borders no other bias can hold that, so that the filter could not be removed.
+A filter of zeros still outputs its bias, and what a normalization adds to it. If the next layer
+pads with zeros, its bias cannot absorb that output, and the filter could not be removed.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ _SHIFTS = ("bias", "beta", "moving_mean")
 
 
 def drop_shifts_of_dead_filters(model: keras.Model, kernels: Sequence[keras.Variable]) -> None:
-    """Set to zero what pruned filters add, where nothing of them is left then.
+    """Set the biases and shifts of pruned filters to zero, where the channel is then zero.
 
     Behind ReLU a filter without a shift stays zero in training, because its derivative is zero.
-    Shifts stay where the channel would not be zero all the same: where another layer makes it, too,
-    where an activation does not map zero to zero, and at the outputs of the model.
+    Shifts stay where the channel would not be zero without them: where another layer also adds to
+    the channel, where an activation does not map zero to zero, and at the outputs of the model.
 
     Args:
         model: The model. It is changed in place.
-        kernels: Its pruned weights. Filters of others do not count.
+        kernels: Its pruned weights. Filters of other weights do not count.
     """
     graph = channel_graph(model)
     dead = _dead_labels(graph, {id(kernel) for kernel in kernels})
@@ -50,7 +50,7 @@ def drop_shifts_of_dead_filters(model: keras.Model, kernels: Sequence[keras.Vari
 
 
 def _dead_labels(graph: ChannelGraph, kernels: set[int]) -> np.ndarray:
-    """Return the channels that some pruned kernel makes, and none with an entry but zero."""
+    """Return the channels that only pruned kernels of zeros make."""
     made: list[np.ndarray] = []
     alive: list[np.ndarray] = [np.array(sorted(graph.fixed), np.int64)]
     for axis in graph.weights:

@@ -22,15 +22,15 @@ from keras_ntt.masks.difference_format import Content, Part, shape_of
 
 
 def save_difference(model: keras.Model, base: keras.Model | int, path: Path) -> None:
-    """Write what differs between a model and its base to a file.
+    """Write the difference between a model and its base to a file.
 
-    Of a model that shares most of its entries with the base, as `freeze_entries` and
-    `freeze_at_init` see to, the file has the places and values of the others. It is written beside
-    its place and moved there when it is whole.
+    The model shares most of its entries with the base, because of `freeze_entries` or
+    `freeze_at_init`. The file has the positions and values of the other entries. It is written
+    under a temporary name in the same folder, and moved to its path when it is complete.
 
     Args:
         model: A built model.
-        base: The model that it was made of, with the same layers; or the seed that was given to
+        base: The model that it was made from, with the same layers; or the seed that was passed to
             `freeze_at_init`.
         path: The file to write.
 

@@ -1,4 +1,4 @@
-"""Masks in files: ``.npz``, one boolean array a variable path and a list of all weights."""
+"""Masks in ``.npz`` files: one boolean array per variable path, and a list of all weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ _COMPRESSION = zipfile.ZIP_DEFLATED
 def save_masks(model: keras.Model, path: Path) -> None:
     """Write the masks of a model to an ``.npz`` file.
 
-    The file is written beside its place and moved there when it is whole.
+    The file is written under a temporary name in the same folder, and moved to `path` when it is
+    complete.
 
     Args:
         model: A model that holds masks.
@@ -62,9 +63,9 @@ def save_masks(model: keras.Model, path: Path) -> None:
 def load_masks(model: keras.Model, path: Path) -> keras.Model:
     """Read masks and apply them to a model.
 
-    Masks are matched by variable path. If the model has other paths than the one they were saved
-    from, because Keras numbered the layers of a rebuilt model anew, but as many weights of the same
-    shapes in the same order, they are matched by that order.
+    Masks are matched by variable path. The paths differ if Keras numbered the layers of a rebuilt
+    model again. If the model then has as many weights, of the same shapes in the same order, masks
+    are matched by that order.
 
     Args:
         model: A built model. It is changed in place.
@@ -76,13 +77,13 @@ def load_masks(model: keras.Model, path: Path) -> keras.Model:
     Raises:
         FileNotFoundError: If there is no such file.
         TypeError: If `model` is not a Keras 3 model.
-        ValueError: If it is no mask file or is one of another model; the model is as it was.
+        ValueError: If it is not a mask file, or is one of another model; the model is not changed.
     """
     checks.check_model(model)
     content = as_path(path).read_bytes()
     try:
         masks = _read(content, sum(int(np.prod(v.shape)) for v in model.weights))
-    except Exception as error:  # bytes of any origin: whatever fails, they are no masks
+    except Exception as error:  # the bytes may be anything: if reading fails, they are not masks
         raise ValueError(
             "This is not a whole mask file as keras_ntt.save_masks writes it. "
             f"Received: path={os.fspath(path)!r} ({type(error).__name__}: {error})"
@@ -96,7 +97,7 @@ def _read(content: bytes, entries: int) -> dict[str, np.ndarray]:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             members = archive.infolist()
         size = sum(info.file_size for info in members)
-        # One wrong byte in the directory lets zipfile pass over members, so they are counted.
+        # With one wrong byte in the directory zipfile skips members, so they are counted.
         end = content[-22:]
         if end[:4] == b"PK\x05\x06" and int.from_bytes(end[10:12], "little") != len(members):
             raise ValueError(f"only {len(members)} of its members are listed")
@@ -132,7 +133,7 @@ def _weights_of(model: keras.Model) -> list[tuple[str, str]]:
 
 
 def _listed(arrays: dict[str, np.ndarray]) -> list[tuple[str, str, bool]]:
-    """Return path, shape and whether it is masked of each weight that a file lists."""
+    """Return the path, the shape and whether there is a mask, for each weight that a file lists."""
     lines = arrays.get(_WEIGHTS, np.array([], dtype=str)).ravel()
     fields = [str(line).rsplit(" ", 2) for line in lines]
     return [(path, shape, masked == "True") for path, shape, masked in fields]
@@ -144,7 +145,7 @@ def _matched(model: keras.Model, masks: dict[str, np.ndarray]) -> dict[str, np.n
     theirs = _listed(masks)
     masks.pop(_WEIGHTS, None)
     paths = {path: path for path, _, _ in theirs}
-    if set(renamed(paths, keys)) == set(keys):  # of the same names, in this order or another
+    if set(renamed(paths, keys)) == set(keys):  # the same names, in any order
         return masks
     if theirs and [shape for _, shape, _ in theirs] == [s for _, s in _weights_of(model)]:
         now = {path: key for (path, _, _), key in zip(theirs, keys, strict=True)}

@@ -13,14 +13,14 @@ Filters = str | Sequence[str] | Callable[[keras.layers.Layer], bool] | None
 
 
 def check_filters(filters: Filters) -> None:
-    """Raise a ValueError unless something says which layers to prune, or is None."""
+    """Raise a ValueError unless `filters` is valid."""
     as_predicate(filters, None)
 
 
 def as_predicate(
     filters: Filters, model: keras.Layer | None
 ) -> Callable[[keras.layers.Layer], bool]:
-    """Return what accepts a layer of a model, or part of a layer.
+    """Return a function that accepts or refuses a layer of a model, or part of a layer.
 
     Paths are searched without their root, the model's name.
     """

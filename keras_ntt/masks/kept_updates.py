@@ -1,13 +1,13 @@
-"""Steps of optimizers that take a pruned weight for the entries that are kept, and no more.
+"""Optimizer steps that use only the kept entries of a pruned weight.
 
-A pruned entry has a gradient, too, for it is a zero that the network computes with. Where an
-optimizer treats each entry by itself, as SGD and Adam do, that does no harm, because the mask takes
-away what it does there. But a norm, or a product of the gradient with itself, is another one with
-those entries than without them: steps that are clipped by norm come out too short. Here
+A pruned entry has a gradient as well, because it is a zero that the network computes with. If an
+optimizer treats each entry separately, as SGD and Adam do, this does no harm, because the mask
+undoes the update there. But those entries change a norm, or a product of the gradient with itself:
+steps that are clipped by norm become too short. Here
 
-- clipping by norm measures the entries that are kept,
-- an optimizer that lets entries of a weight influence each other sees zeros elsewhere, in gradients
-  and in its own state, and Adafactor's means are over the entries that are kept.
+- clipping by norm measures only the kept entries,
+- an optimizer in which entries of a weight influence each other gets zeros for masked entries, in
+  gradients and in its state; Adafactor's means are over the kept entries.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from keras import optimizers
 from keras_ntt.core import host
 
 _NAME = "pruning_mask"
-# Each entry of a weight is moved by its own gradients alone.
+# Each entry of a weight depends only on its own gradients.
 _ENTRYWISE = (
     "SGD",
     "RMSprop",
@@ -38,7 +38,7 @@ _ENTRYWISE = (
 
 
 def note(held: tf.Variable, constraint: Any) -> None:
-    """Note on a ``tf.Variable`` which constraint holds its mask; None takes the note away."""
+    """Record on a ``tf.Variable`` which constraint holds its mask; None removes the record."""
     if constraint is None:
         delattr(held, _NAME)
     else:
@@ -49,15 +49,15 @@ def note(held: tf.Variable, constraint: Any) -> None:
 def kept_gradients(gradients: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
     """Return gradients with zeros where masks keep a weight zero.
 
-    Keras's optimizers do this by themselves where it matters. It is for training loops that clip
-    gradients, or look at their norms, before they give them to an optimizer, or that have none.
+    Keras's optimizers do this automatically where it matters. Call it in training loops that clip
+    gradients, or use their norms, before an optimizer gets them, and in loops without an optimizer.
 
     Args:
         gradients: A tensor, ``tf.IndexedSlices`` or None for each variable.
         variables: The variables, in the same order.
 
     Returns:
-        The gradients, those of weights without a mask as they were given.
+        The gradients; those of weights without a mask are unchanged.
 
     Raises:
         TypeError: If `gradients` or `variables` is not a list or tuple.
@@ -112,7 +112,7 @@ def _masked(gradient: Any, constraint: Any) -> Any:
 
 
 def _see_kept_entries(optimizer: Any, variables: list[Any]) -> None:
-    """Let an optimizer take its next step, of some variables, on what is kept of them."""
+    """Let an optimizer take its next step, for some variables, on their kept entries."""
     constraints = [_constraint_of(v) for v in variables]
     held = [c for c in constraints if c is not None]
     for constraint in held:
@@ -136,9 +136,9 @@ def _is_entrywise(optimizer: Any) -> bool:
 
 
 def _clipping(constraints: list[Any]) -> Any:
-    """Return how gradients are clipped by the norm of what is kept.
+    """Return how gradients are clipped by the norm of the kept entries.
 
-    The rest is scaled alike: a schedule may bring back an entry that a step lifts above others.
+    Masked entries are scaled in the same way: a schedule may bring back an entry that has grown.
     """
 
     def clip(optimizer: Any, gradients: list[Any]) -> list[Any]:
@@ -162,7 +162,7 @@ def _values(gradient: Any) -> tf.Tensor:
 
 
 def _scale(norm: tf.Tensor, limit: float) -> tf.Tensor:
-    """Return what brings a norm down to a limit; NaN where it is not finite, as in Keras."""
+    """Return the factor that reduces a norm to a limit; NaN if it is not finite, as in Keras."""
     limits = tf.cast(limit, norm.dtype)
     return limits / tf.maximum(norm, limits) + (norm - norm)
 
@@ -176,7 +176,7 @@ def _scaled(gradient: Any, scale: tf.Tensor) -> Any:
 
 
 def _update_step(optimizer: Any, gradient: Any, held: Any, learning_rate: Any) -> None:
-    """Take the step of an optimizer for one weight, and let its mask move if it is to."""
+    """Take the step of an optimizer for one weight, and update its mask if it is due."""
     constraint = _constraint_of(held)
 
     def take() -> None:
@@ -200,19 +200,19 @@ def _step_of_kept(
         return
     mask = constraint.tensor
     variable = host.raw(held) if isinstance(held, host.VARIABLE) else held
-    if constraint.rest is not None:  # frozen values are not zero and no part of a norm either
+    if constraint.rest is not None:  # frozen values are not zero, but not a part of a norm either
         type(variable).assign(variable, tf.where(mask, variable, tf.zeros_like(variable)))
-    # What the state has of entries that were pruned since would be part of the next norm.
+    # Otherwise the state of entries pruned since then would be part of the next norm.
     for slot in host.slots_of(optimizer, variable):
         slot.assign(tf.where(mask, slot, tf.zeros_like(slot)))
     host.set_root_mean_square(optimizer, lambda _, x: _root_mean_square(x, mask))
     step(optimizer, _masked(gradient, constraint), held, learning_rate)
-    # What was divided by the zeros is no number; the constraint must not choose among those.
+    # Division by the zeros gives NaN, which the constraint must not choose from.
     variable.assign(tf.where(mask, variable, tf.zeros_like(variable)))
 
 
 def _root_mean_square(x: Any, mask: tf.Tensor) -> tf.Tensor:
-    """Return the root of the mean square of the entries that are kept."""
+    """Return the root of the mean square of the kept entries."""
     value = tf.convert_to_tensor(x)
     square = tf.where(mask, tf.square(value), tf.zeros_like(value))
     count = tf.maximum(tf.math.count_nonzero(mask, dtype=tf.int32), 1)

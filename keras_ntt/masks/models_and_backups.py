@@ -26,9 +26,9 @@ _STATE = re.compile(r"epoch-(\d+)\.weights\.h5")
 def save_model(model: keras.Model, path: Path) -> None:
     """Save a model as ``model.save(path)`` does, whole or not at all.
 
-    ``model.save`` writes into the file itself: a process that ends meanwhile, or a disk that is
-    full, leaves half a file where a good one may have been. Here the file is written beside its
-    place and moved there when it is whole.
+    ``model.save`` writes into the file itself. If the process ends meanwhile, or the disk is full,
+    half a file replaces the good one. Here the file is written under a temporary name in the same
+    folder, and moved to `path` when it is complete.
 
     Args:
         model: A built model.
@@ -114,7 +114,7 @@ class BackupAndRestore(keras.callbacks.Callback):
             apply_masks(self.model, held)
             raise ValueError(
                 "The state of an earlier run does not fit this model. Set everything up as in "
-                "that run; or remove the folder, to begin anew. Received: "
+                "that run, or remove the folder to begin again. Received: "
                 f"backup_dir={os.fspath(self.backup_dir)!r} ({type(error).__name__}: {error})"
             ) from error
         host.set_initial_epoch(self.model, epochs)
@@ -159,7 +159,7 @@ class BackupAndRestore(keras.callbacks.Callback):
 def _add_masks(file: pathlib.Path, model: keras.Model) -> None:
     """Add the masks of a model to a file of its weights, by the weights' places.
 
-    Their paths are others where Keras numbers the layers of the same model anew.
+    Their paths differ where Keras numbers the layers of the same model again.
     """
     with h5py.File(file, "a") as state:
         for name, masks in ((_MASKS, fixed_masks(model)), (_TRAINED, trained_entries(model))):

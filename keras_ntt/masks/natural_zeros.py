@@ -12,12 +12,12 @@ from keras_ntt.masks.policies import KernelPolicy
 
 
 def pruned_entries(layer: keras.layers.Layer, variable: keras.Variable) -> np.ndarray:
-    """Return which entries of a weight are zeros that only pruning explains.
+    """Return which entries of a weight are zeros that only pruning can explain.
 
-    Three kinds of zeros are natural. A weight of zeros only may begin so, as the last layers of
-    residual branches do. An identity, also of a convolution or for each gate of a recurrent layer,
-    has one number in each row and column, always the same. And rows of an Embedding that are all
-    zero stand for padding or for words without a vector, if they are all its zeros.
+    Three kinds of zeros are natural. First, a weight may be initialized with zeros only, as in the
+    last layers of residual branches. Second, an identity, also of a convolution or for each gate of
+    a recurrent layer, has the same number once in each row and column. Third, zero rows of an
+    Embedding stand for padding or for words without a vector, if it has no other zeros.
 
     Args:
         layer: The layer.
@@ -35,14 +35,14 @@ def pruned_entries(layer: keras.layers.Layer, variable: keras.Variable) -> np.nd
 
 
 def was_pruned(layer: keras.layers.Layer, variable: keras.Variable) -> bool:
-    """Tell whether a weight has zeros that only pruning explains."""
+    """Tell whether a weight has zeros that only pruning can explain."""
     return bool(pruned_entries(layer, variable).any())
 
 
 def kernels_with_layers(
     model: keras.Model,
 ) -> Iterator[tuple[keras.layers.Layer, keras.Variable]]:
-    """Yield every weight that some way to prune could touch, frozen ones too, with its layer."""
+    """Yield every weight that some method could prune, also frozen ones, with its layer."""
     everything = KernelPolicy(depthwise=True, embeddings=True)
     seen: set[int] = set()
     for layer in host.layers_of(model):
@@ -68,7 +68,7 @@ def _is_one_number_a_row(matrix: np.ndarray) -> bool:
     nonzero = matrix != 0
     numbers = np.unique(matrix[nonzero])
     once = nonzero.sum(0).max() <= 1 and nonzero.sum(1).max() <= 1
-    # Fewer numbers than the shorter side has entries are what is left of one, not an identity.
+    # With fewer numbers than the shorter side has entries it is a pruned identity, not a whole one.
     return bool(
         once and len(numbers) == 1 and nonzero.sum() >= min(matrix.shape[0], matrix.shape[1])
     )

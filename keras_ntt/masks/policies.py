@@ -30,19 +30,19 @@ NEVER = {
     "biases": "biases are never pruned",
     "scales and offsets": "scales and offsets of normalizations are never pruned",
 }
-"""What nobody prunes, and how a report says so."""
+"""What is never pruned, and how a report says it."""
 
 
 class PrunableLayer(ABC):
-    """A base class for layers of the user's own that says which of their weights may be pruned.
+    """A base class for custom layers that say which of their weights may be pruned.
 
-    It is tfmot's name for the protocol: a layer needs no more than the method. List it after the
+    The class has the name of tfmot's; the method alone is enough for a layer. List it after the
     layer's class: ``class Scaled(keras.layers.Layer, PrunableLayer)``.
     """
 
     @abstractmethod
     def get_prunable_weights(self) -> list[keras.Variable]:
-        """Return the weights that may be pruned, of the built layer itself."""
+        """Return the weights of the built layer itself that may be pruned."""
 
 
 class PruningPolicy(ABC):
@@ -58,17 +58,17 @@ class PruningPolicy(ABC):
 
 @dataclass(frozen=True)
 class KernelPolicy(PruningPolicy):
-    """Which weights of Keras's own layers are pruned; without options, what is pruned anyway.
+    """Which weights of Keras's layers are pruned. Without options it is the default policy.
 
-    These are the kernels of Dense, EinsumDense (and with it of attention), of convolutions,
-    plain and transposed, the pointwise kernels of separable ones, and both kernels of SimpleRNN,
-    LSTM, GRU and ConvLSTM. Biases and the scales of normalizations never are.
+    By default it prunes the kernels of Dense, of EinsumDense (and so of attention), of plain and
+    transposed convolutions, the pointwise kernels of separable convolutions, and both kernels of
+    SimpleRNN, LSTM, GRU and ConvLSTM. Biases and the scales of normalizations are never pruned.
 
     Attributes:
-        depthwise: Whether depthwise kernels are pruned too. They are a small part of a network
+        depthwise: Whether depthwise kernels are pruned as well. They are a small part of a network,
             and each entry serves a whole channel.
-        embeddings: Whether tables of embeddings are pruned too. None leaves it to the function:
-            `keras_ntt.prune_low_magnitude` prunes them, as tfmot does, and nothing else does.
+        embeddings: Whether tables of embeddings are pruned as well. With None the function decides:
+            `keras_ntt.prune_low_magnitude` prunes them, as tfmot does, and no other function does.
     """
 
     depthwise: bool = False
@@ -79,9 +79,9 @@ class KernelPolicy(PruningPolicy):
         return True
 
     def prunable_weights(self, layer: keras.layers.Layer) -> list[keras.Variable]:
-        """Return the weights of one layer that may be pruned, of the layer itself."""
+        """Return the weights of the layer itself that may be pruned."""
         if not getattr(layer, "built", False):
-            return []  # a layer of a model that its code does not call
+            return []  # a layer that the code of its model does not call
         if hasattr(layer, "get_prunable_weights"):
             return _named_by(layer)
         if getattr(layer, "quantization_mode", None) is not None:
@@ -94,13 +94,13 @@ class KernelPolicy(PruningPolicy):
         if isinstance(layer, layers.Embedding):
             return [host.embeddings_of(layer)] if self.embeddings else []
         if isinstance(layer, layers.RNN):
-            # The layer answers for its cells, so that filters and policies are asked about it.
+            # The layer represents its cells, so filters and policies see the layer.
             return [
                 v for cell in getattr(layer.cell, "cells", [layer.cell]) for v in _of_cell(cell)
             ]
         if isinstance(layer, _KERNEL_LAYERS):
             kernel = host.kernel_of(layer)
-            return [] if kernel is None else [kernel]  # a subclass may have none of its own
+            return [] if kernel is None else [kernel]  # a subclass may have no kernel
         return []
 
 
@@ -117,11 +117,11 @@ def _of_cell(cell: Any) -> list[keras.Variable]:
 
 @dataclass(frozen=True)
 class Choice:
-    """What is pruned of a model.
+    """The weights of a model that are pruned.
 
     Attributes:
         weights: The variables to prune, in the order of the model's weights.
-        skipped: For each other variable with a reason: ``(variable, reason)``.
+        skipped: The other variables, with a reason for each: ``(variable, reason)``.
     """
 
     weights: tuple[keras.Variable, ...]
@@ -131,14 +131,14 @@ class Choice:
 def prunable_weights(
     layer: keras.layers.Layer, policy: PruningPolicy | None = None
 ) -> list[keras.Variable]:
-    """Return the weights of one layer that pruning may touch.
+    """Return the weights of one layer that may be pruned.
 
-    A layer that defines ``get_prunable_weights()`` is asked. Of Keras's own layers it is what
-    `KernelPolicy` says.
+    If a layer defines ``get_prunable_weights()``, it is called. For Keras's layers `KernelPolicy`
+    decides.
 
     Args:
         layer: A built layer.
-        policy: A policy, which may have a ``prunable_weights(layer)`` of its own.
+        policy: A policy, which may have its own ``prunable_weights(layer)``.
 
     Returns:
         Trainable variables of the layer itself, not of layers inside it.
@@ -149,7 +149,7 @@ def prunable_weights(
 
 
 def all_kernels(model: keras.Model) -> list[keras.Variable]:
-    """Return every weight of a model that some way to prune could touch, frozen ones too."""
+    """Return every weight of a model that some method could prune, also frozen ones."""
     everything = KernelPolicy(depthwise=True, embeddings=True)
     found = [v for layer in host.layers_of(model) for v in everything.prunable_weights(layer)]
     return list({id(v): v for v in found}.values())
@@ -158,14 +158,14 @@ def all_kernels(model: keras.Model) -> list[keras.Variable]:
 def weights_by_magnitude(
     layer: keras.layers.Layer, policy: PruningPolicy | None = None
 ) -> list[keras.Variable]:
-    """Return the weights of one layer that pruning by magnitude may touch, as in tfmot.
+    """Return the weights of one layer that pruning by magnitude may prune, as in tfmot.
 
-    These are what Neural Tangent Transfer prunes, and the tables of Embedding unless a policy says
-    otherwise.
+    These are the weights that Neural Tangent Transfer prunes, and the tables of Embedding unless a
+    policy says otherwise.
 
     Args:
         layer: A built layer.
-        policy: A policy, which may have a ``prunable_weights(layer)`` of its own.
+        policy: A policy, which may have its own ``prunable_weights(layer)``.
 
     Returns:
         Trainable variables of the layer and, of a recurrent one, of its cells.
@@ -204,20 +204,21 @@ def choose_weights(
 
     Args:
         model: A built model.
-        filters: Which layers: a regular expression or a list of them, searched in the names of the
-            layer and of those that it is in, and in the paths of its weights, or a callable on the
-            layer. None takes all.
+        filters: Which layers to prune. A regular expression, or a list of them, is searched in the
+            names of a layer, of the layers that contain it, and in the paths of its weights. A
+            callable gets the layer. None takes all layers.
         pruning_policy: An object with ``allow_pruning(layer)`` and, if it has requirements,
             ``ensure_model_supports_pruning(model)``; for depthwise kernels and embeddings
             ``KernelPolicy(depthwise=True, embeddings=True)``.
-        weights_of: What could be pruned of one layer; None leaves that to the policy.
-        frozen_too: Whether a model may have frozen kernels only, of which none is chosen.
+        weights_of: A function from a layer to the weights that could be pruned; None uses the
+            policy.
+        frozen_too: Whether a model may have only frozen kernels, of which none is chosen.
 
     Returns:
         The `Choice`.
 
     Raises:
-        ValueError: If nothing is left to prune, or the policy refuses the model.
+        ValueError: If there is nothing to prune, or the policy refuses the model.
     """
     accepts = as_predicate(filters, model)
     check_policy(pruning_policy)
@@ -271,7 +272,7 @@ def _is_quantized(layer: Any) -> bool:
 
 
 def _reason(variable: keras.Variable, layer: keras.layers.Layer | None) -> str:
-    """Say why a weight that nobody left out is not pruned."""
+    """Say why a weight is not pruned that filters and policy allow."""
     if "bias" in variable.name:
         return NEVER["biases"]
     if isinstance(layer, (*_DEPTHWISE_LAYERS, *_SEPARABLE_LAYERS)):

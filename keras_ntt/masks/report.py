@@ -1,4 +1,4 @@
-"""What was pruned: a table of the weights of a model and their zeros."""
+"""A report of what was pruned: the weights of a model and their zeros."""
 
 from __future__ import annotations
 
@@ -39,15 +39,14 @@ class WeightRow:
         path: Its name.
         shape: Its shape.
         size: Its number of entries.
-        nonzeros: Number of entries that are not zero.
+        nonzeros: Number of non-zero entries.
         masked: Whether a mask keeps its zeros.
         note: Why it is not pruned, or an empty string.
-        progress: Where the schedule that prunes it stands, such as ``"step 3 of 8"``; an empty
-            string if it has none or is at its end.
-        negligible: Number of entries that are not zero and below 1e-6 of its largest one.
-        reason: Why what is computed with has other zeros than the weight, or an empty string.
-        lost: Number of entries that its mask leaves out and that are not zero: training did not
-            know of the mask.
+        progress: The position of its schedule, such as ``"step 3 of 8"``; an empty string if it has
+            no schedule or the schedule has ended.
+        negligible: Number of non-zero entries below 1e-6 of its largest entry.
+        reason: Why the layer computes with other zeros than the weight has, or an empty string.
+        lost: Number of non-zero entries that its mask leaves out: training did not use the mask.
     """
 
     path: str
@@ -72,25 +71,25 @@ class SparsityReport:
     """The zeros of a model; its ``str()`` is a table of what may be pruned.
 
     Attributes:
-        rows: One a trainable weight.
+        rows: One row per trainable weight.
     """
 
     rows: tuple[WeightRow, ...]
 
     @property
     def pruned(self) -> tuple[WeightRow, ...]:
-        """The rows of the weights that pruning may touch."""
+        """The rows of the weights that may be pruned."""
         return tuple(row for row in self.rows if not row.note)
 
     @property
     def sparsity(self) -> float:
-        """Fraction of zeros among the weights that pruning may touch."""
+        """Fraction of zeros among the weights that may be pruned."""
         size = sum(row.size for row in self.pruned)
         return 1 - sum(row.nonzeros for row in self.pruned) / size if size else 0.0
 
     @property
     def nonzeros(self) -> int:
-        """Number of entries that are not zero, of the weights that are listed."""
+        """Number of non-zero entries of all listed weights."""
         return sum(row.nonzeros for row in self.rows)
 
     def to_dict(self) -> dict[str, Any]:
@@ -179,7 +178,7 @@ def _parts(path: str) -> list[str]:
 
 
 def _remarks(row: WeightRow) -> str:
-    """Return what is to be said of a weight: why it is not pruned, or how its zeros are kept."""
+    """Return the note for a weight: why it is not pruned, or how its zeros are kept."""
     remarks = [row.note or _state(row)]
     if row.progress:
         remarks.append(f"schedule at {row.progress}")
@@ -194,7 +193,7 @@ def _remarks(row: WeightRow) -> str:
 
 
 def _state(row: WeightRow) -> str:
-    """Return whether training keeps the zeros of a weight that pruning may touch."""
+    """Return whether training keeps the zeros of a weight that may be pruned."""
     if row.masked:
         return "masked"
     return "zeros without a mask" if row.nonzeros < row.size else "not masked"
@@ -207,8 +206,8 @@ def sparsity_report(model: keras.Model) -> SparsityReport:
         model: A built model.
 
     Returns:
-        A row for each trainable weight and each kernel that is frozen, with the reason where a
-        weight is not pruned.
+        A row for each trainable weight and each frozen kernel, with the reason if a weight is not
+        pruned.
 
     Raises:
         TypeError: If `model` is not a Keras 3 model.
@@ -262,14 +261,14 @@ def _lost(variable: keras.Variable) -> int:
 
 
 def _negligible(value: np.ndarray) -> int:
-    """Return how many entries are not zero and so small that a sum with the largest is the same."""
+    """Return how many non-zero entries are too small to change a sum with the largest one."""
     sizes = np.abs(value.astype("float64"))
     largest = sizes.max(initial=0.0)
     return int(np.count_nonzero((sizes > 0) & (sizes < _NEGLIGIBLE * largest)))
 
 
 def _weights_of(layer: keras.layers.Layer) -> list[keras.Variable]:
-    """Return what may be pruned of a layer, and what was with other options."""
+    """Return what may be pruned of a layer, and what other options would allow."""
     usual = prunable_weights(layer)
     others = weights_by_magnitude(layer, KernelPolicy(depthwise=True))
     known = {id(v) for v in usual}

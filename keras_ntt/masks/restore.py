@@ -21,28 +21,28 @@ _SHARE = 0.1
 def restore_masks(
     model: keras.Model, *, filters: Filters = None, pruning_policy: Any = None
 ) -> keras.Model:
-    """Take up the masks again from the exact zeros of a loaded model.
+    """Restore the masks of a loaded model from its exact zeros.
 
-    Constraints are not saved with a model, so one that was pruned, saved and loaded would lose
-    its zeros in training. The exact zeros of its kernels are masked, those of frozen layers too.
+    Constraints are not saved with a model, so a model that was pruned, saved and loaded would lose
+    its zeros in training. This masks the exact zeros of its kernels, also those of frozen layers.
 
-    Left out, with a warning, are zeros that a weight may have without having been pruned: a kernel
-    of zeros only, an identity, and an Embedding whose zeros are whole rows. To mask them too,
-    choose them: what `filters` or `pruning_policy` selects is masked as it is. If the zeros are
-    less than a tenth of every kernel, a warning says that the model seems to have lost them.
-    `sparsity_report` tells what was found.
+    Zeros that a weight may have without pruning are left out, with a warning: a kernel of zeros
+    only, an identity, and an Embedding whose zeros are whole rows. To mask these zeros as well,
+    select them with `filters` or `pruning_policy`: selected weights are masked without exception.
+    If every kernel has less than a tenth of zeros, a warning says that the model seems to have lost
+    them. `sparsity_report` shows the result.
 
     Args:
         model: A built model. It is changed in place.
-        filters: Which layers: a regular expression, a list of them, or a callable, see
-            `keras_ntt.NeuralTangentTransfer`. Only their zeros are masked.
-        pruning_policy: An object with ``allow_pruning(layer)``, to the same end.
+        filters: Which layers to mask: a regular expression, a list of them, or a callable, see
+            `keras_ntt.NeuralTangentTransfer`.
+        pruning_policy: An object with ``allow_pruning(layer)``, for the same purpose.
 
     Returns:
         The same model.
 
     Raises:
-        ValueError: If no kernel that is selected holds zeros beside other values.
+        ValueError: If no selected kernel holds both zeros and other values.
 
     Examples:
         >>> import keras, numpy as np
@@ -99,16 +99,16 @@ def restore_masks(
 
 
 def unheld_zeros(model: keras.Model) -> dict[str, float]:
-    """Return the kernels that look pruned and whose zeros no mask holds.
+    """Return the kernels that look pruned and have no mask for their zeros.
 
-    A kernel looks pruned if at least a tenth of it is zeros that only pruning explains, see
-    `pruned_entries`.
+    A kernel looks pruned if at least a tenth of its entries are zeros that only pruning can
+    explain, see `pruned_entries`.
 
     Args:
         model: A built model.
 
     Returns:
-        ``variable path -> fraction of zeros that no mask holds``.
+        ``variable path -> fraction of zeros without a mask``.
     """
     found = {}
     for layer, variable in kernels_with_layers(model):
@@ -116,7 +116,7 @@ def unheld_zeros(model: keras.Model) -> dict[str, float]:
         if not variable.trainable or (held is not None and held.fixed):
             continue
         zeros = pruned_entries(layer, variable)
-        if held is not None:  # a schedule may begin with fewer zeros than there are
+        if held is not None:  # a schedule may begin with fewer zeros than the kernel has
             zeros = zeros & held.mask
         share = float(zeros.mean()) if zeros.size else 0.0
         if share >= _SHARE:
@@ -125,7 +125,7 @@ def unheld_zeros(model: keras.Model) -> dict[str, float]:
 
 
 def warn_if_unheld(model: keras.Model) -> None:
-    """Warn that training would fill zeros of kernels that no mask holds."""
+    """Warn that training would fill the zeros of kernels without masks."""
     found = unheld_zeros(model)
     if found:
         path, share = next(iter(found.items()))
@@ -140,7 +140,7 @@ def warn_if_unheld(model: keras.Model) -> None:
 
 
 def warn_of_lora(model: keras.Model) -> None:
-    """Warn of LoRA beside masks: Keras saves the sum of the two, which has no zeros."""
+    """Warn of LoRA in a model with masks: Keras saves their sum, which has no zeros."""
     layers = [layer for layer in host.layers_of(model) if getattr(layer, "lora_enabled", False)]
     found = [v.path for layer in layers for v in layer.weights if is_masked(v)]
     if found:

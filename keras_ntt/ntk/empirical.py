@@ -28,11 +28,11 @@ Values = Mapping[int, tuple[keras.Variable, tf.Tensor]]
 
 
 class Tangents(NamedTuple):
-    """A batch's outputs and their derivatives by the trainable weights.
+    """The outputs of a batch, and their derivatives with respect to the trainable weights.
 
     Attributes:
         outputs: ``[n, c]``, all outputs of the model in a row.
-        factors: The derivatives, no two by the same variable.
+        factors: The derivatives; no two are with respect to the same variable.
     """
 
     outputs: tf.Tensor
@@ -42,12 +42,12 @@ class Tangents(NamedTuple):
 def tangents(
     network: Network, x: Any, values: Values | None = None, directions: tf.Tensor | None = None
 ) -> Tangents:
-    """Run a network and differentiate its outputs by its trainable weights.
+    """Run a network and differentiate its outputs with respect to its trainable weights.
 
     Args:
         network: The unrolled model.
         x: A batch of inputs, ``[n, ...]`` each.
-        values: Values to use in place of some variables' own.
+        values: Values that replace those of some variables.
         directions: Differentiate k combinations of the outputs of each sample instead of the c
             outputs, ``[n, k, c]``.
 
@@ -81,7 +81,7 @@ def tangents(
             factors.extend(new)
             for index, ct in zip(call.inputs, back, strict=True):
                 if ct is not None:
-                    # Layers cast their inputs to their own float type, each to another perhaps.
+                    # Each layer may cast its inputs to another float type.
                     ct = ct.cast(tensors[index].dtype)
                     cotangents[index] = cotangents[index] + ct if index in cotangents else ct
         return Tangents(outputs, gather(cast(factor, outputs.dtype) for factor in factors))
@@ -95,7 +95,7 @@ def flat_outputs(outputs: Sequence[tf.Tensor]) -> tf.Tensor:
 
 
 def _seeds(outputs: Sequence[tf.Tensor], size: int, directions: tf.Tensor | None) -> list[Stacked]:
-    """Return the cotangents to begin with, one for each output."""
+    """Return the initial cotangents, one for each output."""
     sizes = [y.shape[1:].num_elements() for y in outputs]
     n = tf.shape(outputs[0])[0] if outputs[0].shape[0] is None else outputs[0].shape[0]
     if directions is None:
@@ -112,10 +112,10 @@ def _seeds(outputs: Sequence[tf.Tensor], size: int, directions: tf.Tensor | None
 def random_directions(
     shape: Sequence[int | tf.Tensor], seed: tf.Tensor | Sequence[int], dtype: tf.DType
 ) -> tf.Tensor:
-    """Return independent random signs, which have the unit matrix as their second moment.
+    """Return independent random signs, whose second moment is the identity matrix.
 
     Args:
-        shape: The shape, whose last axis is that of the outputs.
+        shape: The shape. Its last axis is the outputs.
         seed: Two integers.
         dtype: The dtype.
 
@@ -132,9 +132,9 @@ def kernel_matrix(
     """Sum the products of the factors of two batches.
 
     Args:
-        first: Factors of n1 samples.
-        second: Factors by the same weights of n2 samples.
-        masks: Entries of the weights that count; all where there is no mask.
+        first: Factors for n1 samples.
+        second: Factors of the same weights, for n2 samples.
+        masks: Entries of the weights that count. Without a mask all entries count.
         trace: Sum over equal outputs only.
 
     Returns:
@@ -160,28 +160,28 @@ def empirical_ntk(
     """Return the empirical neural tangent kernel of a model, in inference mode.
 
     Args:
-        model: A built Keras model. Its outputs beyond the batch axis are flattened to c outputs,
-            those of several output tensors one after the other.
+        model: A built Keras model. All axes of its outputs except the batch axis are flattened to c
+            outputs. Several output tensors are concatenated.
         x1: Inputs ``[n1, ...]``.
         x2: Inputs ``[n2, ...]``; None means `x1`.
-        wrt: The weights that the outputs are differentiated by. ``"all"``: every entry of every
-            trainable weight. ``"kept"``: of pruned weights only the entries that are kept; these
-            are given by the masks that the model holds or, if it holds none, by the exact zeros
-            of its kernels.
+        wrt: The weights with respect to which the outputs are differentiated. ``"all"``: every
+            entry of every trainable weight. ``"kept"``: only the kept entries of pruned weights.
+            These are given by the masks that the model holds or, if it holds none, by the exact
+            zeros of its kernels.
         outputs: ``"full"`` or ``"trace"``.
-        output_projections: Take the kernel of k random combinations of the outputs, with weights
-            -1 and 1, instead of the c outputs: for models with many outputs; at most 10,000. None
-            takes the outputs themselves.
+        output_projections: Compute the kernel of k random combinations of the outputs, with weights
+            -1 and 1, for models with many outputs. At most 10,000. None uses the c outputs
+            themselves.
         seed: Seed of the combinations.
         implementation: ``"auto"``: structured derivatives (Novak, Sohl-Dickstein & Schoenholz,
-            "Fast Finite Width Neural Tangent Kernel", ICML 2022). ``"jacobian"``:
-            the definition, one gradient a sample and output; slow, to check by.
+            "Fast Finite Width Neural Tangent Kernel", ICML 2022). ``"jacobian"``: the definition,
+            one gradient per sample and output; slow, for checks.
 
     Returns:
-        For ``outputs="full"`` ``[n1, n2, c, c]``; for ``"trace"`` ``[n1, n2]``, the mean over
-        the outputs of the diagonal. The dtype is that of the model's outputs, or
-        float32 if that is longer. With `output_projections` the full kernel is that of the
-        combinations, ``[n1, n2, k, k]``, and the trace an unbiased estimate of the trace without.
+        For ``outputs="full"`` ``[n1, n2, c, c]``; for ``"trace"`` ``[n1, n2]``, the mean of the
+        diagonal over the outputs. The dtype is that of the model's outputs, but at least float32.
+        With `output_projections` the full kernel is that of the combinations, ``[n1, n2, k, k]``,
+        and the trace is an unbiased estimate of the trace without them.
 
     Raises:
         TypeError: If `model` is not a Keras 3 model.
@@ -235,7 +235,7 @@ def _for_each(x: Any, directions: tf.Tensor | None) -> tf.Tensor | None:
 def _tangents_by_definition(
     network: Network, x: Any, directions: tf.Tensor | None = None
 ) -> Tangents:
-    """Differentiate output by output and sample by sample; the oracle for `tangents`."""
+    """Differentiate output by output and sample by sample; the reference for `tangents`."""
     variables = network.model.trainable_variables
     sources = [host.first_copy(v) for v in variables]
     functional = host.functional_of(network.model)

@@ -1,9 +1,9 @@
-"""The derivative of the outputs by a layer's weights, in the form it comes in.
+"""The derivative of the outputs with respect to a layer's weights, in several forms.
 
 The tangent kernel is a sum over weights of ``J(x1) @ J(x2)^T``, where a row of the Jacobian ``J``
 ``[n * c, size]`` is the derivative of one output of one sample. For a layer that is linear in
-its weights the Jacobian is a sum over positions p of (layer input) x (derivative by the
-pre-activation), and the product can be had without ever forming it: the structured derivatives
+its weights the Jacobian is a sum over positions p of (layer input) x (derivative with respect to
+the pre-activation). The product can be computed without forming it, by the structured derivatives
 of Novak, Sohl-Dickstein & Schoenholz, "Fast Finite Width Neural Tangent Kernel" (ICML 2022).
 """
 
@@ -19,28 +19,28 @@ import tensorflow as tf
 
 # Samples in half a batch, where a graph is made for batches of any size.
 _USUAL_SAMPLES = 32
-# Factors that are alike in these can be joined.
+# Factors with the same values of these can be joined.
 _LAYOUT = ("axes", "groups", "channels_first")
-# What touching a number costs, in multiply-adds of a matrix product.
+# The cost of reading a number, in multiply-adds of a matrix product.
 _PASSES = 20
 
 
 @dataclass(frozen=True, eq=False)
 class AffineFactor:
-    """Derivatives by the kernel and bias of a layer ``z[p] = x[p] @ kernel + bias``.
+    """Derivatives with respect to kernel and bias of a layer ``z[p] = x[p] @ kernel + bias``.
 
-    With g groups the channels of input and output fall into g equal parts that do not mix. The
-    bias is the weight of one more input, which is always 1.
+    With g groups the channels of input and output are divided into g equal parts that do not mix.
+    The bias is the weight of an additional input that is always 1.
 
     Attributes:
-        inputs: What the weights are multiplied with, ``[n, p, g * k]``; the last entry of each
-            group is the bias's 1 if there is a bias.
-        deltas: Derivative of the outputs by z, stacked: ``[n * c, p, g * o]``.
+        inputs: The inputs that the weights multiply, ``[n, p, g * k]``. If there is a bias, the
+            last entry of each group is its input, 1.
+        deltas: Derivative of the outputs with respect to z, stacked: ``[n * c, p, g * o]``.
         copies: The number c of outputs.
         groups: The number g of groups.
         kernel: The kernel variable.
-        bias: The bias variable ``[g * o]``; None if there is none, it is frozen or in a factor of
-            its own.
+        bias: The bias variable ``[g * o]``; None if there is none, it is frozen or in another
+            factor.
         axes: The kernel's axes in the order of ``[k, g, o]``; None if they are in that order.
         channels_first: Whether the deltas are ``[n * c, o, p]``; for one group.
     """
@@ -56,13 +56,13 @@ class AffineFactor:
 
     @property
     def variables(self) -> tuple[keras.Variable, ...]:
-        """The variables that are differentiated by."""
+        """The variables of these derivatives."""
         return (self.kernel,) if self.bias is None else (self.kernel, self.bias)
 
 
 @dataclass(frozen=True, eq=False)
 class JacobianFactor:
-    """Derivatives by a set of weights, as a matrix.
+    """Derivatives with respect to a set of weights, as a matrix.
 
     Attributes:
         matrix: ``[n * c, size]``.
@@ -77,11 +77,11 @@ class JacobianFactor:
 
 @dataclass(frozen=True, eq=False)
 class LookupFactor:
-    """Derivatives by a table of which each position reads one row.
+    """Derivatives with respect to a table of which each position reads one row.
 
     Attributes:
         indices: The rows that are read, ``[n, p]``.
-        deltas: Derivative of the outputs by what was read, stacked: ``[n * c, p, d]``.
+        deltas: Derivative of the outputs with respect to the rows read, stacked: ``[n * c, p, d]``.
         copies: The number c of outputs.
         table: The variable, ``[rows, d]``.
     """
@@ -93,7 +93,7 @@ class LookupFactor:
 
     @property
     def variables(self) -> tuple[keras.Variable, ...]:
-        """The variable that is differentiated by."""
+        """The variable of these derivatives."""
         return (self.table,)
 
 
@@ -103,7 +103,7 @@ Masks = Mapping[int, tf.Tensor]
 
 
 def full_precision(x: tf.Tensor) -> tf.Tensor:
-    """Return a tensor in float32 if it is in a shorter float: sums over weights need the digits."""
+    """Return a tensor in at least float32: sums over weights need the precision."""
     return tf.cast(x, tf.float32) if x.dtype in (tf.float16, tf.bfloat16) else x
 
 
@@ -114,16 +114,16 @@ def cast(factor: Factor, dtype: tf.DType) -> Factor:
 
 
 def gather(factors: Iterable[Factor]) -> list[Factor]:
-    """Add up the derivatives by one and the same variable.
+    """Add up the derivatives with respect to the same variable.
 
-    A layer that is called several times has one factor a call. The Jacobians of the calls add,
-    so their kernel has cross terms between the calls.
+    A layer that is called several times has one factor per call. The Jacobians of the calls are
+    added, so the kernel has cross terms between the calls.
 
     Args:
-        factors: One factor a call.
+        factors: One factor per call.
 
     Returns:
-        Factors no two of which share a variable.
+        Factors of which no two share a variable.
     """
     by_weights: dict[tuple[int, ...], list[Factor]] = {}
     for factor in factors:
@@ -145,7 +145,7 @@ def _add(group: Sequence[Factor]) -> Factor:
     kinds = {type(f) for f in group}
     layouts = {tuple(getattr(f, name, None) for name in _LAYOUT) for f in group}
     if len(kinds) == len(layouts) == 1 and not isinstance(first, JacobianFactor):
-        # More positions of the same weights.
+        # The calls are more positions of the same weights.
         axes = {"indices": 1, "deltas": 1}
         if isinstance(first, AffineFactor):
             axes = {"inputs": 1, "deltas": 2 if first.channels_first else 1}
@@ -176,7 +176,7 @@ def size_of(variable: keras.Variable) -> int:
 
 
 def to_jacobian(factor: Factor) -> JacobianFactor:
-    """Write a factor as a matrix with the columns in the order of the variables' own entries."""
+    """Return a factor as a matrix, with columns in the order of the entries of the variables."""
     if isinstance(factor, JacobianFactor):
         return factor
     if isinstance(factor, LookupFactor):
@@ -201,12 +201,12 @@ def to_jacobian(factor: Factor) -> JacobianFactor:
 
 
 def add_by_row(factor: LookupFactor, slots: tf.Tensor, count: int | tf.Tensor) -> tf.Tensor:
-    """Sum deltas by the row of the table that was read.
+    """Sum deltas for each row of the table that was read.
 
     Args:
         factor: The derivatives.
-        slots: For each position the place of its row among the rows of the result, ``[n, p]``;
-            positions with a negative place are left out.
+        slots: For each position the index of its row in the result, ``[n, p]``. Positions with a
+            negative index are left out.
         count: Number of rows of the result.
 
     Returns:
@@ -223,7 +223,7 @@ def add_by_row(factor: LookupFactor, slots: tf.Tensor, count: int | tf.Tensor) -
 
 
 def affine_jacobian(factor: AffineFactor) -> tf.Tensor:
-    """Return the derivative by kernel and bias, ``[n * c, g * o * k]``."""
+    """Return the derivative with respect to kernel and bias, ``[n * c, g * o * k]``."""
     c, g = factor.copies, factor.groups
     positions, k, o = sizes_of(factor)
     if g == 1:
@@ -244,8 +244,8 @@ def affine_jacobian(factor: AffineFactor) -> tf.Tensor:
 def _sum_over_positions(inputs: tf.Tensor, deltas: tf.Tensor) -> tuple[tf.Tensor, Callable]:
     """Return ``sum_p deltas[n, c, o, p] * inputs[n, p, k]`` as ``[n, c, o, k]``.
 
-    The gradient is written out because TensorFlow's own repeats the inputs once an output. In this
-    order of axes none of its products needs a transpose.
+    The gradient is written out because TensorFlow's gradient repeats the inputs once per output.
+    With this order of axes none of its products needs a transpose.
     """
     k = inputs.shape[2]
     _, c, o, _ = deltas.shape
@@ -272,7 +272,7 @@ def sizes_of(factor: AffineFactor) -> tuple[int | tf.Tensor, int, int]:
 
 
 def split(factor: Factor, sizes: Any) -> tuple[Factor, Factor]:
-    """Split a factor into those of the first and the second part of its batch.
+    """Split a factor into the factors of the first and the second part of its batch.
 
     Args:
         factor: Derivatives for n samples.
@@ -319,7 +319,7 @@ def prefers_positions(factor: AffineFactor, *, samples: int | None, trace: bool)
 
 
 def _jacobian_is_smaller(factor: AffineFactor) -> bool:
-    """Tell whether the Jacobian by the kernel has fewer entries than the deltas."""
+    """Tell whether the Jacobian of the kernel has fewer entries than the deltas."""
     positions, k, _ = sizes_of(factor)
     small = isinstance(positions, int) and k * factor.groups < positions
     return small and not prefers_positions(factor, samples=None, trace=False)

@@ -1,4 +1,4 @@
-"""Training as the tangent kernel predicts it (Lee et al., NeurIPS 2019)."""
+"""Predict training from the tangent kernel (Lee et al., NeurIPS 2019)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from keras_ntt.core import checks
 
 
 class Prediction(NamedTuple):
-    """Outputs that are predicted, after each of some numbers of steps.
+    """Predicted outputs after given numbers of steps.
 
     Attributes:
         train: ``[len(steps), n, c]``, on the training samples.
@@ -36,14 +36,15 @@ def predict_training(
 
     The network is replaced by its first-order expansion in the weights (Lee, Xiao, Schoenholz et
     al., "Wide neural networks of any depth evolve as linear models under gradient descent",
-    NeurIPS 2019). Its outputs f on the n training samples, c each, with targets y, then move by
+    NeurIPS 2019). With n training samples, c outputs and targets y, the outputs f on the training
+    samples are then
 
         f(t) - y = (1 - 2 * learning_rate / (n * c) * ntk)^t (f(0) - y)
 
-    which is exact for the expansion, as it is for a network that is linear in its weights; for
-    others it holds while the kernel changes little. The learning rate is too high where
-    ``learning_rate * eigenvalue > n * c`` for the largest eigenvalue; the prediction then grows
-    without bound, as training does.
+    This is exact for the expansion, and so for a network that is linear in its weights. For other
+    networks it holds while the kernel changes little. If ``learning_rate * eigenvalue > n * c`` for
+    the largest eigenvalue, the learning rate is too high: the prediction then grows without bound,
+    as training does.
 
     Args:
         ntk: The kernel of the training samples ``[n, n, c, c]``, as `keras_ntt.empirical_ntk`
@@ -53,7 +54,7 @@ def predict_training(
         learning_rate: The learning rate of SGD without momentum.
         steps: Numbers of steps, none negative.
         test_ntk: The kernel between other samples and the training samples ``[m, n, c, c]``.
-        test_outputs: Outputs on the others before training ``[m, c]``.
+        test_outputs: Outputs on the other samples before training ``[m, c]``.
 
     Returns:
         The outputs after each number of steps.
@@ -102,7 +103,7 @@ def predict_training(
                 f"Received: test_outputs of shape {first.shape}"
             )
         across = _as_matrix(test_ntk, len(first), n, c, "test_ntk")
-        # The sum of (1 - rate)^s over the steps s < t, which is t where the rate is 0.
+        # The sum of (1 - rate)^s over the steps s < t, which is t if the rate is 0.
         safe = np.where(rates > 0, rates, 1.0)
         sums = np.where(rates > 0, (1 - powers) / safe, times)
         moved = (sums * left) @ vectors.T @ across.T

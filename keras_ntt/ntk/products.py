@@ -1,9 +1,9 @@
 """Products of derivatives: the terms of the tangent kernel, without forming Jacobians.
 
 For a layer with the pre-activation ``z[p] = x[p] @ kernel`` the kernel's term is a double sum over
-positions of ``(x1[p] . x2[q]) * (delta1[p] . delta2[q])``; a bias is the weight of one more input
-that is always 1. With few positions that is how it is taken; with many it is cheaper to sum over
-the positions of each sample first.
+positions of ``(x1[p] . x2[q]) * (delta1[p] . delta2[q])``; a bias is the weight of an additional
+input that is always 1. With few positions it is computed in this way. With many it is cheaper to
+sum over the positions of each sample first.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def product(
 
     Args:
         first: Derivatives for n1 samples.
-        second: Derivatives by the same variables for n2 samples.
-        masks: Entries of the variables that count; without a mask all do.
+        second: Derivatives with respect to the same variables, for n2 samples.
+        masks: Entries of the variables that count. Without a mask all entries count.
         trace: Sum over equal outputs instead of keeping all pairs.
 
     Returns:
@@ -82,7 +82,7 @@ def _affine_product(
 
 
 def _mask_of(factor: AffineFactor, masks: Masks) -> tf.Tensor | None:
-    """Return which entries count, ``[k, g, o]``, those of the bias in the last row."""
+    """Return which entries count, ``[k, g, o]``, with the bias in the last row."""
     mask = masks.get(id(factor.kernel))
     if mask is None:
         return None
@@ -168,16 +168,16 @@ def _common_rows(first: tf.Tensor, second: tf.Tensor) -> tuple[tf.Tensor, tf.Ten
     used = [tf.scatter_nd(p[:, None], tf.ones_like(p), tf.shape(rows)) > 0 for p in sides]
     common = tf.logical_and(*used)
     slots = tf.where(common, tf.cumsum(tf.cast(common, tf.int32)) - 1, -1)
-    # One row more, whose place none takes: a sum into no rows at all has no gradient in TensorFlow.
+    # One more row, which stays unused: a sum into no rows has no gradient in TensorFlow.
     found = tf.concat([tf.boolean_mask(rows, common), rows[:1]], axis=0)
     return found, *(tf.gather(slots, side) for side in sides)
 
 
 def _sorted_rows(first: tf.Tensor, second: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """The same in shapes that do not depend on what is read, as XLA needs them.
+    """Do the same with shapes that do not depend on the rows that are read, as XLA needs.
 
-    A row's place is that of its first reading among all readings of the first side, sorted; the
-    places of its further readings stay empty.
+    The place of a row is that of its first occurrence among all rows that the first side reads,
+    sorted. The places of its further occurrences stay empty.
     """
     rows = tf.sort(first)
     places = tf.minimum(tf.searchsorted(rows, second), tf.size(rows) - 1)

@@ -1,13 +1,12 @@
 """Pictures of transfers, kernels, masks and files.
 
-Each function takes plain numbers or this package's objects and returns a Matplotlib figure, which
-is drawn apart from pyplot: nothing is shown, and no setting of Matplotlib is changed. Notebooks
-show a figure that is a cell's value. Matplotlib is imported when a picture is drawn (``pip install
-'keras-ntt[plots]'``).
+Each function takes plain numbers or objects of this package and returns a Matplotlib figure. It is
+drawn without pyplot: nothing is shown, and no setting of Matplotlib is changed. A notebook shows
+the figure if it is the value of a cell. Matplotlib is imported when a picture is drawn
+(``pip install 'keras-ntt[plots]'``).
 
-Colours are those of Okabe & Ito, which the colour-blind can tell apart; dashes and markers tell
-the same curves apart in grey. Titles say what the data show, unless ``title=`` says something
-else.
+Colours are those of Okabe & Ito, which colour-blind people can distinguish; dashes and markers
+distinguish the curves in grey. Titles state what the data show, unless ``title=`` is passed.
 """
 
 from keras_ntt.plots.candidates import size_by_agreement

@@ -1,4 +1,4 @@
-"""Size against agreement: what a search for a small file has tried."""
+"""Plot size against agreement: the candidates of a search for a small file."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 
 def size_by_agreement(report: Any, *, title: str | None = None, ax: Axes | None = None) -> Figure:
-    """Draw the size of files against what they keep of the dense model's answers.
+    """Draw the size of files against their agreement with the dense model.
 
-    A line is one way to make the model small, and its points say how much of it. The dashed line is
-    what may be lost. With labelled data the vertical axis is accuracy.
+    Each line is one way to make the model smaller, and its points are different amounts of it. The
+    dashed line is the allowed loss. With labelled data the vertical axis is accuracy.
 
     Args:
-        report: What `keras_ntt.compress` returned.
-        title: None says how much smaller the best file is.
+        report: The result of `keras_ntt.compress`.
+        title: The title; None says how much smaller the best file is.
         ax: Axes to draw in; None makes a figure.
 
     Returns:
@@ -27,7 +27,7 @@ def size_by_agreement(report: Any, *, title: str | None = None, ax: Axes | None 
 
     Raises:
         ImportError: If Matplotlib is not installed.
-        ValueError: If `report` is none, or no file of it was measured.
+        ValueError: If `report` is not a report, or has no measured file.
     """
     rows = getattr(report, "rows", ())
     measured = [row for row in rows if getattr(row, "size", 0) and row.agreement is not None]

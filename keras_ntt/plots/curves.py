@@ -1,4 +1,4 @@
-"""Curves: of a transfer, of training, and of accuracy against sparsity."""
+"""Plot curves of a transfer, of training, and of accuracy against sparsity."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _OBJECTIVE = {
 
 
 def transfer_curves(history: Any, *, title: str | None = None, ax: Axes | None = None) -> Figure:
-    """Draw how the objective of a transfer and its two distances fall.
+    """Draw the objective of a transfer and its two distances over the epochs.
 
     Args:
-        history: What `NeuralTangentTransfer.fit` returns, or its ``history``; of
-            `prune_neural_tangent` that of a callback ``keras.callbacks.History()``. Curves of
+        history: The result of `NeuralTangentTransfer.fit`, or its ``history``. For
+            `prune_neural_tangent` pass a callback ``keras.callbacks.History()``. Curves of
             validation data are dashed.
-        title: None says what happened to the distance of the kernels.
+        title: The title; None says how the distance of the kernels changed.
         ax: Axes to draw in; None makes a figure.
 
     Returns:
@@ -87,20 +87,21 @@ def training_curves(
 ) -> Figure:
     """Draw training curves of several methods, with the spread over seeds.
 
-    Lines are means, and the bands around them one sample standard deviation to either side. They
-    pass by epochs of NaN, in which `keras_ntt.TrainingDynamics` measures nothing, for example.
+    Lines are means, and bands show one sample standard deviation to either side. Epochs with NaN
+    are skipped, such as those in which `keras_ntt.TrainingDynamics` measures nothing.
 
     Args:
         curves: Name of a method to its curves: a Keras History or a list of them, or numbers
             ``[epochs]`` or ``[seeds, epochs]``.
-        metric: Which curve of a History, or what the numbers are. With ``accuracy`` in its name
-            it is a fraction and drawn in per cent; with ``loss`` or ``distance`` lower is better.
-        reference: The name that the others are measured by, drawn in black and no part of the
-            title's comparison.
-        label: What the vertical axis is called; None makes it from the metric.
+        metric: The name of a curve of a History, or of the numbers. With ``accuracy`` in its name
+            it is a fraction and is drawn in per cent; with ``loss`` or ``distance`` lower is
+            better.
+        reference: The name of the reference, drawn in black and left out of the comparison in the
+            title.
+        label: The label of the vertical axis; None derives it from the metric.
         names: Longer names for the legend.
-        title: None says which method is best in the last epoch, and whether the difference is
-            more than twice its standard error.
+        title: The title; None says which method is best in the last epoch, and whether the
+            difference is more than twice its standard error.
         ax: Axes to draw in; None makes a figure.
 
     Returns:
@@ -151,11 +152,12 @@ def accuracy_by_sparsity(
     apart. The points of one sparsity stand side by side.
 
     Args:
-        results: Name of a method to its accuracies, in [0, 1], by sparsity: one, or one a seed.
+        results: Name of a method to its accuracies, in [0, 1], by sparsity: one number, or one per
+            seed.
         dense: Accuracies of the dense network, or None.
-        label: What the vertical axis is called.
-        title: None says which method is best at the highest sparsity, and whether the difference
-            is more than twice its standard error.
+        label: The label of the vertical axis.
+        title: The title; None says which method is best at the highest sparsity, and whether the
+            difference is more than twice its standard error.
         ax: Axes to draw in; None makes a figure.
 
     Returns:
@@ -212,7 +214,7 @@ def _accuracies(results: Any) -> dict[str, dict[float, np.ndarray]]:
 
 
 def density_axis(axes: Axes, levels: Sequence[float]) -> None:
-    """Make the horizontal axis one of sparsities, at equal distances for equal ratios."""
+    """Make the horizontal axis one of sparsities, with equal distances for equal ratios."""
     axes.set_xscale("log")
     axes.minorticks_off()
     axes.set_xticks([1 - s for s in levels], [percent(s) for s in levels])
@@ -223,13 +225,13 @@ def density_axis(axes: Axes, levels: Sequence[float]) -> None:
 
 
 def _every(count: int, first: int = 0) -> tuple[int, int]:
-    """Return which points get a marker: about eight a curve, not all curves the same."""
+    """Return which points get a marker: about eight per curve, different for each curve."""
     step = max(1, count // 8)
     return (first % step, step)
 
 
 def _count_epochs(axes: Axes, count: int) -> None:
-    """Ask for whole numbers on the horizontal axis, if nobody has set up another one."""
+    """Set integer ticks on the horizontal axis, unless it was configured already."""
     from matplotlib.ticker import MaxNLocator
 
     locator = axes.xaxis.get_major_locator()

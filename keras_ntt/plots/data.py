@@ -1,4 +1,4 @@
-"""Numbers out of what users have at hand, and the words for what they show."""
+"""Convert what users pass to numbers, and describe in words what they show."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ def series_of(values: Any, metric: str, name: str) -> np.ndarray:
     Args:
         values: A Keras History or a list of them, or numbers ``[epochs]`` or ``[seeds, epochs]``.
         metric: Which of a History's curves.
-        name: What the curves are called, for messages.
+        name: The name of the curves in messages.
 
     Returns:
-        The numbers; of runs of different lengths the epochs that all have.
+        The numbers. If runs have different lengths, only the epochs that all of them have.
 
     Raises:
-        ValueError: If there are none, or a History lacks the metric.
+        ValueError: If there are no numbers, or a History lacks the metric.
     """
     histories = values if isinstance(values, list | tuple) else [values]
     if histories and all(hasattr(h, "history") for h in histories):
@@ -105,16 +105,16 @@ def is_clear(first: Any, second: Any) -> bool:
 
 
 def verdict(final: Mapping[str, Any], when: str, *, unit: str = "", higher: bool = True) -> str:
-    """Say in words which of several came out best, and whether that is more than chance.
+    """Say in words which of several is best, and whether that is more than chance.
 
     Args:
         final: Numbers of one or more runs, by name.
-        when: When or where they were taken, the beginning of the sentence.
+        when: When or where they were measured, the beginning of the sentence.
         unit: The unit of a difference.
         higher: Whether higher is better.
 
     Returns:
-        One sentence. What has no finite mean is not compared.
+        One sentence. Entries without a finite mean are not compared.
 
     >>> verdict({"a": [1.0, 1.1], "b": [2.0, 2.1], "c": [0.0, 0.1]}, "After 3 epochs")
     'After 3 epochs b is best, 1 ahead of a'

@@ -1,4 +1,4 @@
-"""Exported files: their size and latency by sparsity."""
+"""Plot size and latency of exported files against sparsity."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def size_by_sparsity(
     """Draw the size of exported files against sparsity.
 
     Args:
-        reports: Sparsity to what `keras_ntt.export_tflite` returned, or to a number of bytes; or
-            several such mappings by name. Of reports, the dense float32 file and the entropy
-            limit of the first series are drawn too.
-        packed: Whether to draw sizes by gzip; the limit is left out then.
-        title: None says how many times smaller than dense the smallest file is.
+        reports: A mapping from sparsity to the result of `keras_ntt.export_tflite`, or to a number
+            of bytes; or several such mappings by name. For reports, the dense float32 file and the
+            entropy limit of the first series are also drawn.
+        packed: Whether to draw sizes after gzip; then the limit is left out.
+        title: The title; None says how many times smaller than dense the smallest file is.
         ax: Axes to draw in; None makes a figure.
 
     Returns:
@@ -82,13 +82,14 @@ def size_by_sparsity(
 def latency_by_sparsity(
     reports: Levels | Mapping[str, Levels], *, title: str | None = None, ax: Axes | None = None
 ) -> Figure:
-    """Draw how many times as fast as the dense file the exported ones are, against sparsity.
+    """Draw the speed-up of exported files over the dense file, against sparsity.
 
     Args:
-        reports: Sparsity to what ``export_tflite(..., benchmark=True)`` returned, of which the
-            quartiles are drawn as bars, or to a number, dense time by time; or several such
-            mappings by name.
-        title: None says from which sparsity on the files are faster than dense, on which CPU.
+        reports: A mapping from sparsity to the result of ``export_tflite(..., benchmark=True)``,
+            whose quartiles are drawn as bars, or to a number, the dense time divided by the time;
+            or several such mappings by name.
+        title: The title; None says from which sparsity on the files are faster than dense, and on
+            which CPU.
         ax: Axes to draw in; None makes a figure.
 
     Returns:
@@ -192,7 +193,7 @@ def _smallest(
 def _faster(
     found: Mapping[str, Mapping[float, tuple[float, float, float]]], cpus: list[str]
 ) -> str:
-    """Say from where on files are faster than dense: their lower quartile is above 1."""
+    """Say from which sparsity on files are faster than dense: their lower quartile is above 1."""
     where = f" on {', '.join(cpus)}" if cpus else ""
     parts = []
     for name, row in found.items():

@@ -1,4 +1,4 @@
-"""Tangent kernels: as matrices side by side, and their eigenvalues."""
+"""Plot tangent kernels as matrices side by side, and their eigenvalues."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ def kernel_matrices(
     """Draw tangent kernels side by side, for example those of a network before and after pruning.
 
     Args:
-        kernels: Name to a kernel ``[n1, n2]`` or, of which the mean over equal outputs is drawn,
-            ``[n1, n2, c, c]``: see `keras_ntt.empirical_ntk`. The first is the one that the
-            others, of the same shape, are compared with, entry by entry.
-        labels: Classes of the samples, numbers or names, by which they are put in order, with lines
-            between; None leaves them as they are. Kernels must then be of samples with themselves.
-        shared: Whether all have one scale of colours. If not, each has its own, which shows
-            patterns but no sizes.
-        title: None says which kernel is best aligned with the first.
+        kernels: A mapping from names to kernels ``[n1, n2]`` or ``[n1, n2, c, c]``, see
+            `keras_ntt.empirical_ntk`. Of the latter the mean over equal outputs is drawn. All have
+            the same shape, and the others are compared with the first, entry by entry.
+        labels: Classes of the samples, numbers or names. Samples are sorted by class, with lines
+            between classes; None does not sort. With labels, kernels must be of samples with
+            themselves.
+        shared: Whether all share one scale of colours. Otherwise each has its own, which shows
+            patterns but not sizes.
+        title: The title; None says which kernel is best aligned with the first.
 
     Returns:
         The figure.
@@ -85,14 +86,14 @@ def eigenvalue_spectra(
     """Draw the eigenvalues of tangent kernels, the largest first.
 
     The larger an eigenvalue, the faster gradient descent learns along its eigenvector. Eigenvalues
-    below 1e-6 of the largest of their kernel, which are rounding in float32, are left out.
+    below 1e-6 of the largest of their kernel are left out: in float32 they are rounding errors.
 
     Args:
-        kernels: Name to a symmetric kernel ``[n, n]`` or ``[n, n, c, c]``, which is taken as a
-            matrix ``[n * c, n * c]``.
+        kernels: A mapping from names to symmetric kernels ``[n, n]`` or ``[n, n, c, c]``. The
+            latter are used as matrices ``[n * c, n * c]``.
         reference: The kernel that the others are compared with; None is the first.
-        title: None says how many eigenvalues are above 1 % of the reference's largest: the
-            directions that are learned no more than a hundred times as slowly.
+        title: The title; None says how many eigenvalues are above 1 % of the largest of the
+            reference: these directions are learned at most a hundred times as slowly.
         ax: Axes to draw in; None makes a figure.
 
     Returns:
@@ -139,7 +140,7 @@ def eigenvalues(kernel: Any, name: str = "kernel") -> np.ndarray:
 
     Args:
         kernel: ``[n, n]`` or ``[n, n, c, c]``.
-        name: What it is called, for messages.
+        name: Its name in messages.
 
     Returns:
         ``[n]`` or ``[n * c]``.
@@ -209,7 +210,7 @@ def _closest(near: Mapping[str, float], first: str) -> str:
 
 
 def _like(found: Mapping[str, np.ndarray], reference: str) -> str:
-    """Say who has the most eigenvalues that matter, besides the reference."""
+    """Say which kernel has the most large eigenvalues, except the reference."""
     level = 0.01 * found[reference][0]
     counts = {name: int((values > level).sum()) for name, values in found.items()}
     most = max((n for n in counts if n != reference), key=lambda n: counts[n], default=None)

@@ -116,7 +116,7 @@ def add_title(ax: Axes, text: str, own: bool, *, beside: int = 0) -> None:
     Args:
         ax: The axes.
         text: The title.
-        own: Whether the figure is ours, and its layout so that it fits.
+        own: Whether the figure is ours, so that its layout may be changed.
         beside: Number of letters of the labels left of the axes.
     """
     figure = cast("Figure", ax.figure)
@@ -130,7 +130,7 @@ def add_legend(
     """Add a legend: under the axes of a figure of ours, within those of somebody else's.
 
     Args:
-        ax: Axes with curves; somebody else's that are labelled are in the legend, too.
+        ax: Axes with curves; curves of others that have labels are in the legend as well.
         own: Whether the figure is ours.
         series: Our curves: what each is called, and what was drawn.
         note: What the legend is headed by.

@@ -1,1 +1,1 @@
-"""The methods, one file or folder each, and the callbacks that watch them."""
+"""The methods, one file or folder each, and the callbacks that monitor them."""

@@ -1,4 +1,4 @@
-"""Pruning at initialization by any score: `prune_at_init` and `saliency_scores`."""
+"""Prune at initialization by any score: `prune_at_init` and `saliency_scores`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from keras_ntt.selection.find_masks import find_masks, paths_of, recipe_of, scor
 from keras_ntt.selection.named_patterns import check_fixed_sparsity
 from keras_ntt.selection.patterns import whole_filters
 
-_BLIND = (Random, Balanced)  # masks of shapes and inputs alone
+_BLIND = (Random, Balanced)  # masks that depend only on shapes and inputs
 _INSTEAD = (
     "Or prune it in place: keras_ntt.prune_low_magnitude(model, sparsity), or "
     "keras_ntt.apply_masks(model, masks) with your own masks. "
@@ -46,21 +46,21 @@ def saliency_scores(
     batch_size: int = BATCH_SIZE,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
-    """Score the prunable weights of a model; nothing is changed.
+    """Score the prunable weights of a model, without changing it.
 
     Args:
         model: A built model.
         saliency: A name, one of `keras_ntt.saliency.SALIENCIES`; an object such as
             ``keras_ntt.saliency.SNIP(loss="mse")``; or a function from weights to scores.
-        data: Samples, where the score needs them: ``x`` or ``(x, y)`` as arrays, a
+        data: Samples, if the score needs them: ``x`` or ``(x, y)`` as arrays, a
             ``tf.data.Dataset`` or a ``keras.utils.PyDataset``. All of them are used.
-        filters: Which layers, see `NeuralTangentTransfer`.
+        filters: Which layers to prune, see `NeuralTangentTransfer`.
         pruning_policy: See `NeuralTangentTransfer`.
-        batch_size: Samples a batch, for arrays; the scores depend on it by rounding only.
+        batch_size: Samples per batch, for arrays. The scores depend on it only by rounding.
         seed: Seed of random scores.
 
     Returns:
-        ``variable path -> scores`` in float64; the higher, the sooner a weight is kept.
+        ``variable path -> scores`` in float64. Entries with higher scores are kept first.
 
     Raises:
         TypeError: If `model` is not a Keras 3 model.
@@ -104,49 +104,49 @@ def prune_at_init(
     """Prune a model before training by a score of its weights.
 
     Args:
-        model: A built model, usually with its initial weights. It stays as it is.
+        model: A built model, usually with its initial weights. It is not changed.
         sparsity: Fraction of zeros in the pruned kernels, in [0, 1).
         saliency: The score, see `saliency_scores`.
-        data: Samples, where the score needs them, see `saliency_scores`.
-        allocation: How the sparsity is shared out. ``"global"``: the largest scores of all
-            weights. ``"layerwise"``: the same sparsity in every weight. ``"er"``, ``"erk"``: see
-            `keras_ntt.erdos_renyi`. ``"plsr"``: each weight keeps as many entries as
-            by ``"global"``, but its largest magnitudes (Zhao et al., 2023). A mapping from layer
-            names or regular expressions to sparsities; `sparsity` is then that of the others. A
-            key that is the name of a layer, or the path of a weight, means that one alone;
-            expressions are searched in both, and the first that is found counts.
+        data: Samples, if the score needs them, see `saliency_scores`.
+        allocation: How the sparsity is allocated across weights. ``"global"``: the largest scores
+            of all weights. ``"layerwise"``: the same sparsity in every weight. ``"er"``, ``"erk"``:
+            see `keras_ntt.erdos_renyi`. ``"plsr"``: each weight keeps as many entries as with
+            ``"global"``, but those with the largest magnitudes (Zhao et al., 2023). Or a mapping
+            from layer names or regular expressions to sparsities; `sparsity` is then that of the
+            other weights. A key that equals the name of a layer, or the path of a weight, applies
+            only to that one. Regular expressions are searched in both, and the first match counts.
         pattern: How the entries of a weight are chosen. None keeps the largest scores, ``"2:4"``
-            two of every four consecutive ones along the inputs, ``(4, 1)`` blocks of four inputs
-            and one output, ``"filters"`` whole output channels, with the biases and the shifts of
-            normalizations that would keep one from being zero; ``"butterfly"``, see
-            `keras_ntt.as_pattern`. Or a function of a weight's scores and its sparsity that
-            returns a mask. A warning says where a pattern does not come near the sparsity.
-        rounds: Number of rounds: round k of n keeps a fraction ``(1 - sparsity) ** (k / n)``
-            and scores anew what is left. None takes the score's own number: 100 for
+            two of every four consecutive entries along the inputs, ``(4, 1)`` blocks of four inputs
+            and one output. ``"filters"`` keeps whole output channels; biases and normalization
+            shifts of pruned channels become zero too. For ``"butterfly"`` see
+            `keras_ntt.as_pattern`. Or pass a function that returns a mask from the scores of a
+            weight and its sparsity. A warning says where a pattern is far from the sparsity.
+        rounds: Number of rounds. Round k of n keeps a fraction ``(1 - sparsity) ** (k / n)``; the
+            next round scores these entries again. None takes the default of the score: 100 for
             ``"synflow"``, ``"synflow_l2"`` and ``"iterative_snip"``, 20 for ``"ntk_sap"``, else 1.
-            At most as many as there are entries to prune, or 1,000.
-        randomize: Whether entries are drawn with probabilities proportional to their scores
-            instead of taken from the top.
+            The maximum is the number of entries to prune, or 1,000.
+        randomize: Whether to draw entries with probabilities proportional to their scores instead
+            of taking those with the highest scores.
         allow_empty_layers: Whether scores, or ``"er"`` and ``"erk"`` at very high sparsities, may
-            remove a whole weight. A warning says so, and says too where scores would have done it
-            but were not allowed.
-        filters: Which layers, see `NeuralTangentTransfer`.
+            remove a whole weight. A warning reports it, and also reports where scores would have
+            removed one but were not allowed to.
+        filters: Which layers to prune, see `NeuralTangentTransfer`.
         pruning_policy: See `NeuralTangentTransfer`.
         count_rule: ``"nearest"`` or ``"original"``, see `keras_ntt.keep_count`.
-        batch_size: Samples a batch, for arrays; the scores depend on it by rounding only.
+        batch_size: Samples per batch, for arrays. The scores depend on it only by rounding.
         seed: Seed of every random choice.
         verbose: Whether to show a progress bar, if there is more than one round.
 
     Returns:
-        A sparse copy of the model, which keeps its zeros in the training that follows.
+        A sparse copy of the model, which keeps its zeros when it is trained.
 
     Raises:
         TypeError: If `model` is not a Keras 3 model.
         ValueError: If data or labels that the score needs are missing, or something does not fit.
 
     Warns:
-        UserWarning: If the model looks trained and the masks do not depend on its weights, as
-            random and balanced ones.
+        UserWarning: If the model looks trained and the masks do not depend on its weights, such as
+            random and balanced masks.
 
     Examples:
         >>> import keras
@@ -179,7 +179,8 @@ def prune_at_init(
     check_fixed_sparsity(recipe.pattern, sparsity, allocation)
     subject = subject_of(model, variables, data, seed=seed, batch_size=batch_size)
     after_round = _progress(recipe.rounds, verbose)
-    # Before the masks are found, which may take long: what cannot be copied is refused at once.
+    # Before the search for masks, which may take long: models that cannot be copied are refused at
+    # once.
     copy = copy_of(
         model, next(subject.batches())[0] if subject.data is not None else None, instead=_INSTEAD
     )
@@ -193,7 +194,7 @@ def prune_at_init(
 
 
 def _warn_if_trained(model: keras.Model, function: NetworkSaliency) -> None:
-    """Warn if masks that do not look at the weights are to take away what training has learnt."""
+    """Warn if masks that ignore the weights would destroy what training has learnt."""
     if not isinstance(function, _BLIND):
         return
     signs = signs_of_training(model)

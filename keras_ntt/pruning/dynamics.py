@@ -1,4 +1,4 @@
-"""Effective gradient flow (Tessera et al., 2021) and the tangent kernel, watched in training."""
+"""Monitor effective gradient flow (Tessera et al., 2021) and the tangent kernel in training."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from keras_ntt.saliency.losses import check_loss
 def effective_gradient_flow(
     model: keras.Model, x: Any, y: Any, *, loss: Any = None, order: float = 2
 ) -> float:
-    """Return the mean over the pruned weights of the norm of their kept entries' gradient.
+    """Return the mean norm of the gradient of the kept entries, over the pruned weights.
 
     That is the mean of ``||m * g||_p`` (Tessera, Hooker & Rosman, "Keep the gradients flowing",
     2021), with m the masks the model holds, or its exact zeros if it holds none, and g the
-    gradient of the mean loss in inference mode. The loss of a compiled model has the losses that
-    its layers add, such as regularization, in it. The batch is not counted in its metrics.
+    gradient of the mean loss in inference mode. The loss of a compiled model includes losses that
+    its layers add, such as regularization. The batch is not counted in its metrics.
 
     Args:
         model: A built model.
         x: Inputs, one batch.
         y: Labels, as ``fit`` takes them.
         loss: A Keras loss, its name, or a function of labels and outputs, or one for each output,
-            see `keras_ntt.saliency.SNIP`; None is the loss that the model is compiled with, or the
-            cross-entropy of its logits if there is none, as in a model with a training step of its
-            own: of sigmoid where it ends in sigmoid, else of softmax.
+            see `keras_ntt.saliency.SNIP`; None is the loss that the model is compiled with. If
+            there is none, as in a model with a custom training step, it is the cross-entropy of the
+            logits: of sigmoid if the model ends in sigmoid, else of softmax.
         order: The order p of the norm, at least 1.
 
     Returns:
@@ -80,17 +80,17 @@ def ntk_distance(first: Any, second: Any) -> float:
 
 
 def ntk_alignment(first: Any, second: Any) -> float:
-    """Return the cosine between two kernels as vectors: 1 where one is a multiple of the other.
+    """Return the cosine between two kernels as vectors: 1 if one is a multiple of the other.
 
     Args:
         first: A kernel.
-        second: Another of the same shape.
+        second: Another kernel of the same shape.
 
     Returns:
         ``<a, b> / (|a| |b|)``; NaN if one is all zero.
 
     Raises:
-        ValueError: If they have other shapes.
+        ValueError: If their shapes differ.
 
     >>> round(ntk_alignment([[1.0, 0.0], [0.0, 1.0]], [[3.0, 4.0], [0.0, 3.0]]), 6)
     0.727607
@@ -105,31 +105,31 @@ class TrainingDynamics(keras.callbacks.Callback):
 
     Adds to the logs of each epoch, and so to Keras's history:
 
-    - ``ntk_distance`` and ``ntk_alignment``: the mean squared difference of the tangent kernels
-      and the cosine between them, of the network as it is and the dense one as it is now;
+    - ``ntk_distance`` and ``ntk_alignment``: the mean squared difference and the cosine of the
+      present tangent kernels of both networks;
     - ``gradient_flow``, if there are labels: see `effective_gradient_flow`.
 
-    In epochs that are not measured they are NaN, so that all epochs have the same entries. The
-    first epoch is measured: a callback that monitors one of them, such as ``EarlyStopping``, begins
-    with a number, and takes the others for epochs without progress.
+    In epochs without a measurement they are NaN, so that all epochs have the same entries. The
+    first epoch is always measured: a callback that monitors one of them, such as ``EarlyStopping``,
+    then begins with a number, and treats NaN as an epoch without progress.
 
     Args:
-        dense: The dense network, of outputs of the same shape. It may be trained meanwhile.
+        dense: The dense network, with outputs of the same shape. It may be trained meanwhile.
         x: Some inputs, one batch. The kernel has ``(samples * outputs)^2`` entries.
         y: Their labels, or None.
-        wrt: ``"kept"`` or ``"all"``, see `keras_ntt.empirical_ntk`: the weights by which the
-            network in training is differentiated.
-        outputs: ``"full"`` or ``"trace"``, see there.
+        wrt: ``"kept"`` or ``"all"``, see `keras_ntt.empirical_ntk`: the weights with respect to
+            which the network in training is differentiated.
+        outputs: ``"full"`` or ``"trace"``, see `keras_ntt.empirical_ntk`.
         order: Order of the norm of the gradient flow.
-        every: Epochs from one comparison to the next; the first epoch is measured besides.
+        every: Epochs from one measurement to the next; the first epoch is measured as well.
         loss: The loss of the gradient flow, see `effective_gradient_flow`.
 
     Raises:
-        ValueError: If something does not fit; when training begins, if the network that is trained
-            is a `NeuralTangentTransfer`, or has other outputs than the dense one.
+        ValueError: If an argument does not fit. When training begins: if the trained network is a
+            `NeuralTangentTransfer`, or has other outputs than the dense one.
 
     Attributes:
-        start: The same values before training, once it has begun.
+        start: The same values before training; set when training begins.
     """
 
     def __init__(
@@ -162,13 +162,13 @@ class TrainingDynamics(keras.callbacks.Callback):
         if isinstance(self.model, NeuralTangentTransfer):
             raise ValueError(
                 "TrainingDynamics watches ordinary training. A transfer has the distance of its "
-                "own kernels in the logs, as ntk_distance: leave the callback out, or call "
+                "kernels in the logs, as ntk_distance: leave the callback out, or call "
                 "ntk_distance and ntk_alignment of keras_ntt on kernels of the student. "
                 f"Received: callbacks with TrainingDynamics for model={self.model.name!r}"
             )
         check_shapes(self.model, self._dense)
         ours, theirs = (flat(m(self._x, training=False)).shape for m in (self.model, self._dense))
-        if ours != theirs:  # models with code of their own
+        if ours != theirs:  # models with a custom call()
             raise ValueError(
                 "The network and the dense one must have as many outputs, because their kernels "
                 f"are compared. Received: outputs of shape {tuple(ours)} and, of dense, "

@@ -1,4 +1,4 @@
-"""Gradual magnitude pruning (Zhu & Gupta, 2017) while a model trains, by tfmot's call."""
+"""Gradual magnitude pruning (Zhu & Gupta, 2017) during training, with tfmot's function."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ def prune_low_magnitude(
     filters: Filters = None,
     count_updates: bool = False,
 ) -> Any:
-    """Prune the weights of least magnitude while a model trains, in each weight alike.
+    """Prune the entries of smallest magnitude in each weight while a model trains.
 
     A step of the schedule is a batch for which an optimizer updates the weight. Each weight counts
-    its own: one that two models share and that both train counts twice as fast as the others, and
-    one that the loss does not use stands still (see `UpdatePruningStep` and `advance_pruning`).
+    its own steps. A weight that two models share and both train counts twice as fast, and a weight
+    that the loss does not use does not count (see `UpdatePruningStep` and `advance_pruning`).
 
-    What is given is changed in place and returned: no layer is wrapped or renamed, a compiled
-    model stays compiled, and no callback is needed. From the next batch on the masks are chosen
-    inside the training step, when the schedule says so, and every zero is kept. The masks and
-    the count of batches are saved with the weights: build and prune a model alike and load them,
-    or let `keras.callbacks.BackupAndRestore` do so, and it goes on where it was.
+    The argument is changed in place and returned. No layer is wrapped or renamed, a compiled model
+    stays compiled, and no callback is needed. From the next batch on, the training step updates the
+    masks when the schedule asks for it, and keeps every zero. The masks and the number of batches
+    are saved with the weights. To continue a run, build and prune the same model and load its
+    weights, or let `keras.callbacks.BackupAndRestore` load them.
 
-    The mask of step t is chosen from the weights that batch t starts with, the first batch being
-    step 1. Where the schedule fires at step 0 or 1 that is now, so load weights first.
+    The mask of step t is chosen from the weights with which batch t starts; the first batch is step
+    1. If the schedule prunes at step 0 or 1, this happens in the call, so load weights first.
 
     Args:
         model: A built model of any kind, a Sequential model that is not built yet, a layer, or a
@@ -62,20 +62,21 @@ def prune_low_magnitude(
             already; masks that do not change, as `restore_masks` and `apply_masks` hold them, are
             those that the schedule goes on from.
         pruning_schedule: A `PruningSchedule`, a schedule of tfmot, or a function
-            ``step -> (should_prune, sparsity)``. A number prunes at once to that sparsity and
-            again every 100 steps. None is ``ConstantSparsity(0.5, 0)``, whose first time is
-            step 100.
-        block_size: Rows and columns of the blocks that become zero as a whole. A kernel of more
-            axes counts as a matrix of its inputs, at each position of a filter, and its outputs.
+            ``step -> (should_prune, sparsity)``. A number prunes at once to that sparsity, and
+            updates the masks every 100 steps. None is ``ConstantSparsity(0.5, 0)``, which first
+            prunes at step 100.
+        block_size: Rows and columns of the blocks that become zero as a whole. A kernel with more
+            axes is treated as a matrix of inputs, at each position of a filter, and outputs.
         block_pooling_type: ``"AVG"`` or ``"MAX"``: how a block is scored.
         pruning_policy: An object with ``allow_pruning(layer)``; see `keras_ntt.PruningPolicy`.
-            ``KernelPolicy(depthwise=True)`` adds depthwise kernels to what is pruned.
+            ``KernelPolicy(depthwise=True)`` prunes depthwise kernels as well.
         sparsity_m_by_n: ``(m, n)``: m zeros in every n consecutive entries along the input
             channels, chosen at once; the schedule has no effect then, and weights of one axis stay
             dense, as in tfmot.
-        filters: Which layers: a regular expression, a list of them, or a callable.
-        count_updates: Whether only batches after which the optimizer moves the weights count, where
-            it accumulates gradients (``gradient_accumulation_steps``). As in tfmot all do if not.
+        filters: Which layers to prune: a regular expression, a list of them, or a callable.
+        count_updates: With gradient accumulation (``gradient_accumulation_steps``): whether only
+            batches count after which the optimizer updates the weights. Otherwise all batches
+            count, as in tfmot.
 
     Returns:
         What was given: the model, the layer or the list.

@@ -1,8 +1,8 @@
-"""A mask that a schedule moves: chosen anew by magnitude inside the training step.
+"""A mask that a schedule updates, by magnitude, inside the training step.
 
 The optimizer calls a variable's constraint once after each batch, however the step is compiled.
-So the mask, and the count of batches that the schedule is asked about, are variables of the
-constraint: no callback, no wrapper and no train step of one's own is needed.
+So the mask, and the number of batches that the schedule is called with, are variables of the
+constraint. No callback, no wrapper and no custom train step is needed.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ _STATE = "_pruning_state"
 
 
 class ScheduledMask(MaskConstraint):
-    """Keep the zeros of a variable, and choose them anew when a schedule says so.
+    """Keep the zeros of a variable, and update them when a schedule asks for it.
 
-    As tfmot does, the mask for batch t is chosen from the weights that batch t starts with: at
-    the end of batch t - 1. Masked weights are moved by that one update before they are masked
-    again, so one that a single update lifts above the others comes back.
+    As in tfmot, the mask for batch t is chosen at the end of batch t - 1, from the weights with
+    which batch t starts. This single update also changes masked entries before they are masked
+    again. An entry that it makes larger than the others returns.
 
     Args:
-        variable: The variable to be pruned.
-        pattern: Magnitudes and a sparsity to a mask.
-        timetable: When and how much; None keeps the first mask.
-        count_updates: Whether batches of which the gradients are only accumulated do not count.
+        variable: The variable to prune.
+        pattern: A function from magnitudes and a sparsity to a mask.
+        timetable: The schedule as tensors; None keeps the first mask.
+        count_updates: Whether to leave out batches whose gradients are only accumulated.
 
     Attributes:
-        layer: The layer that its state is saved with, see `hold`.
-        settings: What two calls that prune the variable alike have in common.
+        layer: The layer with which its state is saved, see `hold`.
+        settings: A value that is equal for two calls that prune the variable in the same way.
     """
 
     fixed = False
@@ -71,7 +71,7 @@ class ScheduledMask(MaskConstraint):
         self._start: int | None = None
 
     def __call__(self, w: Any) -> tf.Tensor:
-        """Count a batch and return the value of `w` with zeros where the new mask says."""
+        """Count a batch and return the value of `w` under the new mask."""
         counts: Any = True
         if self.count_updates and self.optimizer is not None:
             counts = host.ends_accumulation(self.optimizer)
@@ -79,7 +79,7 @@ class ScheduledMask(MaskConstraint):
         return self._after_step(tf.convert_to_tensor(w), counts)
 
     def _after_step(self, value: tf.Tensor, counts: Any) -> tf.Tensor:
-        """Choose the mask for the next step, if it is due, and return the value under it."""
+        """Update the mask for the next step, if it is due, and return the value under it."""
         mask = self.tensor
         if self.timetable is not None:
             due, sparsity = self.timetable.at(tf.convert_to_tensor(self._done) + 1)
@@ -92,7 +92,7 @@ class ScheduledMask(MaskConstraint):
     def advance(self) -> None:
         """Count an update that no optimizer has counted, see `advance_pruning`."""
         if self.count_updates and self.optimizer is not None:
-            return  # it has counted what counts
+            return  # the optimizer has counted
         counted = tf.convert_to_tensor(self._done) > tf.convert_to_tensor(self._seen)
         tf.cond(counted, lambda: False, self._count)
         self._seen.assign(tf.convert_to_tensor(self._done))
@@ -115,7 +115,7 @@ class ScheduledMask(MaskConstraint):
         return self.pattern(tf.abs(value), sparsity)
 
     def begin(self) -> None:
-        """Choose the mask for the first batch, if it is to be sparse, and set the zeros."""
+        """Choose the mask for the first batch, if it is due, and set the zeros."""
         self._choose_first()
         self._start = self._fingerprint()
 
@@ -139,8 +139,8 @@ class ScheduledMask(MaskConstraint):
         masked_assign = held.assign
 
         def assign(value: Any, *args: Any, **kwargs: Any) -> Any:
-            # Weights that are loaded come before their masks: what the present mask takes away
-            # of them is kept until it is known whether theirs does.
+            # Weights are loaded before their masks: entries that the present mask removes are kept
+            # until their mask is known.
             if tf.executing_eagerly():
                 given = tf.convert_to_tensor(value, held.dtype).numpy()
                 self._dropped = given if given[~self.mask].any() else None
@@ -149,7 +149,7 @@ class ScheduledMask(MaskConstraint):
         held.assign = assign
 
     def detach(self, variable: keras.Variable) -> None:
-        """Let go of the variable, and save no more of it with its layer."""
+        """Remove the mask from the variable, and no longer save it with the layer."""
         super().detach(variable)
         state = getattr(self.layer, _STATE, None)
         if state is not None:
@@ -162,7 +162,7 @@ class ScheduledMask(MaskConstraint):
 
     @property
     def progress(self) -> str:
-        """Where the schedule stands, if it is not at its end."""
+        """The position of the schedule, if it has not ended."""
         if self.timetable is None:
             return ""
         last = last_step(self.timetable.schedule)
@@ -173,7 +173,7 @@ class ScheduledMask(MaskConstraint):
 
     @property
     def behind(self) -> bool:
-        """Whether the weight was trained, or another value given, and the schedule not ended."""
+        """Whether the weight was trained or set to another value before the schedule ended."""
         return bool(self.progress) and (self.step > 0 or self._fingerprint() != self._start)
 
     @property
@@ -191,7 +191,7 @@ class ScheduledMask(MaskConstraint):
         self._mask.assign(value)
 
     def restore(self, mask: np.ndarray, step: int) -> None:
-        """Take up a saved mask and step, after the weights that were saved with them."""
+        """Restore a saved mask and step, after the weights that were saved with them."""
         given = self._dropped
         self.mask = mask
         self._done.assign(step)
@@ -201,10 +201,10 @@ class ScheduledMask(MaskConstraint):
 
 
 class PruningState(keras.layers.Layer):
-    """What of the pruning of one layer is saved with it: masks and the count of batches.
+    """The pruning state that is saved with one layer: masks and the number of batches.
 
-    It hangs on the layer where Keras's savers find it and nothing else does: the layer has no
-    weights more, and a file of it loads into a plain model too.
+    It is attached to the layer where only Keras's saving code finds it: the layer has no additional
+    weights, and its file also loads into a plain model.
 
     Args:
         layer: The layer.
@@ -226,7 +226,7 @@ class PruningState(keras.layers.Layer):
         """Read the masks and steps; a file of a plain model has none and changes nothing.
 
         Raises:
-            ValueError: If they are those of other weights.
+            ValueError: If they belong to other weights.
         """
         found = set(store.keys())
         if not found:
@@ -255,7 +255,7 @@ def hold(layer: keras.layers.Layer, mask: ScheduledMask) -> None:
     """
     mask.layer = layer
     held = mask.variable.constraint
-    if isinstance(held, MaskConstraint):  # the schedule goes on from what is masked already
+    if isinstance(held, MaskConstraint):  # the schedule continues from the present mask
         mask.mask = held.mask
         held.detach(mask.variable)
     mask.attach(mask.variable)
@@ -265,19 +265,19 @@ def hold(layer: keras.layers.Layer, mask: ScheduledMask) -> None:
 
 
 def scheduled_masks(layer: keras.layers.Layer) -> list[ScheduledMask]:
-    """Return the masks that schedules move in a layer or a model."""
+    """Return the masks that schedules update in a layer or a model."""
     held = {id(v): v for v in layer.weights}.values()
     return [v.constraint for v in held if isinstance(v.constraint, ScheduledMask)]
 
 
 def advance_pruning(model: keras.Model) -> None:
-    """Count one update of a training loop, for the weights that no Keras optimizer has moved in it.
+    """Count one update of a training loop, for weights that no Keras optimizer has updated in it.
 
-    `keras_ntt.prune_low_magnitude` counts a step when a Keras optimizer updates a weight. A loop
-    that updates weights otherwise, by ``assign`` or an optimizer of another library, calls this
-    after each update: the masks are then chosen as the schedule says. So it does for a weight that
-    has no gradient. A weight that an optimizer has moved since the call before counts no further.
-    It may be called inside a ``tf.function``.
+    `keras_ntt.prune_low_magnitude` counts a step when a Keras optimizer updates a weight. If a loop
+    updates weights otherwise, by ``assign`` or an optimizer of another library, call this function
+    after each update: it updates the masks when the schedule asks for it. It also counts for a
+    weight without a gradient. A weight that an optimizer has updated since the last call is not
+    counted again. The function may be called inside a ``tf.function``.
 
     Args:
         model: A model that `keras_ntt.prune_low_magnitude` prunes.
@@ -293,7 +293,7 @@ def advance_pruning(model: keras.Model) -> None:
         >>> model = prune_low_magnitude(model, ConstantSparsity(0.5, begin_step=3, frequency=1))
         >>> for batch in range(2):
         ...     kernel = model.trainable_variables[0]
-        ...     _ = kernel.assign_sub(0.1 * kernel)  # an update of one's own
+        ...     _ = kernel.assign_sub(0.1 * kernel)  # a custom update
         ...     advance_pruning(model)
         >>> [int(mask.sum()) for mask in get_masks(model).values()]
         [10]
@@ -310,7 +310,7 @@ def advance_pruning(model: keras.Model) -> None:
 
 
 def _state_beside(variable: keras.Variable, value: Any, dtype: tf.DType) -> tf.Variable:
-    """Return a variable of its own on each replica, where they all compute the same."""
+    """Return a variable with a copy on each replica, where all replicas compute the same."""
     strategy = getattr(host.raw(variable), "distribute_strategy", None)
     with (strategy or tf.distribute.get_strategy()).scope():
         return tf.Variable(

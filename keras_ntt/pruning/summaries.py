@@ -1,4 +1,4 @@
-"""Callbacks that report on models that are pruned while they train."""
+"""Callbacks that report on models that are pruned during training."""
 
 from __future__ import annotations
 
@@ -20,18 +20,17 @@ from keras_ntt.selection.compiled_schedule import warn_if_idle
 
 
 class UpdatePruningStep(keras.callbacks.Callback):
-    """Looks ahead when training begins, and counts the batches that no optimizer has counted.
+    """Checks the schedule when training begins, and counts batches that no optimizer has counted.
 
     In tfmot the callback of this name does the counting. Here a weight counts when an optimizer
-    updates it, and the callback is optional. With it, a weight that is not updated counts every
-    batch, too: one that the loss does not use, or one that a ``train_step`` of the user's own
-    updates without a Keras optimizer. It warns of a model that holds zeros and no masks, of LoRA
-    beside masks, and of a schedule that will not fire, or not to its end, in the epochs that are
-    given.
+    updates it, and the callback is optional. With it, a weight that is not updated also counts
+    every batch: one that the loss does not use, or one that a custom ``train_step`` updates without
+    a Keras optimizer. It warns of a model that has zeros but no masks, of LoRA in a model with
+    masks, and of a schedule that will not prune, or not reach its end, in the given epochs.
 
     In a loop without ``fit`` call ``set_model(model)`` and ``on_train_begin()`` first, then
-    ``on_train_batch_begin(batch)`` before each batch and ``on_epoch_end()`` after each epoch. Or do
-    without it: see `keras_ntt.advance_pruning`.
+    ``on_train_batch_begin(batch)`` before each batch and ``on_epoch_end()`` after each epoch.
+    `keras_ntt.advance_pruning` is an alternative.
     """
 
     def __init__(self) -> None:
@@ -41,7 +40,7 @@ class UpdatePruningStep(keras.callbacks.Callback):
         self._expected: dict[int, int] = {}
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Warn of the model, if there is reason to."""
+        """Warn of problems of the model."""
         self._looks_ahead = not isinstance(self.model, NeuralTangentTransfer)  # which does itself
         self._first_batch, self._expected = None, {}
         if not self._looks_ahead:
@@ -53,7 +52,7 @@ class UpdatePruningStep(keras.callbacks.Callback):
             warn_if_unheld(self.model)
 
     def on_epoch_begin(self, epoch: int = 0, logs: Any = None) -> None:
-        """Warn of the schedule, at the first epoch: only now it is known how many there are."""
+        """Warn of the schedule, at the first epoch: now the number of epochs is known."""
         looks_ahead, self._looks_ahead = self._looks_ahead, False
         params = self.params or {}
         steps = params.get("steps")
@@ -66,16 +65,16 @@ class UpdatePruningStep(keras.callbacks.Callback):
             warn_if_idle(timetable.schedule, done + 1 if done else 0, done + left + 1)
 
     def on_train_batch_begin(self, batch: int = 0, logs: Any = None) -> None:
-        """Begin a batch; one that was begun before is over."""
+        """Begin a batch, and end the one before."""
         self._end_batch()
         self._first_batch = batch
 
     def on_train_batch_end(self, batch: int = 0, logs: Any = None) -> None:
-        """Count the batches that one execution has trained, where no optimizer did."""
+        """Count the batches that one execution has trained, if no optimizer did."""
         self._end_batch(batch)
 
     def on_epoch_end(self, epoch: int | None = None, logs: Any = None, **kwargs: Any) -> None:
-        """Count the last batch; loops written for tfmot give a ``batch`` here."""
+        """Count the last batch; loops written for tfmot pass a ``batch`` here."""
         self._end_batch()
 
     def on_train_end(self, logs: Any = None) -> None:
@@ -90,7 +89,7 @@ class UpdatePruningStep(keras.callbacks.Callback):
         masks = [m for m in scheduled_masks(self.model) if not m.count_updates]
         steps = {id(m): m.step for m in masks}
         if isinstance(getattr(self.model, "optimizer", None), LossScaleOptimizer):
-            # It skips steps whose gradients overflow: nothing has happened in those.
+            # It skips steps whose gradients overflow: these change nothing.
             moved = [steps[i] - self._expected.get(i, steps[i]) for i in steps]
             number = min(number, max(moved, default=0))
         for mask in masks:
@@ -102,11 +101,11 @@ class UpdatePruningStep(keras.callbacks.Callback):
 class PruningSummaries(keras.callbacks.TensorBoard):
     """TensorBoard, with the sparsity of each pruned weight by its path.
 
-    The scalars ``<path>/sparsity``, and ``sparsity`` of all of them together, are written to
-    ``<log_dir>/pruning`` at the beginning of each epoch and at the end of training, by the
-    number of batches the optimizer has seen. With `histogram_freq` there is more by epoch, beside
-    what Keras writes: ``<path>/kept/histogram`` of the entries that are kept, which the zeros
-    would drown otherwise, and with `write_images` the mask of each matrix, ``<path>/mask/image``.
+    The scalars ``<path>/sparsity``, and ``sparsity`` for all weights together, are written to
+    ``<log_dir>/pruning`` at the beginning of each epoch and at the end of training, by the number
+    of batches that the optimizer has seen. With `histogram_freq` it adds, per epoch, to what Keras
+    writes: ``<path>/kept/histogram`` of the kept entries, which the zeros would hide otherwise, and
+    with `write_images` the mask of each matrix, ``<path>/mask/image``.
 
     Args:
         log_dir: The folder of the event files.
@@ -115,7 +114,7 @@ class PruningSummaries(keras.callbacks.TensorBoard):
 
     Raises:
         ImportError: If TensorBoard is not installed.
-        ValueError: If `log_dir` is no path.
+        ValueError: If `log_dir` is not a path.
     """
 
     def __init__(self, log_dir: str | os.PathLike, update_freq: Any = "epoch", **kwargs: Any):
@@ -133,18 +132,18 @@ class PruningSummaries(keras.callbacks.TensorBoard):
         self._sparsity_writer: Any = None
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Write the sparsities that the epoch begins with."""
+        """Write the sparsities at the beginning of the epoch."""
         super().on_epoch_begin(epoch, logs)
         self._write_sparsities()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Write what Keras writes, and the histograms of what is kept."""
+        """Write what Keras writes, and the histograms of the kept entries."""
         super().on_epoch_end(epoch, logs)
         if self.histogram_freq and epoch % self.histogram_freq == 0:
             self._write_kept(epoch)
 
     def on_train_end(self, logs: Any = None) -> None:
-        """Write the sparsities that training ends with."""
+        """Write the sparsities at the end of training."""
         self._write_sparsities()
         if self._sparsity_writer is not None:
             self._sparsity_writer.close()

@@ -1,4 +1,4 @@
-"""Scores of weights: the higher, the sooner a weight is kept."""
+"""Scores of weights: entries with higher scores are kept first."""
 
 from __future__ import annotations
 

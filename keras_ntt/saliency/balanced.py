@@ -18,34 +18,34 @@ from keras_ntt.saliency.base import NetworkSaliency, Subject
 
 
 class Balanced(NetworkSaliency):
-    """Draw masks at random that spread a weight's entries evenly over its inputs and outputs.
+    """Draw random masks that spread a weight's entries evenly over its inputs and outputs.
 
-    At low densities many units of a random mask have connections on one side only, and those are
-    wasted. Here, as far as the numbers of entries allow it,
+    At low densities many units of a random mask have connections on only one side, which are
+    wasted. Here, as far as the numbers of entries allow,
 
-    - every output of a weight keeps as many entries as any other, give or take one, and so does
-      every input, give or take a few;
-    - of the units between two layers only so many are connected that each is read by at least
+    - all outputs of a weight keep the same number of entries, give or take one, and so do all
+      inputs, give or take a few;
+    - only so many of the units between two layers are connected that each is read by at least
       `min_fan_out` entries; the others lose all their weights, so that
       `keras_ntt.remove_dead_units` can remove them;
     - with data, the inputs of the model get connections in proportion to their standard deviation:
-      few or none where nothing varies. The data need no labels. Bring inputs to like scales first.
-      A weight that reads them through a layer with weights, or in a subclassed model, has no such
-      proportions.
+      few or none where nothing varies. The data need no labels. Bring the inputs to similar scales
+      first. This does not apply to a weight that reads the inputs through another layer with
+      weights, or in a subclassed model.
 
-    Which weights are drawn does not depend on their values. Take it with an allocation that
-    depends on shapes (``"erk"``, ``"layerwise"``, a mapping): where the scores decide how many
-    entries a weight keeps (``"global"``), only its outputs are balanced.
+    The masks do not depend on the values of the weights. Use an allocation that depends on shapes
+    (``"erk"``, ``"layerwise"``, a mapping). If the scores decide how many entries a weight keeps
+    (``"global"``), only its outputs are balanced.
 
     The even spread follows the deterministic layers of Prabhu, Varma & Namboodiri, "Deep expander
-    networks" (ECCV 2018), and the shares those of Evci et al. (ICML 2020); what is wasted
-    otherwise is in Vysogorets & Kempe, "Connectivity matters" (JMLR 2023). Fewer units and inputs
-    by deviation are this package's own.
+    networks" (ECCV 2018), and the allocation follows Evci et al. (ICML 2020). Vysogorets & Kempe,
+    "Connectivity matters" (JMLR 2023), describe wasted connections. Leaving out units, and
+    weighting inputs by their deviation, are additions of this package.
 
     Args:
-        min_fan_out: The least number of entries that read a connected unit, on average; 0
-            connects all units. Units are left out where a Dense, Conv1D or Conv2D layer is read
-            by one other such layer of the same Sequential or functional model.
+        min_fan_out: The minimum number of entries that read a connected unit, on average; 0
+            connects all units. Units are left out only if a Dense, Conv1D or Conv2D layer is read
+            by exactly one other such layer of the same Sequential or functional model.
     """
 
     takes_data = True
@@ -59,7 +59,7 @@ class Balanced(NetworkSaliency):
         self.min_fan_out = int(min_fan_out)
 
     def __call__(self, subject: Subject) -> list[tf.Tensor]:
-        """Return random numbers, which are positive for the entries that are drawn."""
+        """Return random numbers that are positive for the drawn entries."""
         axes = axes_of_weights(subject.model, subject.variables)
         plan = {id(v): _Weight(v, a) for v, a in zip(subject.variables, axes, strict=True)}
         if subject.data is not None:
@@ -85,7 +85,7 @@ class Balanced(NetworkSaliency):
                 continue
             units = writes.columns
             kept = max(1, reads.count // self.min_fan_out)
-            # The weights must have room for their entries.
+            # The weights must have enough entries to keep.
             kept = max(kept, -(-writes.count // max(int(writes.rows_in.sum()), 1)))
             turns = reads.rows // units
             reads.group = np.arange(reads.rows) % units
@@ -104,18 +104,18 @@ class Balanced(NetworkSaliency):
 
 
 class _Weight:
-    """A weight as a matrix of inputs and outputs that can be connected.
+    """A weight as a matrix of possible connections from inputs to outputs.
 
     Attributes:
         shape: Shape of the weight.
-        axes: What its axes stand for.
+        axes: The meaning of its axes.
         rows: Number of inputs.
         columns: Number of outputs.
-        group: Number of the input channel of each row.
-        share: Of all entries, how many each row gets in proportion.
+        group: Index of the input channel of each row.
+        share: The relative number of entries of each row.
         rows_in: Which rows can be connected.
         columns_in: Which columns can be connected.
-        count: How many entries are kept.
+        count: The number of kept entries.
     """
 
     def __init__(self, variable: keras.Variable, axes: Axes):
@@ -135,20 +135,21 @@ class _Weight:
         return matrix.reshape([self.shape[axis] for axis in order]).transpose(np.argsort(order))
 
     def ranked(self, rng: np.random.Generator) -> np.ndarray:
-        """Return scores of which the largest of any number are spread evenly over the outputs."""
+        """Return scores whose largest entries, however many, are spread evenly over the outputs."""
         keys = np.log(np.maximum(self.share, 1e-12))[:, None]
         keys = keys + rng.gumbel(size=(self.rows, self.columns))
         rank = np.argsort(np.argsort(-keys, axis=0), axis=0)
         return 1 - (rank + rng.random((1, self.columns))) / self.rows
 
     def drawn(self, rng: np.random.Generator) -> np.ndarray:
-        """Return random numbers in (-1, 1], which are positive for the entries that are drawn."""
+        """Return random numbers in (-1, 1] that are positive for the drawn entries."""
         numbers = -rng.random((self.rows, self.columns))
         rows, columns = np.flatnonzero(self.rows_in), np.flatnonzero(self.columns_in)
         by_column = degrees(np.ones(len(columns)), self.count, len(rows), rng)
         left = degrees(self.share[rows], self.count, len(columns), rng, self.group[rows])
         for turn, place in enumerate(rng.permutation(len(columns))):
-            # Rows drawn in proportion to what they have left; first those that cannot wait.
+            # Rows are drawn in proportion to their remaining entries; rows that cannot wait come
+            # first.
             keys = np.log(np.maximum(left, 1e-9)) + rng.gumbel(size=len(rows))
             keys[left >= len(columns) - turn] = np.inf
             picked = np.argsort(-keys)[: by_column[place]]
@@ -164,14 +165,14 @@ def degrees(
     rng: np.random.Generator,
     group: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Round shares of a total to whole numbers, at random and as evenly as can be.
+    """Round shares of a total to integers, at random and as evenly as possible.
 
     Args:
-        share: Non-negative numbers that the results are in proportion to.
+        share: Non-negative numbers; the results are in proportion to them.
         total: Sum of the results.
-        most: The most that each can be.
-        rng: Where the rounding comes from.
-        group: Number of the group of each; sums over groups are rounded as evenly.
+        most: The maximum of each result.
+        rng: The source of randomness.
+        group: The group of each result; sums over groups are rounded as evenly.
 
     Returns:
         Integers of sum `total`, if `most` allows it.
@@ -202,7 +203,7 @@ def degrees(
 
 
 def _share_by_deviation(subject: Subject, plan: dict[int, _Weight]) -> None:
-    """Give the weights that read the model's inputs shares by the inputs' deviations."""
+    """Set the shares of weights that read the model's inputs, from the inputs' deviations."""
     moments: dict[int, list[np.ndarray]] = {}
     for x, _ in subject.batches():
         for variable, rows in _first_reads(subject.model, x):
@@ -216,14 +217,14 @@ def _share_by_deviation(subject: Subject, plan: dict[int, _Weight]) -> None:
             moments[id(variable)] = sums
     for key, (n, first, second) in moments.items():
         deviation = np.sqrt(np.maximum(second / n - np.square(first / n), 0))
-        deviation[deviation < 1e-6 * np.sqrt(second / n)] = 0  # constant, but for rounding
+        deviation[deviation < 1e-6 * np.sqrt(second / n)] = 0  # constant up to rounding
         if deviation.any() and np.isfinite(deviation).all():
             weight = plan[key]
             weight.share = np.tile(deviation, weight.rows // len(deviation))
 
 
 def _first_reads(model: keras.Model, x: Any) -> list[tuple[keras.Variable, np.ndarray]]:
-    """Return kernels that read the model's inputs, with what they read, channels last."""
+    """Return kernels that read the model's inputs, with these inputs, channels last."""
     network = unroll(model)
     if not network.calls:
         return []

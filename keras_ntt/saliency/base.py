@@ -1,4 +1,4 @@
-"""What a score of a network's weights is given, and the shape that all scores have."""
+"""The input of scores of a network, and their base class."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ Function = Callable[[Sequence[tf.Tensor]], Sequence[tf.Tensor]]
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A network that is to be scored: nothing in it is changed by a score.
+    """A network to score. Scores do not change it.
 
     Attributes:
         model: The Keras model.
         variables: Its variables that are scored.
         weights: Their values, without masks.
-        masks: 0/1 tensors of their shapes and dtypes: what is kept so far.
+        masks: 0/1 tensors of their shapes and dtypes: the entries kept so far.
         data: Samples, or None.
         seed: Seed of every random choice.
         round: Number of the round of pruning, from 0.
-        counts: How many entries of each will be kept in the end; None if that is up to the scores.
-        logits_model: The model without the softmax or sigmoid that it ends in, of the same
-            variables; None if it is the model itself.
+        counts: How many entries of each are kept in the end; None if the scores decide.
+        logits_model: The model without its last softmax or sigmoid, with the same variables; None
+            if it is the model itself.
     """
 
     model: keras.Model
@@ -68,10 +68,10 @@ class Subject:
             x: A batch of inputs.
             values: Values of the scored variables.
             others: Values of further variables, ``id(variable) -> (variable, tensor)``.
-            logits: Whether to return what goes into the softmax or sigmoid at the model's end.
+            logits: Whether to return the inputs of the model's last softmax or sigmoid.
 
         Returns:
-            The outputs, flattened beyond the batch axis.
+            The outputs, with all axes but the batch axis flattened.
         """
         return flat(self.ends(x, values, others, logits=logits))
 
@@ -101,7 +101,7 @@ class Subject:
         """Return a seed of two integers for one random choice among many.
 
         Args:
-            *numbers: What tells the choice from the others.
+            *numbers: Numbers that identify the choice.
 
         Returns:
             Two non-negative integers below 2 ** 31.
@@ -111,14 +111,14 @@ class Subject:
 
 
 class NetworkSaliency(ABC):
-    """A score of weights that looks at the network, not at the values of the weights alone.
+    """A score that uses the network, not only the values of its weights.
 
     Attributes:
         needs_data: Whether samples are needed.
         needs_labels: Whether they need labels.
-        takes_data: Whether samples are looked at where there are any.
-        takes_logits: Whether the score is one of logits, whatever the model ends in.
-        rounds: The number of rounds in which its authors prune.
+        takes_data: Whether samples are used if there are any.
+        takes_logits: Whether the score uses logits, whatever the model ends in.
+        rounds: The default number of rounds, as in its paper.
     """
 
     needs_data: ClassVar[bool] = False
@@ -129,11 +129,11 @@ class NetworkSaliency(ABC):
 
     @property
     def name(self) -> str:
-        """What the score is called in messages."""
+        """The name of the score in messages."""
         return type(self).__name__
 
     def looks_at_logits(self, model: keras.Model) -> bool:
-        """Tell whether the score is one of a model's logits and not of what it returns."""
+        """Tell whether the score uses the logits of a model and not its outputs."""
         return self.takes_logits
 
     @abstractmethod
@@ -145,7 +145,7 @@ class NetworkSaliency(ABC):
 
         Args:
             data: The data, or None.
-            argument: The name of the argument that they were given as.
+            argument: The name of their argument.
         """
         if data is None and (self.needs_data or self.needs_labels):
             wanted = "(x, y) with labels" if self.needs_labels else "x, without labels"
@@ -170,14 +170,14 @@ def _has_labels(data: Any) -> bool:
 
 
 def flat(outputs: Any) -> tf.Tensor:
-    """Return outputs as ``[n, c]``: several tensors side by side, all axes but the first one."""
+    """Return outputs as ``[n, c]``: all axes but the first flattened, tensors concatenated."""
     parts = [tf.convert_to_tensor(t) for t in keras.tree.flatten(outputs)]
     parts = [tf.reshape(t, [tf.shape(t)[0], -1]) for t in parts]
     return parts[0] if len(parts) == 1 else tf.concat(parts, axis=1)
 
 
 def gradient(tape: tf.GradientTape, of: tf.Tensor, values: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-    """Return derivatives as dense tensors, zero where a value has no influence."""
+    """Return derivatives as dense tensors; zeros if a value has no influence."""
     zero = tf.UnconnectedGradients.ZERO
     found = tape.gradient(of, list(values), unconnected_gradients=zero)
     return [tf.convert_to_tensor(g) for g in found]
@@ -191,7 +191,7 @@ def summed_gradient(
     Args:
         subject: The network and its data.
         loss: The loss of the outputs as the model nests them, summed over the samples of a batch.
-        logits: Whether the loss is one of logits, see `Subject.outputs`.
+        logits: Whether the loss takes logits, see `Subject.outputs`.
 
     Returns:
         The derivatives and the number of samples.
@@ -220,7 +220,7 @@ def check_scores(scores: Any, weights: Sequence[tf.Tensor]) -> None:
 
     Args:
         scores: What a saliency returned.
-        weights: What it was given.
+        weights: The weights that it was called with.
     """
     try:
         found = [tuple(tf.convert_to_tensor(score).shape) for score in scores]

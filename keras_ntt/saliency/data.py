@@ -1,4 +1,4 @@
-"""The samples that scores are taken on."""
+"""The samples on which scores are computed."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import tensorflow as tf
 from keras_ntt.core import checks, host, input_checks, inputs
 
 BATCH_SIZE = 256
-"""Samples a batch when scores are taken on arrays; the scores do not depend on it."""
+"""Samples per batch when scores are computed on arrays; the scores do not depend on it."""
 
 
 class Batches:
-    """Batches ``(x, y)``, as often as they are asked for; y is None where there are no labels.
+    """Batches ``(x, y)`` that can be read repeatedly; y is None if there are no labels.
 
     Args:
         data: Inputs, or a tuple of inputs and labels: arrays, a ``tf.data.Dataset`` of batches or
             a ``keras.utils.PyDataset``.
         model: The model that takes them.
-        batch_size: Samples a batch, for arrays.
+        batch_size: Samples per batch, for arrays.
 
     Raises:
         ValueError: If they do not fit the model, or can be read only once.
@@ -49,7 +49,7 @@ class Batches:
         labels = data[1] if isinstance(data, tuple) and len(data) > 1 else None
         if labels is not None and not input_checks.is_array(x):
             raise ValueError(
-                "Labels are given beside arrays; a data set brings its own, as batches (x, y). "
+                "Labels can be passed only with arrays; a data set yields them in batches (x, y). "
                 f"Received: data of a {type(x).__name__} and labels"
             )
         if labels is not None:
@@ -62,7 +62,7 @@ class Batches:
         self._model = model
 
     def __iter__(self) -> Iterator[tuple[Any, tf.Tensor | None]]:
-        """Yield the batches, in the same order each time where the data set has one."""
+        """Yield the batches, in the same order each time if the data set has an order."""
         for batch in self._raw():
             x = inputs.without_labels(batch)
             y = batch[1] if isinstance(batch, tuple) and len(batch) > 1 else None

@@ -23,15 +23,15 @@ from keras_ntt.saliency.losses import Given, check_logits, check_loss, loss_for
 class GraSP(NetworkSaliency):
     """Score weights by ``w * (H g)``, with sign; the lowest are removed, in one round.
 
-    g and H are the gradient and the Hessian, by the scored weights, of the mean loss of the
-    outputs divided by a temperature (Wang, Zhang & Grosse, "Picking winning tickets before
+    g and H are the gradient and the Hessian, with respect to the scored weights, of the mean loss
+    of the outputs divided by a temperature (Wang, Zhang & Grosse, "Picking winning tickets before
     training by preserving gradient flow", ICLR 2020). Recurrent layers are run step by step,
     because the derivative of a derivative through a loop of the graph fails in TensorFlow.
 
     Args:
         loss: A loss, or one for each output, see `keras_ntt.saliency.SNIP`.
         loss_weights: Weights of the losses of several outputs, nested as they are.
-        temperature: What the outputs are divided by.
+        temperature: The number that divides the outputs.
     """
 
     needs_data: ClassVar[bool] = True
@@ -45,11 +45,11 @@ class GraSP(NetworkSaliency):
             raise ValueError(f"temperature must be above 0. Received: temperature={temperature!r}")
 
     def looks_at_logits(self, model: keras.Model) -> bool:
-        """Tell whether the loss is one of logits; one that is given is of what comes out."""
+        """Tell whether the loss takes logits; a loss of the user takes the outputs."""
         return loss_for(model, self.loss, self.loss_weights).takes_logits
 
     def __call__(self, subject: Subject) -> list[tf.Tensor]:
-        """Return the scores; negative ones are of weights whose removal helps the gradient."""
+        """Return the scores; removing weights with negative scores increases the gradient."""
         chosen = loss_for(subject.model, self.loss, self.loss_weights)
 
         def loss(outputs: Any, labels: Any) -> tf.Tensor:

@@ -1,4 +1,4 @@
-"""The gradient of a model's own loss; nothing of the model changes."""
+"""The gradient of a model's loss, without changing the model."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from keras_ntt.saliency.losses import Given, fitting, loss_for
 def loss_gradient(
     model: keras.Model, variables: Sequence[keras.Variable], x: Any, y: Any, loss: Given = None
 ) -> list[tf.Tensor]:
-    """Return the gradient of the mean loss of a batch by some weights, in inference mode.
+    """Return the gradient of the mean loss of a batch with respect to some weights.
 
-    The batch is not counted in the model's metrics, its losses by output among them.
+    The model runs in inference mode. The batch is not counted in its metrics or in its losses per
+    output.
 
     Args:
         model: A built model.
@@ -33,9 +34,9 @@ def loss_gradient(
         One tensor for each weight.
 
     Raises:
-        ValueError: If the loss cannot be taken of these labels.
+        ValueError: If the loss does not fit these labels.
     """
-    # Layers take the regularization of a weight from the value that is put in its place.
+    # Layers compute the regularization of a weight from the value that replaces it.
     weights = {id(v): v for v in (*model.trainable_variables, *variables)}
     values = {key: (v, tf.convert_to_tensor(host.first_copy(v))) for key, v in weights.items()}
     sources = [values[id(v)][1] for v in variables]
@@ -63,14 +64,15 @@ def loss_gradient(
 
 
 def _has_loss(model: keras.Model, y: Any) -> bool:
-    """Tell whether a model has a loss of its own, beside what regularizes its weights."""
+    """Tell whether a model has a loss, not counting regularization of its weights."""
     if not getattr(model, "compiled", False):
         return False
     base, kind = keras.Model, type(model)
     if kind.compute_loss is not base.compute_loss:
         return True
     if model.loss is None:
-        # What layers add is the whole loss in Keras's own training step; in another who knows.
+        # In Keras's training step the losses of layers are the whole loss; in a custom one not
+        # always.
         regularized = sum(v.regularizer is not None for v in model.trainable_weights)
         return kind.train_step is base.train_step and len(model.losses) > regularized
     _check_labelled(y)
@@ -87,7 +89,7 @@ def _as_labels(y: Any, outputs: Any) -> Any:
 
     Args:
         y: Labels as ``fit`` takes them; those of one output may be a list of numbers.
-        outputs: What the model returns.
+        outputs: The outputs of the model.
     """
     if y is None or tf.is_tensor(y):
         return y

@@ -1,4 +1,4 @@
-"""Losses on labels, summed over samples, with checks of what is usually mistaken."""
+"""Losses on labels, summed over samples, with checks for common mistakes."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from keras_ntt.core.logits import logits_of, looks_like_probabilities
 from keras_ntt.saliency.base import flat
 
 Given = Callable[[Any, Any], Any] | str | Mapping[str, Any] | Sequence[Any] | None
-"""A loss as users give it: one, or one for each output as ``compile`` takes them, or None."""
+"""A loss as users pass it: one, or one for each output as in ``compile``, or None."""
 
 
 class ChosenLoss(NamedTuple):
-    """A loss of what a network returns.
+    """A loss of the outputs of a network.
 
     Attributes:
         function: ``(outputs, labels) -> the sum of the loss over the samples``, both nested as the
             model has them.
-        takes_logits: Whether the outputs are those without the softmax or sigmoid at the end.
+        takes_logits: Whether it takes the outputs without the last softmax or sigmoid.
     """
 
     function: Callable[[Any, Any], tf.Tensor]
@@ -31,7 +31,7 @@ class ChosenLoss(NamedTuple):
 
 
 def check_logits(outputs: tf.Tensor, name: str) -> None:
-    """Raise a ValueError if outputs are probabilities where logits are wanted."""
+    """Raise a ValueError if outputs are probabilities instead of logits."""
     if looks_like_probabilities(outputs):
         raise ValueError(
             f"{name} is taken on logits, and the model's outputs are probabilities. Leave out the "
@@ -45,7 +45,7 @@ def crossentropy(outputs: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
 
     Args:
         outputs: Logits ``[n, c]``.
-        labels: Class numbers ``[n]`` or ``[n, 1]``, or one row of class weights a sample.
+        labels: Class numbers ``[n]`` or ``[n, 1]``, or one row of class weights per sample.
 
     Returns:
         A scalar.
@@ -85,8 +85,8 @@ def binary_crossentropy(outputs: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
 
     Args:
         outputs: Logits ``[n, c]``.
-        labels: For each output a number from 0 to 1, ``[n, c]``, or ``[n]`` for one output. Class
-            numbers of several outputs exclude each other: of them it is the softmax cross-entropy.
+        labels: For each output a number from 0 to 1, ``[n, c]``, or ``[n]`` for one output. With
+            class numbers, which exclude each other, it is the softmax cross-entropy.
 
     Returns:
         A scalar.
@@ -128,7 +128,7 @@ def _check_of_one(labels: Any) -> None:
 
 @contextlib.contextmanager
 def fitting(labels: Any) -> Iterator[None]:
-    """Raise a ValueError where TensorFlow or Keras finds that labels do not fit in a loss."""
+    """Raise a ValueError if TensorFlow or Keras finds that labels do not fit a loss."""
     try:
         yield
     except (tf.errors.OpError, KeyError, TypeError, ValueError) as error:
@@ -144,8 +144,9 @@ def check_loss(loss: Given, loss_weights: Any = None) -> None:
     """Raise a ValueError unless a loss is one that `loss_for` takes.
 
     Args:
-        loss: A Keras loss or its name, a function of labels and outputs that returns a mean or one
-            number a sample, or a mapping or list of such, one for each output. None is the default.
+        loss: A Keras loss or its name, or a function of labels and outputs that returns a mean or
+            one number per sample; or a mapping or list of such, one for each output. None is the
+            default.
         loss_weights: Weights of the losses, nested as they are, or None.
     """
     for one in _each(loss):
@@ -173,9 +174,9 @@ def loss_for(model: keras.Model, loss: Given = None, loss_weights: Any = None) -
 
     Args:
         model: A built model.
-        loss: As for `check_loss`. One loss is taken of the labels and of all outputs side by side.
-            None is, for a model with several outputs, what it is compiled with; otherwise the
-            softmax cross-entropy of its logits, or the sigmoid cross-entropy where it ends in
+        loss: As for `check_loss`. A single loss gets the labels and all outputs, concatenated. For
+            a model with several outputs, None is the loss that it is compiled with. Otherwise None
+            is the softmax cross-entropy of its logits, or the sigmoid cross-entropy if it ends in
             sigmoid.
         loss_weights: Weights of several losses, nested as they are.
 
@@ -230,7 +231,7 @@ def _by_output(model: keras.Model, losses: Any, weights: Any) -> Callable[[Any, 
 
 
 def _named(outputs: Any, model: keras.Model) -> dict[str, tf.Tensor]:
-    """Return the outputs by their names: their keys, or those of the layers that make them."""
+    """Return the outputs by name: their keys, or the names of the layers that return them."""
     if isinstance(outputs, Mapping):
         return {str(key): tf.convert_to_tensor(value) for key, value in outputs.items()}
     ends = keras.tree.flatten(outputs)
@@ -243,13 +244,13 @@ def _named(outputs: Any, model: keras.Model) -> dict[str, tf.Tensor]:
 def _matched(
     what: str, given: Any, ends: Mapping[str, Any], wanted: Sequence[str] | None = None
 ) -> dict[str, Any]:
-    """Return what is given for each output by its name.
+    """Return the value for each output, by name.
 
     Args:
-        what: What it is called in messages.
+        what: The name of the values in messages.
         given: A mapping by name, or a list in the order of the outputs.
         ends: The outputs by name.
-        wanted: The names that there must be something for; None for none.
+        wanted: The names that must have a value; None for none.
     """
     if isinstance(given, Mapping):
         unknown = [name for name in given if name not in ends]

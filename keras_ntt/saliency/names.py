@@ -32,7 +32,7 @@ SALIENCIES: tuple[str, ...] = tuple(_BY_NAME)
 
 
 def as_saliency(saliency: str | NetworkSaliency | Function) -> NetworkSaliency:
-    """Return the score of a name, a score as it is, or a function of weights as a score.
+    """Return the score of a name, a score unchanged, or a function of weights as a score.
 
     Raises:
         ValueError: If it is none of these.

@@ -16,22 +16,21 @@ from keras_ntt.saliency.synflow import example
 class NTKSAP(NetworkSaliency):
     """Score weights by the sensitivity of the tangent kernel's trace, by finite differences.
 
-    The score is the absolute derivative, by each entry of the mask m, of the mean over samples z
-    of ``||f(z; w * m) - f(z; (w + dw) * m)||^2``, summed over batches. dw is Gaussian; every
-    batch has Gaussian inputs and weights newly drawn from their initializers, so that it is
-    the architecture that is scored (Wang, Li & Sun, "NTK-SAP: Improving neural network pruning
-    by aligning training dynamics", ICLR 2023). No data are needed, unless the model takes whole
-    numbers: then the samples given stand for the Gaussian inputs. Rescaling and Normalization at
-    the inputs let these pass as they are. A weight whose layer names no initializer keeps its
-    value, and so does one whose initializer, of the user's own, takes no seed: what it draws would
-    depend on more than `seed`.
+    The score is the absolute derivative, with respect to each entry of the mask m, of the mean over
+    samples z of ``||f(z; w * m) - f(z; (w + dw) * m)||^2``, summed over batches. dw is Gaussian.
+    Every batch has Gaussian inputs and new weights from the initializers, so the score depends on
+    the architecture, not on the weights (Wang, Li & Sun, "NTK-SAP: Improving neural network pruning
+    by aligning training dynamics", ICLR 2023). No data are needed, unless the model takes integers:
+    then the given samples replace the Gaussian inputs. Rescaling and Normalization at the inputs do
+    not change the Gaussian inputs. A weight keeps its value if its layer has no initializer for it,
+    or a custom initializer without a seed: its values would depend on more than `seed`.
 
     Args:
-        rounds: Rounds in which to prune, unless asked otherwise.
-        batches: Batches a round.
-        batch_size: Samples a batch.
+        rounds: The default number of rounds in which to prune.
+        batches: Batches per round.
+        batch_size: Samples per batch.
         epsilon: Standard deviation of dw.
-        redraw: Whether weights are drawn anew for each batch.
+        redraw: Whether new weights are drawn for each batch.
     """
 
     takes_logits = True
@@ -108,12 +107,12 @@ def _noise(x: Any, subject: Subject, batch: int) -> Any:
 def redrawn(
     model: keras.Model, subject: Subject, number: int
 ) -> dict[int, tuple[keras.Variable, tf.Tensor]]:
-    """Draw the weights of a model anew from their layers' initializers.
+    """Draw new weights for a model from the initializers of its layers.
 
     Args:
-        model: The model, which is left as it is.
-        subject: Where the seed comes from.
-        number: Tells one drawing from another.
+        model: The model; it is not changed.
+        subject: The source of the seed.
+        number: The number of the drawing.
 
     Returns:
         ``id(variable) -> (variable, value)`` for the variables whose initializer is known.
@@ -133,14 +132,14 @@ def redrawn(
 
 
 def _with_seed(initializer: Any, seed: int) -> Any | None:
-    """Return an initializer with another seed, None if what it draws cannot be given one."""
+    """Return an initializer with another seed, None if it cannot have one."""
     initializer = keras.initializers.get(initializer)
     config: Any = {}
     if isinstance(initializer, keras.initializers.Initializer):
         with contextlib.suppress(NotImplementedError):
             config = initializer.get_config()
     if "seed" in config:
-        with contextlib.suppress(TypeError, ValueError):  # a class whose constructor has none
+        with contextlib.suppress(TypeError, ValueError):  # a class whose constructor takes no seed
             return type(initializer).from_config({**config, "seed": seed})
-    # Keras's own that have no seed draw nothing: they are constants.
+    # Keras's initializers without a seed are constants.
     return initializer if host.is_of_keras(initializer) else None

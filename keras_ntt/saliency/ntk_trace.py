@@ -14,22 +14,22 @@ from keras_ntt.saliency.base import NetworkSaliency, Subject, gradient
 from keras_ntt.saliency.data import sample_count
 
 _AT_ONCE = 8
-"""Samples a kernel: of n samples n squared entries are taken, and only the n of the diagonal
-count."""
+"""Samples per kernel. It has n squared entries for n samples, and only the diagonal counts."""
 
 
 class NTKTrace(NetworkSaliency):
     """Score weights by the sensitivity of the tangent kernel's trace, exactly and on data.
 
-    The score is the absolute derivative, by each entry of the mask m at its present value, of
-    the mean over samples and outputs of the diagonal of the tangent kernel at ``m * w``. No
-    labels are needed. It is what `NTKSAP` estimates by finite differences, up to the factors of
+    The score is the absolute derivative, with respect to each entry of the mask m at its present
+    value, of the mean over samples and outputs of the diagonal of the tangent kernel at ``m * w``.
+    No labels are needed. `NTKSAP` estimates the same by finite differences, up to factors of
     epsilon and of the number of outputs.
 
     Args:
-        rounds: Rounds in which to prune, unless asked otherwise.
-        wrt: ``"kept"``: the kernel by w, to which a weight counts as much as its mask lets
-            through. ``"all"``: the kernel by ``m * w``, as in `keras_ntt.empirical_ntk`.
+        rounds: The default number of rounds in which to prune.
+        wrt: ``"kept"``: the kernel with derivatives with respect to w, in which masked weights do
+            not count. ``"all"``: the kernel with derivatives with respect to ``m * w``, as in
+            `keras_ntt.empirical_ntk`.
     """
 
     needs_data: ClassVar[bool] = True

@@ -13,7 +13,7 @@ class OfWeights(NetworkSaliency):
     """A function of the weights' values as a score of a network.
 
     Args:
-        function: Values of the weights to scores of the same shapes.
+        function: A function from the values of the weights to scores of the same shapes.
     """
 
     def __init__(self, function: Function):
@@ -45,7 +45,7 @@ def magnitude(weights: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         Scores of the same shapes.
 
     Raises:
-        TypeError: If they are no list.
+        TypeError: If `weights` is not a list.
 
     Examples:
         >>> [s.numpy().tolist() for s in magnitude([tf.constant([-2.0, 1.0])])]

@@ -8,9 +8,9 @@ from keras_ntt.saliency.base import NetworkSaliency, Subject
 
 
 class Random(NetworkSaliency):
-    """Score every weight by an independent uniform number, so that all masks are as likely.
+    """Score every weight by an independent uniform number: all masks are equally likely.
 
-    The numbers follow from the seed alone.
+    The numbers depend only on the seed.
     """
 
     def __call__(self, subject: Subject) -> list[tf.Tensor]:

@@ -15,18 +15,18 @@ from keras_ntt.saliency.losses import Given, check_loss, loss_for
 class SNIP(NetworkSaliency):
     """Score weights by ``|w * dL/dw|``, divided by the sum of all scores.
 
-    L is the mean loss over all samples: it is the mean gradient whose absolute value is taken
-    (Lee, Ajanthan & Torr, "SNIP: Single-shot network pruning based on connection sensitivity",
-    ICLR 2019). With several rounds it is iterative SNIP.
+    L is the mean loss over all samples: the absolute value is that of the mean gradient (Lee,
+    Ajanthan & Torr, "SNIP: Single-shot network pruning based on connection sensitivity", ICLR
+    2019). With several rounds it is iterative SNIP.
 
     Args:
-        loss: A Keras loss, its name, or a function of labels and outputs, which takes several
-            outputs side by side; or a dictionary or list with one of these for each output, as
-            ``compile`` takes them. None is the cross-entropy of logits: that of sigmoid where the
-            model ends in sigmoid and the labels are no class numbers, else that of softmax; and
-            for a model with several outputs what it is compiled with, if it is.
+        loss: A Keras loss, its name, or a function of labels and outputs, where several outputs are
+            concatenated; or a dictionary or list with one of these for each output, as in
+            ``compile``. None is the cross-entropy of logits: of sigmoid if the model ends in
+            sigmoid and the labels are not class numbers, else of softmax. For a compiled model with
+            several outputs, None is the loss that it is compiled with.
         loss_weights: Weights of the losses of several outputs, nested as they are.
-        rounds: Rounds in which to prune, unless asked otherwise.
+        rounds: The default number of rounds in which to prune.
     """
 
     needs_data: ClassVar[bool] = True
@@ -75,7 +75,7 @@ class LogitSNIP(NetworkSaliency):
     Transfer", ICML 2020, who use it for the first masks).
 
     Args:
-        rounds: Rounds in which to prune, unless asked otherwise.
+        rounds: The default number of rounds in which to prune.
     """
 
     needs_data: ClassVar[bool] = True
@@ -93,6 +93,6 @@ class LogitSNIP(NetworkSaliency):
 
 
 def normalized(scores: list[tf.Tensor]) -> list[tf.Tensor]:
-    """Divide scores by their sum over all tensors; scores that are all zero stay so."""
+    """Divide scores by their sum over all tensors; scores that are all zero stay zero."""
     total = tf.add_n([tf.reduce_sum(tf.cast(s, tf.float64)) for s in scores])
     return [tf.cast(tf.math.divide_no_nan(tf.cast(s, tf.float64), total), s.dtype) for s in scores]

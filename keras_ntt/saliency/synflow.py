@@ -19,11 +19,11 @@ class SynFlow(NetworkSaliency):
     R is the sum of the outputs for inputs of ones when every weight is replaced by its absolute
     value (Tanaka, Kunin, Yamins & Ganguli, "Pruning neural networks without any data by
     iteratively conserving synaptic flow", NeurIPS 2020). It is computed in float64, because R
-    grows with the product of the layers' widths. Data, if given, tell the shape of an input only.
-    Rescaling and Normalization at the inputs let the ones pass as they are.
+    grows with the product of the layers' widths. Of data, if given, only the shape is used.
+    Rescaling and Normalization at the inputs do not change the ones.
 
     Args:
-        rounds: Rounds in which to prune, unless asked otherwise. In one round it removes whole
+        rounds: The default number of rounds in which to prune. A single round removes whole
             layers.
     """
 
@@ -91,25 +91,25 @@ class SynFlowL2(SynFlow):
     codes use ``w * dR/d(w^2)``, which ranks weights differently.
 
     Args:
-        rounds: Rounds in which to prune, unless asked otherwise.
+        rounds: The default number of rounds in which to prune.
     """
 
     power = 2
 
 
 def example(subject: Subject, n: int, name: str) -> Any:
-    """Return inputs of the shape that a model takes, zeros or the first of the data.
+    """Return inputs of the shape that a model takes: zeros, or the first samples of the data.
 
     Args:
         subject: The network and its data, if there are any.
         n: Number of samples, where there are no data.
-        name: Who asks, for the message.
+        name: The name of the score, for the message.
 
     Returns:
         Inputs, nested as the model takes them.
 
     Raises:
-        ValueError: If the shape cannot be told.
+        ValueError: If the shape is not known.
     """
     if subject.data is not None:
         x, _ = next(subject.batches())

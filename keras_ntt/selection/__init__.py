@@ -1,1 +1,1 @@
-"""From scores to masks: how many entries, in what pattern, when."""
+"""From scores to masks: how many entries, in which pattern, and when."""

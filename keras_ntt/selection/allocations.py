@@ -1,7 +1,7 @@
-"""How a sparsity is allocated across weights: exact numbers of entries to keep.
+"""Allocate a sparsity across weights: the exact numbers of entries to keep.
 
-``layerwise`` gives each weight the same sparsity; a mapping gives some their own; ``er`` and
-``erk`` give large weights more of it; ``global`` and ``plsr`` leave it to the scores.
+``layerwise`` gives each weight the same sparsity. A mapping gives some weights another one. ``er``
+and ``erk`` give large weights a higher sparsity. With ``global`` and ``plsr`` the scores decide.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from keras_ntt.selection.counts import keep_count, round_to_total
 Allocation = str | Mapping[str, float]
 """One of `ALLOCATIONS`, or ``layer name, path or regular expression -> sparsity``.
 
-What is exactly the name of a layer, or the path of a weight, means that one alone.
+A key that equals the name of a layer, or the path of a weight, applies only to that one.
 """
 
 
@@ -28,20 +28,20 @@ def erdos_renyi(
 ) -> list[float]:
     """Return Erdős-Rényi densities of weights.
 
-    Weight l has the density ``min(1, eps * p_l)`` with eps such that the whole has the density
-    asked for. ERK takes ``p_l = sum(shape) / prod(shape)`` (Evci, Gale, Menick, Castro & Elsen,
-    "Rigging the lottery", ICML 2020), ER the same of the last two axes only, the channels.
+    Weight l has the density ``min(1, eps * p_l)``. eps is chosen so that all weights together have
+    the requested density. ERK takes ``p_l = sum(shape) / prod(shape)`` (Evci, Gale, Menick, Castro
+    & Elsen, "Rigging the lottery", ICML 2020), ER the same of the last two axes only, the channels.
 
     Args:
         shapes: Shapes of the weights.
-        density: Fraction of all entries that is kept, in [0, 1].
+        density: Fraction of all entries to keep, in [0, 1].
         kernel: True for ERK, False for ER.
 
     Returns:
-        One density a weight.
+        One density per weight.
 
     Raises:
-        ValueError: If a shape or the density is none.
+        ValueError: If a shape or the density is not valid.
 
     Examples:
         >>> [round(d, 5) for d in erdos_renyi([(784, 300), (300, 100), (100, 10)], 0.1)]
@@ -83,8 +83,8 @@ class Shares:
         shapes: Their shapes.
         allocation: The allocation.
         count_rule: See `keras_ntt.keep_count`.
-        layers: Names of layers of the model. As keys of a mapping they mean themselves alone;
-            those in the paths of the weights need not be among them.
+        layers: Names of layers of the model. As keys of a mapping they match only themselves. Names
+            in the paths of the weights need not be listed.
     """
 
     names: tuple[str, ...]
@@ -110,17 +110,18 @@ class Shares:
 
     @property
     def by_score(self) -> bool:
-        """Whether it is the scores that decide how many entries each weight keeps."""
+        """Whether the scores decide how many entries each weight keeps."""
         return isinstance(self.allocation, str) and self.allocation in BY_SCORE
 
     def total(self, sparsity: float) -> int:
-        """Return how many entries are kept of all weights together."""
+        """Return how many entries all weights together keep."""
         return keep_count(sum(self.sizes), sparsity, self.count_rule)
 
     def check_room(self, sparsity: float) -> None:
         """Raise a ValueError if all weights together keep fewer entries than there are weights.
 
-        A mapping says of each weight what it keeps, and ``"layerwise"`` leaves each an entry.
+        A mapping is explicit about each weight, and ``"layerwise"`` keeps at least one entry in
+        each.
         """
         shared = isinstance(self.allocation, str) and self.allocation != "layerwise"
         if shared and self.total(sparsity) < len(self.sizes):
@@ -180,7 +181,7 @@ class Shares:
 
 
 def _own_names(path: str) -> list[str]:
-    """Return what a weight can be named by exactly: its path, and its layers from the inside out.
+    """Return the exact names of a weight: its path, and its layers from the inside out.
 
     >>> _own_names("block/dense/kernel")
     ['block/dense/kernel', 'dense', 'block']
@@ -189,7 +190,7 @@ def _own_names(path: str) -> list[str]:
 
 
 def _first_match(expressions: Sequence[str], names: Sequence[str]) -> str | None:
-    """Return the first regular expression that is found in one of a weight's names."""
+    """Return the first regular expression that matches one of a weight's names."""
     for key in expressions:
         try:
             if any(re.search(key, name) for name in names):

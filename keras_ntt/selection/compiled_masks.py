@@ -1,4 +1,4 @@
-"""The masks of a recipe, chosen again inside a compiled step from the values of weights alone."""
+"""The masks of a recipe, updated inside a compiled step from the values of the weights."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from keras_ntt.selection.patterns import largest
 
 @dataclass(frozen=True)
 class CompiledMasks:
-    """A recipe as tensors: a score of the weights' values, exact counts, and the pattern.
+    """A recipe for compiled steps: a score of the weights' values, exact counts, and the pattern.
 
     Attributes:
-        recipe: How the masks are chosen. A score that looks at the network cannot be taken
-            inside a compiled step; magnitude takes its place.
-        counts: Sparsity to how many entries are kept: one number a weight, or one for all of
-            them together where one threshold decides.
+        recipe: How the masks are chosen. A score that uses the network cannot be computed inside a
+            compiled step; magnitude replaces it.
+        counts: A function from the sparsity to the number of kept entries: one number per weight,
+            or one for all weights together if one threshold decides.
     """
 
     recipe: Recipe
@@ -47,14 +47,14 @@ class CompiledMasks:
     def choose(
         self, weights: Sequence[tf.Tensor], counts: Sequence[int] | tf.Tensor
     ) -> list[tf.Tensor]:
-        """Return the masks of the highest scores; equal scores are taken evenly.
+        """Return the masks of the highest scores; ties are broken evenly.
 
-        With one threshold for all weights, each keeps its highest score at the least, unless the
+        With one threshold for all weights, each weight keeps at least its highest score, unless the
         counts are those of the published code.
 
         Args:
             weights: Values of the weights.
-            counts: What `counts` returned, as integers or an integer tensor.
+            counts: The result of `counts`, as integers or an integer tensor.
 
         Returns:
             Boolean tensors of the weights' shapes.
@@ -74,7 +74,7 @@ class CompiledMasks:
         return [self._in_pattern(i, score, counts[i]) for i, score in enumerate(scores)]
 
     def _in_pattern(self, i: int, scores: tf.Tensor, count: int | tf.Tensor) -> tf.Tensor:
-        """Return the mask of weight i by the pattern; a count of 0 prunes all of it."""
+        """Return the mask of weight i in the pattern; a count of 0 prunes all of it."""
         assert self.recipe.pattern is not None
         density = tf.cast(count, tf.float64) / scores.shape.num_elements()
         axes = None if self.recipe.axes is None else self.recipe.axes[i]

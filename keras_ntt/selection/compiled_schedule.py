@@ -1,8 +1,8 @@
-"""What compiled training steps ask of a schedule, and what a run of known length will get.
+"""Schedules inside compiled training steps, and checks for runs of known length.
 
-A schedule is plain Python. Inside a compiled step its answer has to be a tensor: that of its
-formula for a `FormulaSchedule`, its own for a schedule of tfmot, which is made for that, and an
-entry of a table of its answers for any other.
+A schedule is plain Python, but inside a compiled step its answer must be a tensor. A
+`FormulaSchedule` computes its formula with tensors, and schedules of tfmot return tensors
+themselves. For other schedules a table of their answers is made.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ import tensorflow as tf
 from keras_ntt.selection.schedules import FormulaSchedule, PolynomialDecay, decide, is_of_tfmot
 
 ASKED_AHEAD = 100_000
-"""How many steps of a schedule without a formula are asked beforehand."""
+"""How many steps of a schedule without a formula are computed beforehand."""
 
 
 class Timetable:
     """The answers of a schedule as tensors.
 
     Args:
-        schedule: A `PruningSchedule`. One that is neither of this package nor of tfmot is asked
-            at once about its first `ASKED_AHEAD` steps; after those it prunes no more, of which
-            is warned if it would.
+        schedule: A `PruningSchedule`. One that is neither of this package nor of tfmot is called at
+            once for its first `ASKED_AHEAD` steps. After these it no longer prunes, with a warning
+            if it still would.
 
     Raises:
         ValueError: If the schedule returns something else than ``(should_prune, sparsity)``.
@@ -35,7 +35,7 @@ class Timetable:
         self.schedule = schedule
         self._table: np.ndarray | None = None
         self._formula: Any = None
-        # A subclass that defines __call__ itself may answer otherwise than the formula.
+        # A subclass that defines __call__ may differ from the formula.
         if type(schedule).__call__ is FormulaSchedule.__call__:
             self._formula = _by_formula
         elif is_of_tfmot(getattr(schedule, "function", None)):
@@ -63,7 +63,7 @@ class Timetable:
         """
         if self._formula is not None:
             return self._formula(self.schedule, step)
-        # Beyond the table the answer is no; a last entry says so.
+        # Beyond the table the answer is no, which a last entry stands for.
         assert self._table is not None
         table = tf.constant(np.append(self._table, np.float32(-1)))
         sparsity = tf.gather(table, tf.minimum(step, ASKED_AHEAD))
@@ -85,8 +85,8 @@ def warn_if_idle(schedule: Any, first: int, last: int) -> None:
 
     Args:
         schedule: A `PruningSchedule`.
-        first: The first step that the run will ask about.
-        last: The last one.
+        first: The first step of the run.
+        last: The last step.
     """
     steps = range(first, min(last, first + ASKED_AHEAD) + 1)
     begin, end = getattr(schedule, "begin_step", None), getattr(schedule, "end_step", None)

@@ -1,4 +1,4 @@
-"""How many entries each weight keeps: rounding, exact totals and one threshold for all."""
+"""How many entries each weight keeps: rounding, exact totals, and one threshold for all."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ COUNT_RULES: tuple[str, ...] = tuple(_COUNT_RULES)
 
 
 def keep_count(size: int, sparsity: float, rule: str = "nearest") -> int:
-    """Return how many of `size` entries are kept.
+    """Return how many of `size` entries to keep.
 
     Args:
         size: Number of entries.
         sparsity: Fraction of zeros, in [0, 1).
         rule: ``"nearest"`` keeps ``max(round(size * (1 - sparsity)), 1)``, computed in float64;
-            `keep_count_float32` does so in float32, as tensorflow-model-optimization, which
-            can differ by one. ``"original"`` keeps what the published code of
-            Neural Tangent Transfer keeps: the entries above the sorted score at index
-            ``int(sparsity * size)``, one fewer.
+            `keep_count_float32` computes it in float32, as tensorflow-model-optimization does,
+            which can differ by one. ``"original"`` keeps what the published code of Neural Tangent
+            Transfer keeps: the entries above the sorted score at index ``int(sparsity * size)``,
+            one fewer.
 
     Returns:
-        The number of entries kept.
+        The number of entries to keep.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -62,13 +62,13 @@ def round_to_total(
     """Round numbers of entries so that they have an exact sum, by largest remainders.
 
     Args:
-        wanted: Numbers of entries, of sum `total` up to rounding.
-        sizes: The most that each can have.
+        wanted: Numbers of entries whose sum is `total` up to rounding.
+        sizes: The maximum of each.
         total: The sum.
-        minimum: The least that each has, as far as the total allows.
+        minimum: The minimum of each, as far as the total allows.
 
     Returns:
-        Integers of sum `total`.
+        Integers whose sum is `total`.
 
     >>> round_to_total([1.5, 2.25, 0.25], [9, 9, 9], 4)
     [1, 2, 1]
@@ -98,11 +98,11 @@ def counts_by_threshold(
 
     Args:
         scores: Scores of the weights, of any shape.
-        total: Number of entries that are kept of all together.
-        minimum: The least that each weight keeps; the others make room for them.
+        total: Number of entries that all weights together keep.
+        minimum: The minimum of each weight; the other weights then keep less.
 
     Returns:
-        Numbers of sum `total`; equal scores are taken evenly from all.
+        Numbers whose sum is `total`; ties are broken evenly across weights.
 
     >>> counts_by_threshold([np.array([9.0, 8.0, 7.0]), np.array([1.0, 2.0])], 3, [0, 0])
     [3, 0]
@@ -122,9 +122,9 @@ def counts_by_threshold(
 def keep_count_float32(size: int, sparsity: Any) -> tf.Tensor:
     """Return how many of `size` entries tfmot keeps, ``max(round(size * (1 - sparsity)), 1)``.
 
-    It is computed in float32 and halves are rounded to even, as there: where ``size * (1 -
-    sparsity)`` is a half but for rounding, the count of another precision can differ by one.
-    Beyond 2**24 entries, which float32 cannot count, it is computed in float64.
+    It is computed in float32 and halves are rounded to even, as in tfmot. Where
+    ``size * (1 - sparsity)`` is a half up to rounding, the count in another precision can differ by
+    one. Beyond 2**24 entries float32 cannot count, so it is computed in float64.
 
     Args:
         size: Number of entries.

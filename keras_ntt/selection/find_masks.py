@@ -1,4 +1,4 @@
-"""From a network to its masks: score, allocate, choose, in one or many rounds."""
+"""From a network to its masks: score, allocate and choose, in one or many rounds."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class Recipe:
 
     Attributes:
         saliency: The score.
-        shares: The allocation for the weights at hand.
+        shares: The allocation for the weights.
         pattern: How the entries of one weight are chosen; None takes the largest scores.
-        axes: What the axes of each weight stand for.
-        rounds: Number of rounds, each of which keeps the same fraction of what is left.
+        axes: The meaning of the axes of each weight.
+        rounds: Number of rounds, each of which keeps the same fraction of the remaining entries.
         randomize: Whether entries are drawn with probabilities proportional to their scores.
-        allow_empty_layers: Whether scores may prune a whole weight away.
+        allow_empty_layers: Whether scores may prune a whole weight.
     """
 
     saliency: NetworkSaliency
@@ -59,14 +59,14 @@ def subject_of(
     seed: int = 0,
     batch_size: int = BATCH_SIZE,
 ) -> Subject:
-    """Return a dense network as scores take it.
+    """Return the `Subject` of a dense network, for scores.
 
     Args:
         model: The model.
-        variables: Its variables that are scored.
+        variables: Its variables to score.
         data: Samples, see `Batches`, or None.
         seed: Seed of every random choice.
-        batch_size: Samples a batch, for arrays.
+        batch_size: Samples per batch, for arrays.
 
     Returns:
         The `Subject`.
@@ -94,7 +94,7 @@ def score(saliency: NetworkSaliency, subject: Subject) -> list[np.ndarray]:
         subject: The network.
 
     Returns:
-        One array a weight.
+        One array per weight.
 
     Raises:
         ValueError: If the scores are not finite, do not fit, or are all zero.
@@ -102,14 +102,14 @@ def score(saliency: NetworkSaliency, subject: Subject) -> list[np.ndarray]:
     if subject.round == 0 and saliency.looks_at_logits(subject.model):
         found = logits_of(subject.model)
         warn_of_logits(found, saliency.name, stacklevel=4)
-        scores = saliency(subject)  # some refuse probabilities
+        scores = saliency(subject)  # some scores refuse probabilities
         if not found.certain and subject.data is not None:
             warn_of_probabilities([found], next(subject.batches())[0], saliency.name, stacklevel=4)
     else:
         scores = saliency(subject)
     check_scores(scores, subject.weights)
     arrays = [np.asarray(tf.cast(s, tf.float64)) for s in scores]
-    # Later on, all zeros mean that no signal passes a network that was pruned to pieces.
+    # In later rounds all scores are zero if no signal passes the pruned network.
     if subject.round == 0 and not any(a.any() for a in arrays):
         raise ValueError(
             "All scores are zero, so there is no order among the weights: the outputs do not "
@@ -128,22 +128,22 @@ def find_masks(
 ) -> list[np.ndarray]:
     """Choose the masks of a network.
 
-    In round k of n the network keeps a fraction ``density ** (k / n)`` of its entries, rounded up
-    before the last round, as in the published code of SynFlow; the scores are those of the
-    network as pruned so far, and what is removed stays so.
+    In round k of n the network keeps a fraction ``density ** (k / n)`` of its entries. Before the
+    last round it is rounded up, as in the published code of SynFlow. The scores are those of the
+    network as pruned so far, and pruned entries do not return.
 
     Args:
         subject: The dense network.
-        recipe: How.
+        recipe: How to choose them.
         sparsity: Fraction of zeros, in [0, 1).
-        after_round: Called with the number of each round that is done.
+        after_round: Called with the number of each finished round.
 
     Returns:
         Boolean arrays of the weights' shapes.
 
     Raises:
-        ValueError: If there are too few entries for every weight to keep one, and none may be
-            pruned away.
+        ValueError: If there are too few entries for every weight to keep one, and no weight may be
+            pruned as a whole.
     """
     shares = recipe.shares
     kept = [np.ones(shape, bool) for shape in shares.shapes]
@@ -186,13 +186,13 @@ def select(
     pattern: Pattern | None = None,
     axes: Sequence[Axes] | None = None,
 ) -> list[np.ndarray]:
-    """Return masks that keep the largest scores of each weight; equal ones evenly.
+    """Return masks that keep the largest scores of each weight; ties are broken evenly.
 
     Args:
         scores: Scores of the weights.
         counts: How many entries each keeps.
-        pattern: How else they are chosen.
-        axes: What the axes of each weight stand for.
+        pattern: The pattern, if there is one.
+        axes: The meaning of the axes of each weight.
 
     Returns:
         Boolean arrays.
@@ -210,13 +210,13 @@ def select(
 def sampling_keys(scores: Sequence[np.ndarray], subject: Subject) -> list[np.ndarray]:
     """Return random numbers whose order is a draw without replacement by score.
 
-    The entry drawn next is each of those left with a probability proportional to its score (Bar
-    & Giryes, "Pruning at initialization: a sketching perspective", 2023): log scores plus Gumbel
-    noise. Entries of score 0 or less come after all others, in random order.
+    Each remaining entry is drawn next with a probability proportional to its score (Bar & Giryes,
+    "Pruning at initialization: a sketching perspective", 2023). This is done by log scores plus
+    Gumbel noise. Entries with scores of 0 or less come after all others, in random order.
 
     Args:
         scores: Scores.
-        subject: Where the seed comes from.
+        subject: The source of the seed.
 
     Returns:
         Numbers of the same shapes.
@@ -233,7 +233,7 @@ def sampling_keys(scores: Sequence[np.ndarray], subject: Subject) -> list[np.nda
 
 
 def _between(size: int, count: int, share: float) -> int:
-    """Return how many entries are left on the way from all to `count`, rounded up.
+    """Return how many entries remain on the way from all to `count`, rounded up.
 
     >>> [_between(9, 3, k / 3) for k in (1, 2, 3)]
     [7, 5, 3]
@@ -270,7 +270,7 @@ def shares_of(
 
     Args:
         model: The model.
-        variables: Its variables that are pruned.
+        variables: Its variables to prune.
         allocation: The allocation.
         count_rule: The count rule.
 
@@ -282,7 +282,7 @@ def shares_of(
     """
     checks.check_choice("count_rule", count_rule, ("nearest", "original"))
     shapes = tuple(tuple(v.shape) for v in variables)
-    # A copy of the model has not its name in the paths, and it may be like those of layers.
+    # Paths in a copy lack the name of the model, which may equal names of layers.
     root = f"{model.name}/"
     names = tuple(path.removeprefix(root) for path in paths_of(model, variables))
     if isinstance(allocation, Mapping):
@@ -309,13 +309,13 @@ def recipe_of(
 
     Args:
         model: The model.
-        variables: Its variables that are pruned.
+        variables: Its variables to prune.
         saliency: The score.
         allocation: The allocation.
         count_rule: The count rule.
         pattern: The pattern, see `as_pattern`.
-        rounds: Number of rounds; None takes that of the score.
-        **options: As `Recipe` has them.
+        rounds: Number of rounds; None takes the default of the score.
+        **options: Further attributes of `Recipe`.
 
     Returns:
         The `Recipe`.
@@ -336,6 +336,6 @@ def recipe_of(
 
 
 def paths_of(model: keras.Model, variables: Sequence[keras.Variable]) -> list[str]:
-    """Return the names of some variables of a model, as masks have them."""
+    """Return the names of variables of a model, as in its masks."""
     names = names_by_id(model.weights)
     return [names[id(v)] for v in variables]

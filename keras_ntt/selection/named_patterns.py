@@ -25,28 +25,28 @@ from keras_ntt.selection.patterns import (
 
 
 def as_pattern(value: Any) -> Pattern | None:
-    """Return the function that a pattern stands for.
+    """Return the function of a pattern.
 
-    What counts as inputs and outputs in a transfer or in `keras_ntt.prune_at_init` is the layer's
-    own: the kernels of transposed convolutions have their inputs last, and those of attention
-    count as matrices of all their inputs and all their outputs. The function by itself takes
-    kernels ``[..., inputs, outputs]``.
+    In a transfer and in `keras_ntt.prune_at_init` the layer defines which axes are inputs and
+    outputs: the kernels of transposed convolutions have their inputs last, and kernels of attention
+    are matrices of all their inputs and all their outputs. The function itself takes kernels
+    ``[..., inputs, outputs]``.
 
     Args:
-        value: None: single entries. ``"n:m"``, for example ``"2:4"``: n entries are kept of every
-            m consecutive ones along the input channels, which fixes the sparsity of every weight,
+        value: None: single entries. ``"n:m"``, for example ``"2:4"``: of every m consecutive
+            entries along the input channels n are kept. This fixes the sparsity of every weight,
             whatever the allocation. ``(h, w)``: blocks of h inputs and w outputs. ``"filters"``:
             whole output channels. ``"butterfly"``: blocks of inputs and outputs whose numbers
-            differ in one of the lowest bits at most, whatever the scores (flat block butterfly,
-            Chen et al., "Pixelated Butterfly", 2022); of 2, 4, 8, ... blocks a side, as comes
-            nearest to the sparsity. Or a function of a weight's scores, in the shape of the
-            weight, and its sparsity that returns a mask.
+            differ in at most one of the lowest bits, whatever the scores (flat block butterfly,
+            Chen et al., "Pixelated Butterfly", 2022). Each side has 2, 4, 8, ... blocks, the number
+            that comes nearest to the sparsity. Or a function that returns a mask from the scores of
+            a weight, in its shape, and its sparsity.
 
     Returns:
         The function, or None.
 
     Raises:
-        ValueError: If it is nothing of the kind.
+        ValueError: If it is none of these.
 
     Examples:
         >>> as_pattern("1:4").sparsity
@@ -81,8 +81,8 @@ def choose(
         pattern: The pattern.
         scores: Scores of a weight.
         sparsity: Fraction of zeros.
-        axes: What the weight's axes stand for, for the patterns of this module; None takes the
-            last two for inputs and outputs, as they do where each output has an input of its own.
+        axes: The meaning of the weight's axes, for the patterns of this module. With None the last
+            two are inputs and outputs, also if each output has its own input.
 
     Returns:
         A boolean tensor of the shape of `scores`.
@@ -90,7 +90,7 @@ def choose(
     Raises:
         ValueError: If the pattern returns something else.
     """
-    if scores.dtype.size < 4:  # half precision, which not every operation takes
+    if scores.dtype.size < 4:  # some operations do not take half precision
         scores = tf.cast(scores, tf.float32)
     if axes is not None and axes.inputs and axes.outputs and _has_sides(pattern):
         mask = axes.restored(pattern(axes.ordered(scores), sparsity), scores.shape)
@@ -114,12 +114,13 @@ def _has_sides(pattern: Pattern) -> bool:
 
 
 def check_fixed_sparsity(pattern: Pattern | None, sparsity: float, allocation: Any = None) -> None:
-    """Raise a ValueError if a pattern fixes another sparsity than one that is asked for.
+    """Raise a ValueError if a pattern fixes another sparsity than the requested one.
 
     Args:
         pattern: The pattern.
-        sparsity: The fraction of zeros that is asked for.
-        allocation: The allocation; a mapping asks for more. 1 can be had: all is pruned then.
+        sparsity: The requested fraction of zeros.
+        allocation: The allocation. The sparsities of a mapping are checked as well. 1 is allowed:
+            everything is pruned then.
     """
     fixed = getattr(pattern, "sparsity", None)
     if fixed is None:
@@ -142,10 +143,10 @@ def warn_if_sparsity_missed(
     masks: Sequence[np.ndarray],
     counts: Sequence[int],
 ) -> None:
-    """Warn of weights in which a pattern has missed the sparsity that was asked for by far.
+    """Warn of weights in which a pattern is far from the requested sparsity.
 
-    That is by a fifth of the entries, or twice or half of those to keep. What is pruned away as a
-    whole does not count.
+    Far is a fifth of the entries, or twice or half of the entries to keep. Weights that are pruned
+    as a whole do not count.
 
     Args:
         pattern: The pattern.
@@ -185,7 +186,7 @@ class OfConsecutive:
 
     @property
     def sparsity(self) -> float:
-        """The fraction of zeros that it fixes."""
+        """The fraction of zeros."""
         return 1 - self.n / self.m
 
     def __str__(self) -> str:
@@ -201,8 +202,8 @@ class OfConsecutive:
 class Blocks:
     """The pattern of whole blocks, those with the largest mean score.
 
-    The kernel of a convolution counts as a matrix with a row for each input channel at each
-    position of the filter.
+    The kernel of a convolution is a matrix here, with a row for each input channel at each position
+    of the filter.
 
     Attributes:
         height: Inputs of a block.
@@ -238,21 +239,21 @@ def pattern_of(
     name: str = "the weight",
     axes: Axes | None = None,
 ) -> Pattern:
-    """Return the function from scores and a sparsity to a mask, for a weight of one shape.
+    """Return a function from scores and a sparsity to a mask, for a weight of a given shape.
 
     Args:
         shape: The weight's shape.
         block_size: Rows and columns of a block.
         pooling: ``"AVG"`` or ``"MAX"``.
-        sparsity_m_by_n: Zeros and entries of a group; None for no such structure.
-        name: What to call the weight in a message.
-        axes: What its axes stand for, see `choose`.
+        sparsity_m_by_n: Number of zeros and of entries in a group; None for no groups.
+        name: The name of the weight in a message.
+        axes: The meaning of its axes, see `choose`.
 
     Returns:
         The function. With `sparsity_m_by_n` the sparsity has no effect.
 
     Raises:
-        ValueError: If the shape has no such structure.
+        ValueError: If the shape does not allow the structure.
     """
     if sparsity_m_by_n is not None:
         m, n = sparsity_m_by_n
@@ -275,14 +276,14 @@ def _check_matrix(setting: str, value: Any, shape: tuple[int, ...], name: str) -
 
 
 def _floats(scores: tf.Tensor) -> tf.Tensor:
-    """Return half-precision scores, which not every operation takes, as float32."""
+    """Return half-precision scores as float32, because some operations need it."""
     return tf.cast(scores, tf.float32) if scores.dtype.size < 4 else scores
 
 
 def check_structure(
     block_size: Any, block_pooling_type: Any, sparsity_m_by_n: Any
 ) -> tuple[tuple[int, int], tuple[int, int] | None]:
-    """Return the structure that was asked for, checked.
+    """Check and return the requested structure.
 
     Args:
         block_size: Rows and columns of a block.
@@ -293,7 +294,7 @@ def check_structure(
         The block size and the group as tuples of integers.
 
     Raises:
-        ValueError: If they are none, or both are given.
+        ValueError: If one is not valid, or both are given.
     """
     block = _pair("block_size", block_size)
     checks.check_choice("block_pooling_type", block_pooling_type, POOLINGS)

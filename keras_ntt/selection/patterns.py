@@ -1,9 +1,10 @@
 """From scores to boolean masks of a given structure: single entries, blocks, m of n.
 
-Pure functions of tensors, the same in and out of compiled steps. On magnitudes the masks are
-those of tensorflow-model-optimization entry for entry, but for ties: that keeps every entry equal
-to the least one kept, and so more than it was asked for; here the count is exact, and equal scores
-are broken evenly over rows and columns, see `keras_ntt.selection.ties`.
+Pure functions of tensors, the same in and out of compiled steps. On magnitudes the masks equal
+those of tensorflow-model-optimization entry for entry, except for ties.
+tensorflow-model-optimization keeps every entry equal to the smallest kept one, and so keeps more
+than requested. Here the count is exact, and ties are broken evenly over rows and columns, see
+`keras_ntt.selection.ties`.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ Pattern = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
 def largest(scores: tf.Tensor, count: Any) -> tf.Tensor:
-    """Return the mask of the `count` largest scores; equal ones are taken evenly, see `rank_of`.
+    """Return the mask of the `count` largest scores; ties are broken evenly, see `rank_of`.
 
     Args:
         scores: Scores of any shape.
-        count: How many, an integer or a scalar tensor.
+        count: The number of entries, an integer or a scalar tensor.
 
     Returns:
         A boolean tensor of the shape of `scores`.
@@ -58,12 +59,12 @@ def entries(scores: tf.Tensor, sparsity: Any) -> tf.Tensor:
 def blocks(
     scores: tf.Tensor, sparsity: Any, *, block_size: tuple[int, int], pooling: str = "AVG"
 ) -> tf.Tensor:
-    """Return the mask that keeps whole blocks, those with the largest pooled score.
+    """Return the mask that keeps the whole blocks with the largest pooled scores.
 
     The blocks tile a matrix from its first entry. Their scores are pooled as in tfmot, by windows
-    with SAME padding: where a block's size does not divide the matrix, the windows begin up to
-    half of what is missing before the blocks, and are pooled over the part that is there. The
-    sparsity is that of the blocks.
+    with SAME padding. If the size of a block does not divide that of the matrix, the windows begin
+    before the blocks, by up to half of the missing entries, and are pooled over existing entries.
+    The sparsity is the fraction of pruned blocks.
 
     Args:
         scores: Scores ``[rows, columns]``.
@@ -80,7 +81,7 @@ def blocks(
     """
     height, width = block_size
     pooled = scores[tf.newaxis, tf.newaxis]
-    # First down the columns, then along the rows: of sums of floats the order matters.
+    # First down the columns, then along the rows: the order matters in sums of floats.
     for size in (height, width):
         pooled = tf.nn.pool(pooled, [1, size], pooling, [1, size], "SAME")
         pooled = tf.transpose(pooled, [0, 1, 3, 2])
@@ -92,10 +93,9 @@ def blocks(
 def m_of_n(scores: tf.Tensor, m: int, n: int) -> tf.Tensor:
     """Return the mask with `m` zeros in every `n` consecutive entries along the input channels.
 
-    Consecutive is meant as in a LiteRT file: a Dense kernel is read output by output, a Conv2D
-    kernel output by output and position by position. If `n` does not divide the number of
-    channels, the last group is filled up with zeros, which are the first to go, whatever the
-    scores.
+    Consecutive means the order of a LiteRT file: a Dense kernel is read output by output, a Conv2D
+    kernel output by output and position by position. If `n` does not divide the number of channels,
+    the last group is padded with zeros, which are pruned first, whatever the scores.
 
     Args:
         scores: Scores of a kernel ``[inputs, outputs]`` or ``[height, width, inputs, outputs]``.
@@ -110,13 +110,13 @@ def m_of_n(scores: tf.Tensor, m: int, n: int) -> tf.Tensor:
     """
     channels = scores.shape[-2]
     by_output = tf.linalg.matrix_transpose(scores)
-    # Groups run along the channels only, so what is before them may be in any order.
+    # Groups run along the channels only, so the axes before may be in any order.
     paddings = [[0, 0]] * (len(scores.shape) - 1) + [[0, -channels % n]]
-    # Not with zeros: scores may be below zero.
+    # Not padded with zeros: scores may be negative.
     padded = tf.pad(by_output, paddings, constant_values=-np.inf)
     groups = tf.reshape(padded, [-1, n])
-    # Of equal scores the first are kept, beginning where those of the output before have ended, so
-    # that all inputs are kept equally often. What is filled up begins last everywhere.
+    # Of equal scores the first are kept. Each output starts where the previous one ended, so that
+    # all inputs are kept equally often. Padding always comes last.
     count, each = groups.shape[0], padded.shape[-1] // n
     group = tf.range(count)[:, None]
     shift = ((n - m) * (group // each) + group % each) % n
@@ -136,14 +136,14 @@ def is_pruned_m_by_n(
 ) -> bool:
     """Tell whether a mask or a weight has `m` zeros in every `n` consecutive entries.
 
-    It is tfmot's check of that name. Where `n` does not divide the number of inputs, the last group
-    is filled up with zeros.
+    It is tfmot's check of that name. If `n` does not divide the number of inputs, the last group is
+    padded with zeros.
 
     Args:
         mask: A mask or a weight of two axes at least.
         m_by_n: ``(m, n)``.
-        last_channel: What the last axis counts: ``"C_OUT"`` outputs, as in Keras, with the inputs
-            on the axis before, or ``"C_IN"`` inputs, as in a LiteRT file.
+        last_channel: The meaning of the last axis: ``"C_OUT"`` for outputs, as in Keras, with the
+            inputs on the axis before; or ``"C_IN"`` for inputs, as in a LiteRT file.
 
     Returns:
         Whether every group has at least `m` zeros.
@@ -172,15 +172,15 @@ def is_pruned_m_by_n(
 
 
 def _filled(padded: tf.Tensor, channels: int) -> tf.Tensor:
-    """Return which entries along the last axis are beyond the channels."""
+    """Return which entries along the last axis are padding."""
     return tf.broadcast_to(tf.range(padded.shape[-1]) >= channels, padded.shape)
 
 
 def whole_filters(scores: tf.Tensor, sparsity: Any) -> tf.Tensor:
-    """Return the mask that keeps whole output channels, those with the largest sum of scores.
+    """Return the mask that keeps the whole output channels with the largest sum of scores.
 
-    It is the pattern ``"filters"``. The kernels that can shrink for it are those of Dense and
-    ordinary convolution layers; leave out others, and the last layer, by ``filters=``.
+    It is the pattern ``"filters"``. Only kernels of Dense and ordinary convolution layers can
+    shrink afterwards. Leave out other kernels, and the last layer, by ``filters=``.
 
     Args:
         scores: Scores of a kernel ``[..., outputs]``.

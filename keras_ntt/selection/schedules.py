@@ -1,8 +1,8 @@
-"""When to prune and how much: ``schedule(step) -> (should_prune, sparsity)``.
+"""Schedules say when to prune and how much: ``schedule(step) -> (should_prune, sparsity)``.
 
 The protocol is that of tensorflow-model-optimization: the first batch is step 1, step 0 is the
-moment before it, and a schedule is plain Python, called outside the graph. What compiled steps
-ask instead is in `keras_ntt.selection.compiled_schedule`.
+moment before it, and a schedule is plain Python, called outside the graph.
+`keras_ntt.selection.compiled_schedule` has the form for compiled steps.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _TFMOT = "tensorflow_model_optimization"
 
 
 class PruningSchedule(ABC):
-    """Base class of schedules; a subclass defines ``__call__`` and ``get_config``.
+    """Base class of schedules. A subclass defines ``__call__`` and ``get_config``.
 
     Step 0 is before training. In a transfer step t is the moment after batch t; in
     `keras_ntt.prune_low_magnitude` it is the moment before it, as in tfmot.
@@ -31,7 +31,7 @@ class PruningSchedule(ABC):
 
     @abstractmethod
     def __call__(self, step: int) -> tuple[bool, float]:
-        """Return whether to prune at `step` and to which fraction of zeros."""
+        """Return whether to prune at `step`, and the fraction of zeros."""
 
     @abstractmethod
     def get_config(self) -> dict[str, Any]:
@@ -45,19 +45,19 @@ class PruningSchedule(ABC):
         return cls(**config)
 
     def ending_at(self, end_step: int) -> PruningSchedule:
-        """Return the schedule for a run that is known to end after `end_step`."""
+        """Return the schedule for a run that ends after `end_step`."""
         return self
 
 
 class FormulaSchedule(PruningSchedule):
-    """Base class of schedules that are one formula of the step, be it a number or a tensor.
+    """Base class of schedules that are a formula of the step, for numbers and tensors.
 
-    A compiled training step asks `formula` itself; any other schedule it takes from a table.
+    A compiled training step calls `formula` itself. For any other schedule it uses a table.
     """
 
     @abstractmethod
     def formula(self, step: Any) -> tuple[Any, Any]:
-        """Return whether to prune and to which fraction of zeros.
+        """Return whether to prune, and the fraction of zeros.
 
         Args:
             step: A number, or an int64 scalar tensor.
@@ -67,25 +67,26 @@ class FormulaSchedule(PruningSchedule):
         """
 
     def __call__(self, step: int) -> tuple[bool, float]:
-        """Return whether to prune at `step` and to which fraction of zeros."""
+        """Return whether to prune at `step`, and the fraction of zeros."""
         due, sparsity = self.formula(step)
         return bool(due), float(sparsity)
 
 
 @keras.saving.register_keras_serializable(package="keras_ntt")
 class NTTSchedule(FormulaSchedule):
-    """One sparsity from the start, with masks refreshed at regular steps.
+    """One sparsity from the start, with masks that are updated at regular steps.
 
-    The masks are chosen before the first step and refreshed after every `frequency` steps, but
-    not in the last interval, so that the chosen weights can settle (Liu & Zenke, "Finding
-    trainable sparse networks through Neural Tangent Transfer", ICML 2020). A transfer fills in its
-    last step; for `keras_ntt.prune_low_magnitude` give it as `end_step`.
+    The masks are chosen before the first step and updated after every `frequency` steps. They are
+    not updated within the last `frequency` steps, so that the chosen weights can settle (Liu &
+    Zenke, "Finding trainable sparse networks through Neural Tangent Transfer", ICML 2020). A
+    transfer sets its last step by itself; for `keras_ntt.prune_low_magnitude` pass it as
+    `end_step`.
 
     Args:
         sparsity: Fraction of zeros, in [0, 1).
-        frequency: Steps from one refresh to the next; None holds the first masks.
-        end_step: The last step of the run; None leaves it to the transfer to find out. Of data
-            of unknown length, such as a generator, it knows the length after one epoch only.
+        frequency: Steps from one update to the next; None keeps the first masks.
+        end_step: The last step of the run. With None the transfer finds out. If the data have an
+            unknown length, as a generator has, it knows the length only after one epoch.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -106,7 +107,7 @@ class NTTSchedule(FormulaSchedule):
             )
 
     def formula(self, step: Any) -> tuple[Any, Any]:
-        """Return whether the masks are refreshed after `step`, and the sparsity."""
+        """Return whether the masks are updated after `step`, and the sparsity."""
         if self.frequency is None:
             return step == 0, self.sparsity
         due = step % self.frequency == 0
@@ -115,7 +116,7 @@ class NTTSchedule(FormulaSchedule):
         return (step == 0) | due, self.sparsity
 
     def ending_at(self, end_step: int) -> NTTSchedule:
-        """Return the schedule with its last step filled in where it was left open."""
+        """Return the schedule with its last step, if it had none."""
         if self.end_step is not None:
             return self
         return NTTSchedule(self.sparsity, self.frequency, end_step)
@@ -131,17 +132,17 @@ class NTTSchedule(FormulaSchedule):
 
 @keras.saving.register_keras_serializable(package="keras_ntt")
 class ConstantSparsity(FormulaSchedule):
-    """One sparsity, applied again at regular steps, with tfmot's arguments and meaning.
+    """One sparsity, with masks that are updated at regular steps, as in tfmot.
 
-    It fires at ``begin_step, begin_step + frequency, ...`` up to `end_step`, but never at step 0:
+    It prunes at ``begin_step, begin_step + frequency, ...`` up to `end_step`, but never at step 0:
     with ``begin_step=0`` the first time is step `frequency`. ``begin_step=1`` prunes before the
-    first batch in `keras_ntt.prune_low_magnitude`, after it in a transfer.
+    first batch in `keras_ntt.prune_low_magnitude`, and after it in a transfer.
 
     Args:
         target_sparsity: Fraction of zeros, in [0, 1).
         begin_step: The first step at which to prune.
-        end_step: The last one; -1 goes on to the end of training.
-        frequency: Steps from one time to the next.
+        end_step: The last step at which to prune; -1 means the end of training.
+        frequency: Steps from one update to the next.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -160,7 +161,7 @@ class ConstantSparsity(FormulaSchedule):
         self.frequency = checks.check_count("frequency", frequency)
 
     def formula(self, step: Any) -> tuple[Any, Any]:
-        """Return whether the masks are chosen for `step`, and the sparsity."""
+        """Return whether the masks are updated at `step`, and the sparsity."""
         return _is_due(self, step), self.target_sparsity
 
     def get_config(self) -> dict[str, Any]:
@@ -175,20 +176,20 @@ class ConstantSparsity(FormulaSchedule):
 
 @keras.saving.register_keras_serializable(package="keras_ntt")
 class PolynomialDecay(FormulaSchedule):
-    """A sparsity that grows, fast at first, with tfmot's arguments and meaning.
+    """A sparsity that grows, fast at first, as in tfmot.
 
     At step t it is ``final + (initial - final) * (1 - (t - begin) / (end - begin)) ** power``
-    (Zhu & Gupta, "To prune, or not to prune", 2017). It fires every `frequency` steps from
-    `begin_step` on, and always at `end_step`, so that the final sparsity is reached also where
-    `frequency` does not divide the interval, which tfmot's schedule then misses.
+    (Zhu & Gupta, "To prune, or not to prune", 2017). It prunes every `frequency` steps from
+    `begin_step` on, and always at `end_step`. So it reaches the final sparsity even if `frequency`
+    does not divide the interval, which tfmot's schedule does not.
 
     Args:
         initial_sparsity: Fraction of zeros at `begin_step`, in [0, 1).
         final_sparsity: Fraction of zeros at `end_step`, in [0, 1).
         begin_step: The first step at which to prune.
-        end_step: The last one, after `begin_step`.
+        end_step: The last step at which to prune, after `begin_step`.
         power: The exponent.
-        frequency: Steps from one time to the next.
+        frequency: Steps from one update to the next.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -215,7 +216,7 @@ class PolynomialDecay(FormulaSchedule):
         self.frequency = checks.check_count("frequency", frequency)
 
     def formula(self, step: Any) -> tuple[Any, Any]:
-        """Return whether the masks are chosen for `step`, and the sparsity there."""
+        """Return whether the masks are updated at `step`, and the sparsity."""
         done = _progress(step - self.begin_step, self.end_step - self.begin_step)
         missing = (self.initial_sparsity - self.final_sparsity) * (1 - done) ** self.power
         return _is_due(self, step) | (step == self.end_step), self.final_sparsity + missing
@@ -234,7 +235,7 @@ class PolynomialDecay(FormulaSchedule):
 
 @keras.saving.register_keras_serializable(package="keras_ntt")
 class StepwiseSparsity(PruningSchedule):
-    """A sparsity that stays until the next step named, such as one for each group of epochs.
+    """A sparsity that changes at given steps, such as one for each group of epochs.
 
     Args:
         sparsities: ``step -> sparsity from that step on``, with an entry for step 0.
@@ -251,7 +252,7 @@ class StepwiseSparsity(PruningSchedule):
         }
 
     def __call__(self, step: int) -> tuple[bool, float]:
-        """Return whether a sparsity begins at `step`, and the one that holds there."""
+        """Return whether a new sparsity begins at `step`, and the sparsity."""
         begun = max(first for first in self.sparsities if first <= step)
         return step in self.sparsities, self.sparsities[begun]
 
@@ -268,7 +269,7 @@ def _is_due(schedule: ConstantSparsity | PolynomialDecay, step: Any) -> Any:
 
 
 def _progress(steps: Any, whole: int) -> Any:
-    """Return which part of an interval is over, in [0, 1]; of a tensor in float32, as in tfmot."""
+    """Return the elapsed part of an interval, in [0, 1]; for a tensor in float32, as in tfmot."""
     if isinstance(steps, tf.Tensor):
         return tf.clip_by_value(tf.cast(steps, tf.float32) / whole, 0.0, 1.0)
     return min(max(steps / whole, 0.0), 1.0)
@@ -283,7 +284,7 @@ def _check_steps(begin_step: Any, end_step: Any, endless: bool) -> tuple[int, in
         raise ValueError(f"begin_step must be at least 0. Received: begin_step={begin_step!r}")
     if endless and end_step == -1:
         return int(begin_step), -1
-    # A schedule that grows needs an interval to grow in.
+    # A growing sparsity needs an interval.
     if end_step < max(begin_step, 1) or (not endless and end_step == begin_step):
         raise ValueError(
             f"end_step must be {'-1 or ' if endless else ''}a step after begin_step: the first "
@@ -294,7 +295,7 @@ def _check_steps(begin_step: Any, end_step: Any, endless: bool) -> tuple[int, in
 
 
 class _Called(PruningSchedule):
-    """A callable taken as a schedule."""
+    """A callable that is used as a schedule."""
 
     def __init__(self, function: Callable[[int], Any]):
         self.function = function
@@ -307,7 +308,7 @@ class _Called(PruningSchedule):
 
 
 def decide(schedule: PruningSchedule, step: int) -> tuple[bool, float]:
-    """Ask a schedule about a step and check its answer.
+    """Call a schedule for a step and check the result.
 
     Args:
         schedule: Any schedule.
@@ -317,7 +318,7 @@ def decide(schedule: PruningSchedule, step: int) -> tuple[bool, float]:
         Whether to prune after the step, and the sparsity, in [0, 1).
 
     Raises:
-        ValueError: If the schedule returns something else than ``(should_prune, sparsity)``.
+        ValueError: If the schedule does not return ``(should_prune, sparsity)``.
     """
     answer = schedule(step)
     try:
@@ -332,11 +333,10 @@ def decide(schedule: PruningSchedule, step: int) -> tuple[bool, float]:
 
 
 def asked_for(schedule: PruningSchedule) -> list[float]:
-    """Return the sparsities that a schedule asks for, as far as it says so beforehand.
+    """Return the sparsities that a schedule asks for, as far as they are known beforehand.
 
-    These are the settings of the classes of this module, and of subclasses that change nothing but
-    the constructor. Other schedules are functions of the step, and those are not asked before
-    their time.
+    These are the settings of the classes of this module, and of subclasses that change only the
+    constructor. Other schedules are functions of the step, which are not called in advance.
 
     >>> asked_for(PolynomialDecay(0.5, 0.8, begin_step=0, end_step=10))
     [0.5, 0.8]
@@ -397,7 +397,7 @@ def is_of_tfmot(schedule: Any) -> bool:
 
 
 def last_step(schedule: Any) -> int | None:
-    """Return the step at which a schedule comes to its final sparsity, None if it has no such step.
+    """Return the step at which a schedule reaches its final sparsity, None if there is none.
 
     >>> last_step(PolynomialDecay(0.0, 0.8, 0, 8, frequency=1)), last_step(ConstantSparsity(0.8, 5))
     (8, None)
@@ -409,11 +409,11 @@ def last_step(schedule: Any) -> int | None:
 
 
 def identity_of(schedule: PruningSchedule) -> tuple[Any, ...]:
-    """Return what schedules that say the same have in common.
+    """Return a value that is equal for schedules with the same answers.
 
     >>> identity_of(ConstantSparsity(0.5, 1)) == identity_of(ConstantSparsity(0.5, 1))
     True
     """
-    if isinstance(schedule, _Called):  # a function that a cell defines again is another object
+    if isinstance(schedule, _Called):  # a notebook cell may define it again
         return (getattr(schedule.function, "__code__", schedule.function),)
     return (type(schedule), *sorted(schedule.get_config().items()))

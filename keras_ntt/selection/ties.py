@@ -1,11 +1,11 @@
-"""Entries of equal scores: which of them are kept.
+"""Ties: which entries with equal scores are kept.
 
-Kernels that begin with equal values, such as zero-initialized last layers and identities, have
-ties, and so have scores that are zero for many entries. Were the first entries kept, whole rows
-would stay and whole rows go. Here each entry has a place in a fixed order, the same in every run,
-that takes one entry of each row, or of each column where those are more, and then the next: a Latin
-square. Any number of entries from its beginning is spread over rows and columns as evenly as it can
-be, but for one.
+Kernels that begin with equal values have ties, such as zero-initialized last layers and identities.
+So have scores that are zero for many entries. If the first entries were kept, whole rows would be
+kept or pruned. Here each entry has a place in a fixed order, the same in every run. The order takes
+one entry of each row (or column, if there are more columns), then the next one: a Latin square. Any
+number of entries from its beginning is spread over rows and columns as evenly as possible, give or
+take one.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import tensorflow as tf
 
 
 def place_of(index: Any, shape: Sequence[int]) -> Any:
-    """Return the place of entries in the order in which ties are broken.
+    """Return the places of entries in the order in which ties are broken.
 
     Args:
-        index: Their places in the flat array, as integers of 64 bits: an array or a tensor.
+        index: Their indices in the flat array, as 64-bit integers: an array or a tensor.
         shape: The shape; all axes but the last count as rows.
 
     Returns:
@@ -43,7 +43,7 @@ def place_of(index: Any, shape: Sequence[int]) -> Any:
 
 
 def _stride(size: int) -> int:
-    """Return a step that visits all of `size` places, neighbours far from each other.
+    """Return a step that visits all of `size` places, with neighbours far from each other.
 
     >>> [_stride(n) for n in (1, 2, 8, 100)]
     [1, 1, 3, 61]
@@ -55,7 +55,7 @@ def _stride(size: int) -> int:
 
 
 def rank_of(scores: tf.Tensor) -> tf.Tensor:
-    """Return the rank of each score, 0 for the largest, equal ones in the order of `place_of`.
+    """Return the rank of each score, 0 for the largest, with ties in the order of `place_of`.
 
     Args:
         scores: Scores of a known shape.
@@ -69,7 +69,7 @@ def rank_of(scores: tf.Tensor) -> tf.Tensor:
     shape = scores.shape.as_list()
     size = math.prod(shape)
     longest = max(shape[-1], size // max(shape[-1], 1)) if shape else 1
-    dtype = tf.int32 if longest**2 < 2**31 else tf.int64  # the largest product on the way
+    dtype = tf.int32 if longest**2 < 2**31 else tf.int64  # the largest intermediate product
     place = place_of(tf.range(size, dtype=dtype), shape)
     entry = tf.math.invert_permutation(place)
     by_place = tf.gather(tf.reshape(scores, [-1]), entry)
@@ -147,11 +147,11 @@ def _last(chosen: Any, count: tf.Tensor, beyond: int, dtype: tf.DType) -> tf.Ten
 
 
 def largest_of(scores: np.ndarray, count: int) -> np.ndarray:
-    """Return the mask of the `count` largest scores, equal ones in the order of `place_of`.
+    """Return the mask of the `count` largest scores, with ties in the order of `place_of`.
 
     Args:
         scores: Scores.
-        count: How many.
+        count: The number of entries.
 
     Returns:
         A boolean array of the shape of `scores`.

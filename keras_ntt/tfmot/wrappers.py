@@ -307,7 +307,7 @@ def wrap_with_masks(model: Any, masks: Mapping[str, Any]) -> Any:
         left = [name for name, v in named.items() if id(v) in waiting]
         raise ValueError(
             "tfmot cannot wrap the layers of some masks, such as Bidirectional, EinsumDense or "
-            "layers of one's own without get_prunable_weights(). Leave them out by filters=, or "
-            f"take the plain model, wrapped=False. Received: masks for {left}"
+            "custom layers without get_prunable_weights(). Leave them out by filters=, or "
+            f"use the plain model, wrapped=False. Received: masks for {left}"
         )
     return wrapped

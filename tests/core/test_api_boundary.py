@@ -458,7 +458,7 @@ def test_labels_that_are_none():
     for y in (np.array(["a"] * 8), np.array([None] * 8), np.zeros((8, 3, 1))):
         with refused(ValueError, "(labels|data).*Received", model):
             saliency_scores(model, "snip", data=(x, y))
-    with refused(ValueError, "Labels are given beside arrays.*Received", model):
+    with refused(ValueError, "Labels can be passed only with arrays.*Received", model):
         data = tf.data.Dataset.from_tensor_slices(x).batch(4)
         saliency_scores(model, "snip", data=(data, np.zeros(8)))
     with refused(ValueError, "A generator can be read only once", model):

@@ -203,7 +203,7 @@ def outcome(
 
 # --- files -----------------------------------------------------------------------------------
 
-RESTORE = "`restore_masks(loaded)`, or `load_masks(loaded, path)`, before it is trained"
+RESTORE = "Call `restore_masks(loaded)` or `load_masks(loaded, path)` before training."
 
 
 @case("`save` and `load_model` of a `.keras` file", KEPT, GONE, LOST, KEPT, advice=RESTORE,
@@ -234,7 +234,7 @@ def weights_file(model: keras.Model, folder: pathlib.Path) -> Outcome:
 
 
 @case("`load_weights` and `set_weights` of dense weights into the pruned model", KEPT, HELD, KEPT,
-      advice="The masks go on; what they mask of the new weights is zero.", makers=ALL)  # fmt: skip
+      advice="The masks stay: masked entries of the new weights become 0.", makers=ALL)  # fmt: skip
 def dense_weights(model: keras.Model, folder: pathlib.Path) -> Outcome:
     masks = masks_of(model)
     plain = dense()
@@ -248,7 +248,7 @@ def dense_weights(model: keras.Model, folder: pathlib.Path) -> Outcome:
 
 
 @case("`get_config` and `from_config`, `to_json` and `model_from_json`", LOST, GONE, LOST, KEPT,
-      advice="They carry no weights. `load_masks(model, path)`")  # fmt: skip
+      advice="These carry no weights. Call `load_masks(model, path)`.")  # fmt: skip
 def configuration(model: keras.Model, folder: pathlib.Path) -> Outcome:
     masks = masks_of(model)
     keras_ntt.save_masks(model, folder / "m.npz")
@@ -264,8 +264,8 @@ def configuration(model: keras.Model, folder: pathlib.Path) -> Outcome:
     return first
 
 
-@case("`clone_model`, and `set_weights` of the pruned ones", KEPT, GONE, LOST, KEPT,
-      advice="`apply_masks(clone, get_masks(model))`, or `restore_masks(clone)`")  # fmt: skip
+@case("`clone_model`, and `set_weights` with the pruned weights", KEPT, GONE, LOST, KEPT,
+      advice="Call `apply_masks(clone, get_masks(model))` or `restore_masks(clone)`.")  # fmt: skip
 def clone(model: keras.Model, folder: pathlib.Path) -> Outcome:
     masks, named = masks_of(model), keras_ntt.get_masks(model)
     new = keras.models.clone_model(model)
@@ -300,7 +300,7 @@ def freezing(model: keras.Model, folder: pathlib.Path) -> Outcome:
 
 
 @case("Layers of the pruned model in a new model", KEPT, HELD, KEPT,
-      advice="The layers are shared, and with them their masks.")  # fmt: skip
+      advice="The layers are shared, and so are their masks.")  # fmt: skip
 def layers_taken(model: keras.Model, folder: pathlib.Path) -> Outcome:
     masks = masks_of(model)
     x = keras.Input((6,))
@@ -310,7 +310,7 @@ def layers_taken(model: keras.Model, folder: pathlib.Path) -> Outcome:
 
 
 @case("Masks put on a part of a model that was compiled and trained before", KEPT, HELD, LOST, KEPT,
-      advice="`compile` the whole again: its step was made without the masks.")  # fmt: skip
+      advice="`compile` the whole model again: its step was traced without the masks.")  # fmt: skip
 def part_of_a_trained_model(model: keras.Model, folder: pathlib.Path) -> Outcome:
     masks, named = masks_of(model), keras_ntt.get_masks(model)
     keras_ntt.strip_pruning(model)
@@ -322,7 +322,7 @@ def part_of_a_trained_model(model: keras.Model, folder: pathlib.Path) -> Outcome
 
 
 @case("New layers by `from_config` and `set_weights`", KEPT, GONE, LOST, KEPT,
-      advice="`restore_masks(model)`")  # fmt: skip
+      advice="Call `restore_masks(model)`.")  # fmt: skip
 def layers_copied(model: keras.Model, folder: pathlib.Path) -> Outcome:
     masks = masks_of(model)
     x = keras.Input((6,))
@@ -337,7 +337,7 @@ def layers_copied(model: keras.Model, folder: pathlib.Path) -> Outcome:
 
 
 @case("`ModelCheckpoint` of weights and of whole models", KEPT, GONE, LOST, KEPT,
-      advice="As with files: " + RESTORE)  # fmt: skip
+      advice=RESTORE)  # fmt: skip
 def checkpoints(model: keras.Model, folder: pathlib.Path) -> Outcome:
     masks = masks_of(model)
     save = [
@@ -357,7 +357,7 @@ def checkpoints(model: keras.Model, folder: pathlib.Path) -> Outcome:
 @case(
     "`EarlyStopping(restore_best_weights=True)`",
     *(KEPT, HELD, KEPT),
-    advice="The best weights come back under the masks of now, which a schedule may have moved.",
+    advice="The best weights return under the present masks, which a schedule may have updated.",
 )
 def early_stopping(model: keras.Model, folder: pathlib.Path) -> Outcome:
     masks = masks_of(model)
@@ -387,7 +387,7 @@ def swapped_averages(model: keras.Model, folder: pathlib.Path) -> Outcome:
 
 
 @case("`BackupAndRestore`, resumed by a model with masks", KEPT, HELD, KEPT,
-      advice="Prune the model, or `load_masks`, before `fit` resumes it. "
+      advice="Prune the model or call `load_masks` before `fit` resumes it. "
       "`keras_ntt.BackupAndRestore` has the masks in its state.")  # fmt: skip
 def backup(model: keras.Model, folder: pathlib.Path) -> Outcome:
     masks, named = masks_of(model), keras_ntt.get_masks(model)
@@ -445,17 +445,18 @@ class Assigning(keras.Model):
         return logs
 
 
-@case("`kernel.assign` in a compiled `train_step` of one's own", KEPT, HELD, KEPT)
+@case("`kernel.assign` in a compiled custom `train_step`", KEPT, HELD, KEPT)
 def assigned_in_step(model: keras.Model, folder: pathlib.Path) -> Outcome:
     masks = masks_of(model)
     return outcome(Assigning(model.inputs, model.outputs), masks, eager=False)
 
 
 @case(
-    "Writing past Keras: `assign_add` on the `tf.Variable` itself",
+    "Writing to the `tf.Variable` itself, without Keras: `assign_add`",
     *(LOST, HELD, KEPT),
-    advice="Keras does so only before its constraints, and `tf.train.Checkpoint.restore` does; the "
-    "next batch brings the zeros of the present masks back.",
+    advice="Keras itself does this only before it applies constraints, but "
+    "`tf.train.Checkpoint.restore` does it too. The next batch restores the zeros of the present "
+    "masks.",
 )
 def raw_assignment(model: keras.Model, folder: pathlib.Path) -> Outcome:
     masks = masks_of(model)
@@ -464,7 +465,7 @@ def raw_assignment(model: keras.Model, folder: pathlib.Path) -> Outcome:
     return outcome(model, masks)
 
 
-@case("Masks applied after a step of one's own was compiled by `tf.function`", KEPT, HELD, LOST,
+@case("Masks applied after a custom step was compiled by `tf.function`", KEPT, HELD, LOST,
       KEPT, advice="Make the `tf.function` again: it was traced without the masks.",
       makers=("apply_masks",))  # fmt: skip
 def traced_before(model: keras.Model, folder: pathlib.Path) -> Outcome:
@@ -502,7 +503,7 @@ def _int8_kernels(model: keras.Model) -> list[np.ndarray]:
 
 
 @case('`quantize("int8")`', KEPT, GONE, NONE,
-      advice="Kernels of int8 are not trained; their zeros are exact.", makers=ALL)  # fmt: skip
+      advice="Kernels of int8 are not trained. Their zeros are exact.", makers=ALL)  # fmt: skip
 def quantized(model: keras.Model, folder: pathlib.Path) -> Outcome:
     masks = masks_of(model)
     x = keras.Input((6,))
@@ -513,7 +514,7 @@ def quantized(model: keras.Model, folder: pathlib.Path) -> Outcome:
 
 
 @case("LoRA (`enable_lora`) while it is trained", KEPT, HELD, KEPT,
-      advice="The kernel rests under its mask; LoRA's product beside it is dense.")  # fmt: skip
+      advice="The kernel stays masked. LoRA's product is added to it and is dense.")  # fmt: skip
 def lora(model: keras.Model, folder: pathlib.Path) -> Outcome:
     masks = masks_of(model)
     for layer in model.layers:
@@ -527,8 +528,8 @@ def lora(model: keras.Model, folder: pathlib.Path) -> Outcome:
 
 
 @case("A model with LoRA in a file", LOST, GONE, LOST, KEPT,
-      advice="Keras adds LoRA's dense product to the kernel, of which `UpdatePruningStep` warns "
-      "before. `load_masks(loaded, path)` prunes it again, which changes the outputs.")  # fmt: skip
+      advice="Keras adds LoRA's dense product to the kernel. `UpdatePruningStep` warns of it. "
+      "`load_masks(loaded, path)` prunes the sum, which changes the outputs.")  # fmt: skip
 def lora_merged(model: keras.Model, folder: pathlib.Path) -> Outcome:
     masks = masks_of(model)
     keras_ntt.save_masks(model, folder / "m.npz")
@@ -559,7 +560,7 @@ def saved_model(model: keras.Model, folder: pathlib.Path) -> Outcome:
 @case(
     '`export(format="litert")`',
     *(KEPT, NONE, NONE),
-    advice="The zeros are stored as numbers: `keras_ntt.export_tflite` stores them sparsely.",
+    advice="The zeros are stored as numbers. `keras_ntt.export_tflite` stores them sparsely.",
 )
 def litert(model: keras.Model, folder: pathlib.Path) -> Outcome:
     masks = masks_of(model)
@@ -574,18 +575,18 @@ def litert(model: keras.Model, folder: pathlib.Path) -> Outcome:
 
 _HEAD = """# What Keras does with a pruned model
 
-A pruned model is an ordinary Keras model whose masks are held by the constraints of its
-variables. This page says what becomes of its zeros and its masks in all that Keras does with a
-model. It is made by `python tests/helpers/keras_behaviour.py > docs/keras_behaviour.md` from the
-cases that `tests/project/test_keras_behaviour.py` runs: in each the zeros are looked at when it is
-done, and after every batch of training on.
+A pruned model is an ordinary Keras model. Its masks are constraints of its variables. This page
+lists what happens to its zeros and its masks in everything that Keras does with a model. It is
+generated by `python tests/helpers/keras_behaviour.py > docs/keras_behaviour.md` from the cases that
+`tests/project/test_keras_behaviour.py` runs. Each case checks the zeros at its end, and after every
+batch of further training.
 
-*Zeros* and *masks*: whether they are there afterwards. *Training on*: whether the zeros are there
-after every further batch. *With the advice*: the same if the advice is followed. A model loaded
-without its masks is not known to be a pruned one, so nothing keeps its zeros in training;
-`UpdatePruningStep()` among the callbacks of `fit` warns of it.
+*Zeros* and *Masks* say whether they are there afterwards. *Further training* says whether the zeros
+are there after every further batch. *With the advice* says the same if the advice is followed.
+Nothing marks a model that is loaded without its masks as pruned, so nothing keeps its zeros in
+training. `UpdatePruningStep()` among the callbacks of `fit` warns about this.
 
-| What is done | Zeros | Masks | Training on | With the advice | Advice |
+| What is done | Zeros | Masks | Further training | With the advice | Advice |
 | --- | --- | --- | --- | --- | --- |
 """
 

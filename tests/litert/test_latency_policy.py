@@ -136,7 +136,7 @@ def test_a_model_with_code_of_its_own():
 
     model = Own()
     model(np.zeros((1, 4, 4, 3), "float32"))
-    with pytest.raises(ValueError, match="has code of its own"):
+    with pytest.raises(ValueError, match="has a custom call"):
         PruneForLatencyOnXNNPack().ensure_model_supports_pruning(model)
 
 

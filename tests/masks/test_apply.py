@@ -731,7 +731,7 @@ def test_masks_load_into_a_model_rebuilt_with_other_layer_numbers(make, before, 
     masks = random_masks(model)
     apply_masks(model, masks)
     save_masks(model, tmp_path / "masks.npz")
-    keras.backend.clear_session()  # as in a new process: numbers begin anew
+    keras.backend.clear_session()  # as in a new process: numbers begin again
     rebuilt = make()
     assert [v.path for v in rebuilt.weights] != [v.path for v in model.weights]
     assert load_masks(rebuilt, tmp_path / "masks.npz") is rebuilt

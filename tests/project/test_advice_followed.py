@@ -31,7 +31,7 @@ TAKE_TWO = {
 def test_two_inputs_in_a_tuple(take, rng):
     a, b = (rng.normal(size=(8, n)).astype("float32") for n in (3, 2))
     pairs = tf.data.Dataset.from_tensor_slices((a, b)).batch(4)
-    said = r"tuple is taken for inputs and labels: write the inputs as a list, \[a, b\]"
+    said = r"tuple is read as inputs and labels: write the inputs as a list, \[a, b\]"
     for wrong in ((a, b), pairs):
         with pytest.raises(ValueError, match=said):
             TAKE_TWO[take](two_inputs(), wrong)

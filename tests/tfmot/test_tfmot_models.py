@@ -149,11 +149,11 @@ def test_what_was_adapted_goes_both_ways():
 
 
 class Own(layers.Dense):
-    """A class of one's own, which tfmot does not know; it computes what Dense does."""
+    """A custom class, which tfmot does not know; it computes what Dense does."""
 
 
 class Doubled(Own):
-    """A layer of one's own, which Keras 3 cannot know."""
+    """A custom layer, which Keras 3 cannot know."""
 
     def call(self, x):
         return 2 * super().call(x)
@@ -161,7 +161,7 @@ class Doubled(Own):
 
 def test_what_has_no_twin():
     own = tf_keras.Sequential([layers.InputLayer((6,)), Doubled(3)])
-    with pytest.raises(ValueError, match=r"pass it as twin=.*Doubled, a layer of one's own"):
+    with pytest.raises(ValueError, match=r"pass it as twin=.*Doubled, a custom layer"):
         bridge.to_keras3(own)
     function = tf_keras.Sequential([layers.InputLayer((6,)), layers.Lambda(lambda x: x)])
     with pytest.raises(ValueError, match="Lambda"):

@@ -33,13 +33,13 @@ from keras_ntt.selection.allocation_names import ALLOCATIONS
     type=click.Choice(ALLOCATIONS),
     default="layerwise",
     show_default=True,
-    help="How the sparsity is shared out among the layers, but by erk and balanced.",
+    help="How the sparsity is allocated across layers. erk and balanced have their own.",
 )
 @click.option(
     "--seeds", type=options.POSITIVE, default=1, show_default=True, help="Number of runs."
 )
 @click.option(
-    "--redraw", is_flag=True, help="Draw the first weights anew for each run, by the initializers."
+    "--redraw", is_flag=True, help="Draw new first weights for each run, with the initializers."
 )
 @click.option(
     "--transfer-epochs",

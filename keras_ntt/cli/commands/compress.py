@@ -11,7 +11,7 @@ import click
 from keras_ntt.cli import options, printing
 from keras_ntt.cli.command import INTERRUPTED, Command
 
-_GO_ON = "The same command goes on from there; with --restart it begins anew."
+_GO_ON = "The same command continues from there; with --restart it begins again."
 
 
 @click.command(
@@ -77,7 +77,7 @@ _GO_ON = "The same command goes on from there; with --restart it begins anew."
     help="Passes over the inputs to recover in.",
 )
 @options.labelled(use="to measure accuracy on")
-@click.option("--keras", "keras_file", type=options.PATH, help="Write the .keras model, too.")
+@click.option("--keras", "keras_file", type=options.PATH, help="Also write the .keras model.")
 @click.option("--picture", type=options.PATH, help="Draw size against agreement, as .png or .svg.")
 @click.option("--restart", is_flag=True, help="Discard the candidates of an interrupted run.")
 @options.divide_by

@@ -45,8 +45,8 @@ def command(
 ) -> int:
     """Prune an MLP on scikit-learn's digits, offline.
 
-    It is pruned without labels, trained beside dense, magnitude-pruned and randomly pruned
-    networks, and exported.
+    It is pruned without labels, trained and exported. Dense, magnitude-pruned and randomly pruned
+    networks are trained for comparison.
 
     \b
     Examples:

@@ -37,7 +37,7 @@ from keras_ntt.selection.allocation_names import ALLOCATIONS
     type=click.Choice(ALLOCATIONS),
     default="layerwise",
     show_default=True,
-    help="How the sparsity is shared out among the layers.",
+    help="How the sparsity is allocated across layers.",
 )
 @click.option(
     "--pattern",
@@ -117,8 +117,8 @@ def command(
 ) -> int:
     """Find a sparse network in a dense Keras MODEL, without labels.
 
-    Ctrl-C leaves the state of the transfer beside the output. The same command goes on from the
-    last whole epoch, and ends with the masks that an undisturbed run finds.
+    Ctrl-C leaves the state of the transfer next to the output. The same command continues from the
+    last complete epoch, and ends with the masks that an undisturbed run finds.
 
     \b
     Examples:

@@ -41,7 +41,7 @@ class Settings:
 
 
 def run(path: pathlib.Path, source: str, settings: Settings) -> dict[str, Any]:
-    """Find, train and test a network by each method.
+    """Find, train and test a network with each method.
 
     Args:
         path: The dense model.
@@ -49,7 +49,7 @@ def run(path: pathlib.Path, source: str, settings: Settings) -> dict[str, Any]:
         settings: How to compare.
 
     Returns:
-        Accuracies and why methods were not run, as JSON can hold it.
+        Accuracies, and why methods were not run, in a form for JSON.
     """
     given = data.load_model(path)
     labelled = data.read_labelled(source, given, settings.divide_by)
@@ -83,11 +83,11 @@ def run(path: pathlib.Path, source: str, settings: Settings) -> dict[str, Any]:
 def sparse_version(
     method: str, dense: keras.Model, labelled: data.Labelled, settings: Settings, seed: int
 ) -> keras.Model:
-    """Return a copy of a dense model as a method prunes it.
+    """Return a copy of a dense model, pruned by a method.
 
     Args:
         method: The method, ``"dense"`` for none.
-        dense: The model; it is left as it is.
+        dense: The model; it is not changed.
         labelled: The data; the labels of the training part are for those that need them.
         settings: How to compare.
         seed: Seed of the method's random choices.
@@ -164,7 +164,7 @@ def accuracy_after_training(
     model.compile(keras.optimizers.Adam(settings.learning_rate), loss)
     x, y = labelled.x, labelled.y
     model.fit(x, y, batch_size=settings.batch_size, epochs=settings.epochs, verbose=0)
-    # Not by `predict`, whose function TensorFlow would trace for every model, and warn of it.
+    # Not with `predict`: TensorFlow would trace its function for every model, and warn.
     starts = range(0, len(labelled.y_test), 256)
     parts = [_rows(labelled.x_test, slice(start, start + 256)) for start in starts]
     answers = [np.argmax(model(part, training=False), axis=1) for part in parts]
@@ -176,7 +176,7 @@ def _rows(x: Any, rows: slice) -> Any:
 
 
 def table(results: dict[str, Any]) -> str:
-    """Return the accuracies as a table, the best first.
+    """Return the accuracies as a table, best first.
 
     Args:
         results: What `run` returned.

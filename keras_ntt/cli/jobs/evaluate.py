@@ -29,8 +29,8 @@ class Measured:
 
     Attributes:
         loss: Mean loss.
-        loss_name: Which: ``"cross-entropy"`` or ``"mean squared error"``.
-        accuracy: The fraction of right answers; None where the labels are no classes.
+        loss_name: The loss: ``"cross-entropy"`` or ``"mean squared error"``.
+        accuracy: The fraction of right answers; None if the labels are not classes.
     """
 
     loss: float
@@ -45,10 +45,10 @@ class Evaluation:
     Attributes:
         path: The file or folder.
         source: Where the samples are.
-        samples: How many there are.
+        samples: The number of samples.
         measured: How well its outputs fit the labels.
         size: Bytes of the file, or of all files of the folder.
-        gzip: The same, compressed by gzip.
+        gzip: Bytes after compression by gzip.
         sparsity: Fraction of zeros of the kernels.
         nonzeros: Number of their entries that are not zero.
     """
@@ -63,13 +63,13 @@ class Evaluation:
     nonzeros: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the figures as JSON can hold them."""
+        """Return the figures in a form for JSON."""
         measured = dataclasses.asdict(self.measured)
         rest = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {**rest, "path": str(self.path), "measured": measured}
 
     def __str__(self) -> str:
-        """Return the figures as a person reads them."""
+        """Return the figures as text."""
         found = self.measured
         rows = [("samples", f"{self.samples:,} of {self.source}")]
         if found.accuracy is not None:
@@ -88,7 +88,7 @@ def run(path: pathlib.Path, source: str, divide_by: float | None) -> Evaluation:
     Args:
         path: A Keras model in any form that `keras_ntt.load_model` reads, or a ``.tflite`` file.
         source: Where the samples are.
-        divide_by: What to divide the inputs by, or None.
+        divide_by: The number to divide the inputs by, or None.
 
     Returns:
         The figures.
@@ -114,7 +114,7 @@ def run(path: pathlib.Path, source: str, divide_by: float | None) -> Evaluation:
 
 def of_file(path: pathlib.Path, source: str, divide_by: float | None) -> Evaluation:
     """Measure a LiteRT file on labelled samples, see `run`."""
-    report = keras_ntt.inspect_tflite(path)  # first: it says what is wrong with a file
+    report = keras_ntt.inspect_tflite(path)  # first, because it reports what is wrong with a file
     wanted = wanted_by_file(path)
     x, y = data.read_samples(source, wanted, divide_by)
     arrays = dict(zip(keras.tree.flatten(wanted.names), keras.tree.flatten(x), strict=True))
@@ -133,20 +133,20 @@ def _sparsity(entries: int, nonzeros: int) -> float:
 
 
 def _batch(wanted: Wanted) -> int | None:
-    """Return how many samples go into a file at a time; None leaves it to a file that fixes it."""
+    """Return how many samples a file takes at a time; None if the file has a fixed number."""
     return None if any(spec.shape[0] is not None for spec in wanted.inputs) else BATCH
 
 
 def wanted_by_file(path: pathlib.Path) -> Wanted:
     """Return what a LiteRT file takes.
 
-    Integers that stand for real numbers take these, scaled as those of a Keras model.
+    Quantized inputs take real numbers, scaled as for a Keras model.
 
     Args:
         path: The file.
 
     Returns:
-        Its inputs; several of them go by the names of its signature.
+        Its inputs; if there are several, they have the names of its signature.
     """
     loaded = runs.interpreter(str(path))
     ports = {port["name"]: port for port in loaded.get_input_details()}
@@ -177,7 +177,7 @@ def measure(
     Args:
         outputs: The outputs, of which there must be one, ``[n, ..., c]``.
         labels: Labels ``[n, ...]``.
-        is_probability: Whether the outputs are probabilities; None looks at them.
+        is_probability: Whether the outputs are probabilities; None finds out from their values.
 
     Returns:
         The `Measured`.
@@ -237,7 +237,7 @@ def _checked_classes(labels: np.ndarray, count: int) -> np.ndarray:
 def _of_classes(y: np.ndarray, classes: np.ndarray, is_probability: bool | None) -> Measured:
     rows = y.reshape(-1, y.shape[-1])
     if is_probability is None:
-        # Rounded to 8 bits, probabilities do not sum to 1 by some thousandths.
+        # Rounded to 8 bits, the sum of probabilities differs from 1 by some thousandths.
         sums = rows.sum(axis=-1)
         rounded = bool((rows >= 0).all()) and bool((abs(sums - 1) < 0.05).all())
         is_probability = rounded or looks_like_probabilities(rows)
@@ -262,7 +262,7 @@ def _of_yes_and_no(y: np.ndarray, labels: np.ndarray, is_probability: bool | Non
 
 
 def _sizes(path: pathlib.Path) -> tuple[int, int]:
-    """Return the bytes of a file or folder, and compressed."""
+    """Return the bytes of a file or folder, plain and compressed."""
     files = sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]
     contents = [file.read_bytes() for file in files]
     return sum(map(len, contents)), sum(len(gzip.compress(content, 9)) for content in contents)

@@ -15,19 +15,19 @@ from keras_ntt.litert.report import ExportReport
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
-    """A file that was written, and how it does on labelled samples, if there were any."""
+    """A file that was written, and its figures on labelled samples, if there were any."""
 
     report: ExportReport
     evaluation: evaluate.Evaluation | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return both as JSON can hold them."""
+        """Return both in a form for JSON."""
         found = self.evaluation
         extra = {} if found is None else {"evaluation": found.to_dict()}
         return {**self.report.to_dict(), **extra}
 
     def __str__(self) -> str:
-        """Return both as a person reads them."""
+        """Return both as text."""
         return f"{self.report}" + ("" if self.evaluation is None else f"\n\n{self.evaluation}")
 
 
@@ -39,15 +39,15 @@ def run(
     divide_by: float | None,
     **chosen: Any,
 ) -> Exported:
-    """Write a file, and measure it.
+    """Write a file, and evaluate it.
 
     Args:
         model: The Keras model.
         path: The file to write.
         calibration: Where unlabelled inputs are, or None.
-        labelled: Where labelled samples are, or None. Their inputs are taken where there are no
-            others.
-        divide_by: What to divide all of them by, or None.
+        labelled: Where labelled samples are, or None. Their inputs are used if `calibration` is
+            None.
+        divide_by: The number to divide all inputs by, or None.
         **chosen: Further arguments of `keras_ntt.export_tflite`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Ctrl-C between two steps, and runs that go on from where they were stopped."""
+"""Stop a run between two steps at Ctrl-C, and resume it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from keras_ntt.core.atomic_files import replacing
 
 
 class StopBetweenSteps(keras.callbacks.Callback):
-    """Lets Ctrl-C end a run after the step that is under way, so that no file is half written.
+    """Lets Ctrl-C end a run after the current step, so that no file is half written.
 
     A second Ctrl-C ends it at once.
     """
@@ -30,7 +30,7 @@ class StopBetweenSteps(keras.callbacks.Callback):
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Listen to Ctrl-C; outside the main thread, where Python does not, leave it alone.
+        """Listen to Ctrl-C. Outside the main thread, where Python cannot, do nothing.
 
         Yields:
             Nothing.
@@ -50,21 +50,21 @@ class StopBetweenSteps(keras.callbacks.Callback):
         click.echo("\nStopping after this step; Ctrl-C again stops at once.", err=True)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Stop, if that was asked for."""
+        """Stop, if Ctrl-C was pressed."""
         if self._asked:
             raise KeyboardInterrupt
 
 
 class Unfinished:
-    """The folder beside an output in which the state of an unfinished run is kept.
+    """The folder next to an output in which the state of an unfinished run is kept.
 
     Args:
         output: The file that the run is to write.
-        settings: What the run depends on, as JSON can hold it.
-        restart: Whether to drop what another run has left.
+        settings: What the run depends on, in a form for JSON.
+        restart: Whether to discard the state of an interrupted run.
 
     Raises:
-        ValueError: If a run with other settings is there.
+        ValueError: If the folder has the state of a run with other settings.
     """
 
     def __init__(self, output: pathlib.Path, settings: dict[str, Any], *, restart: bool = False):
@@ -83,12 +83,12 @@ class Unfinished:
 
     @property
     def epochs(self) -> int:
-        """The number of whole epochs that were saved."""
+        """The number of complete epochs that were saved."""
         names = [file.name for file in self.backup.glob("epoch-*.weights.h5")]
         return max((int(name.split("-")[1].split(".")[0]) for name in names), default=0)
 
     def begin(self) -> None:
-        """Write down the settings."""
+        """Write the settings to the folder."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with replacing(self.folder / "settings.json") as file:
             file.write_text(json.dumps(self._settings, indent=1))

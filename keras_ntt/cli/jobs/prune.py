@@ -20,7 +20,7 @@ EPOCHS = 10
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What a pruned model follows from, beside the model and the inputs.
+    """What a pruned model depends on, except the model and the inputs.
 
     The attributes are the options of the command.
     """
@@ -56,7 +56,7 @@ class Settings:
 
 
 class Found(NamedTuple):
-    """A sparse model, what was measured, and the folder of its state, if it has one."""
+    """A sparse model, its figures, and the folder of its state, if it has one."""
 
     model: keras.Model
     figures: dict[str, Any]
@@ -81,16 +81,16 @@ def run(
         output: The file to write.
         masks: Where to write the masks, or None.
         settings: How to prune.
-        restart: Whether to drop what a stopped run has left.
+        restart: Whether to discard the saved state of an interrupted run.
         quiet: Whether to show no progress bar.
 
     Returns:
-        What was done, as JSON can hold it.
+        What was done, in a form for JSON.
 
     Raises:
         OSError: If a file cannot be read or written.
         ValueError: If model, inputs and settings do not fit.
-        KeyboardInterrupt: If it was stopped; it says what to do then.
+        KeyboardInterrupt: If it was stopped; the message says how to continue.
     """
     for file in (output, masks):
         if file is not None and (file.is_dir() or not file.parent.is_dir()):
@@ -137,7 +137,7 @@ def _by_score(dense: keras.Model, x: Any, settings: Settings, verbose: int) -> F
 def _transfer(
     dense: keras.Model, x: Any, settings: Settings, state: Unfinished, verbose: int
 ) -> Found:
-    """Run the transfer, or go on with it."""
+    """Run the transfer, or resume it."""
     done, total = state.epochs, epochs_of(x, settings)
     if done:
         printing.note(f"Going on after epoch {done} of {total}, from {state.folder}.")
@@ -162,11 +162,11 @@ def _transfer(
             )
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt(
-            f"{state.epochs} of {total} epochs are saved in {state.folder}: the same command goes "
-            "on from there; with --restart it begins anew."
+            f"{state.epochs} of {total} epochs are saved in {state.folder}: the same command "
+            "continues from there; with --restart it begins again."
         ) from interrupt
     except BaseException:
-        if not state.epochs:  # there is nothing to go on from
+        if not state.epochs:  # there is nothing to continue from
             state.remove()
         raise
     last = {name: float(values[-1]) for name, values in history.history.items() if values}

@@ -12,7 +12,7 @@ from keras_ntt.litert.format.cost import Cost
 from keras_ntt.litert.format.encoding import Layout
 from keras_ntt.litert.format.weights import LSTM, Weight
 
-# Bytes of tables, names and operators that a storage adds beside its data.
+# Bytes of tables, names and operators that a storage adds to its data.
 _OVERHEAD = {"dense": 0, "densify": 330, "direct": 170, "dequantize": 200}
 DEAD = 2.0**-24  # half a unit in the last place of a float32 number
 _MIN_QUANTIZED = 1024  # smaller weights stay float, as the converter keeps them
@@ -62,8 +62,8 @@ def quantize(array: np.ndarray, axis: int, *, mixed: bool = False) -> tuple[np.n
         array: Float weights.
         axis: The axis of output channels.
         mixed: Whether channels are summed with each other afterwards. Then one whose weights are
-            all below `DEAD` times the largest of the tensor becomes zeros: a scale of its own would
-            blow up what training has left there to integers of up to 127.
+            all below `DEAD` times the largest of the tensor becomes zeros: its own scale would blow
+            up what training has left there to integers of up to 127.
 
     Returns:
         The integers in [-127, 127], and the float32 scales.
@@ -150,7 +150,7 @@ def _candidates(weight: Weight, int8: bool, densify: bool) -> Iterator[Choice]:
         yield _unpacked(cost, dtype, array)
     if weight.may_be_direct and array.ndim == 2:
         yield direct(weight)
-    # The converter rounds no tables, and a row, which is read alone, would need a scale of its own.
+    # The converter rounds no tables, and a row, which is read alone, would need its own scale.
     # XNNPACK unpacks int8 with one scale a channel right only for operators that it computes.
     may_round = not (weight.half or weight.is_table or LSTM in weight.operators)
     if int8 and may_round and array.size >= _MIN_QUANTIZED:

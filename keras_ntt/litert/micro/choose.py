@@ -62,7 +62,7 @@ def constants_of(model: Any, *, huffman: bool) -> list[Constant]:
 
     Encoded are weights that nothing but convolutions and fully-connected operators reads: their
     kernels read weights when they run, on all targets. A weight that shares its bytes with another
-    constant is encoded only if the other one is, too.
+    constant is encoded only if the other one is as well.
 
     Args:
         model: A ``ModelT`` whose weights are stored densely.

@@ -1,4 +1,4 @@
-"""What a firmware needs to know of a file: flash, memory, operators to register, time."""
+"""The figures of a file for a firmware: flash, memory, operators to register, time."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from keras_ntt.litert.format import flatbuffer as fb
 from keras_ntt.litert.format.weights import WEIGHT_AXIS
 from keras_ntt.litert.micro.graph import CODE, decodes
 
-# Code that AddDecode() links, by clang -Os for Cortex-M4: three decoders, whichever is used.
+# Code that AddDecode() links, with clang -Os for Cortex-M4: always all three decoders.
 CODE_SIZE = 11_100
-_UNPACKED_SHARE = 0.1  # of the multiplications, from which unpacking costs a good part of the time
+_UNPACKED_SHARE = 0.1  # of the multiplications: above it unpacking takes a large part of the time
 _NAMES = {
     "BATCH_MATMUL": "BatchMatMul",
     "CUMSUM": "CumSum",
@@ -29,15 +29,14 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class LevelsEffect:
-    """What rounding weights to few levels does to the outputs, on the calibration inputs.
+    """The effect of rounding weights to few levels on the outputs, on the calibration inputs.
 
     Attributes:
-        levels: Number of levels a tensor, zero not counted.
+        levels: Number of levels per tensor, without zero.
         rounded: Number of weights (tensors) that were rounded.
-        candidates: Number of weights that might have been: those of convolutions, but depthwise
+        candidates: Number of weights that could be rounded: those of convolutions except depthwise
             ones, and of fully-connected operators.
-        difference: Largest difference of an output from the one before, relative to the largest
-            number of that output before.
+        difference: Largest change of an output, relative to its largest number before rounding.
         agreement: Fraction of samples whose largest output is in the same place as before.
     """
 
@@ -48,7 +47,7 @@ class LevelsEffect:
     agreement: float
 
     def __str__(self) -> str:
-        """Return the effect as a person reads it."""
+        """Return the effect as text."""
         return (
             f"levels: {self.rounded} of {self.candidates} weights rounded to {self.levels}; "
             f"outputs move by up to {self.difference:.1%} of the largest one, "
@@ -58,28 +57,29 @@ class LevelsEffect:
 
 @dataclass(frozen=True)
 class MicroReport:
-    """What a firmware needs to know of a file.
+    """The figures of a file for a firmware.
 
     Attributes:
         size: Bytes of the file.
         slim_size: Bytes of its dense twin without names, metadata and repeated vectors.
         dense_size: Bytes of its dense twin as the converter wrote it.
         code_size: Bytes of code that unpacking adds to a firmware, once; 0 without DECODE.
-        arena: Bytes of memory it needs, as counted on a 64-bit host: the peak of activations and
-            unpacked weights, the same on all targets, and structures, smaller on a 32-bit one.
-        peak: Bytes of the first part.
+        arena: Bytes of memory that it needs, as counted on a 64-bit host: the peak of activations
+            and unpacked weights, which is the same on all devices, and structures, which are
+            smaller on a 32-bit device.
+        peak: Bytes of the peak of activations and unpacked weights.
         dense_arena: Bytes of memory that the dense twin needs.
-        dense_peak: Bytes of the first part.
-        measured: Whether `arena` and `dense_arena` are the smallest that the interpreter works in;
-            else they are computed.
-        decoded: Weights that are unpacked each run.
-        products: Multiplications each run.
+        dense_peak: Its peak.
+        measured: Whether `arena` and `dense_arena` are the smallest with which the interpreter
+            works; otherwise they are computed.
+        decoded: Number of weights unpacked in each run.
+        products: Number of multiplications in each run.
         resolver: The calls that register the operators, in order.
-        constants: Constants that are, unpacked, the dense twin's to the bit.
-        runs: Inputs on which the interpreter's outputs were the dense twin's to the bit; 0 if it is
-            not installed.
-        npu: What the compiler for the NPU says, or None.
-        levels: What rounding to few levels does, or None.
+        constants: Number of constants that, unpacked, equal those of the dense twin bit by bit.
+        runs: Number of inputs on which the interpreter's outputs equal those of the dense twin bit
+            by bit; 0 if it is not installed.
+        npu: The output of the compiler for the NPU, or None.
+        levels: The effect of rounding to few levels, or None.
     """
 
     size: int
@@ -119,7 +119,7 @@ class MicroReport:
         }
 
     def __str__(self) -> str:
-        """Return the report as a person reads it."""
+        """Return the report as text."""
         how = "measured" if self.measured else "computed"
         lines = [
             f"flash: {self.size:,} bytes, of {self.dense_size:,} dense and {self.slim_size:,} "
@@ -127,7 +127,7 @@ class MicroReport:
             + (f"; and {self.code_size:,} of code once" if self.code_size else ""),
             f"arena: {self.arena:,} bytes, {self.dense_arena:,} dense ({how} on a 64-bit host); "
             f"peak of activations and weights {self.peak:,}, {self.dense_peak:,} dense",
-            f"time: {self.decoded:,} weights unpacked a run, beside {self.products:,} "
+            f"time: {self.decoded:,} weights unpacked per run, and {self.products:,} "
             "multiplications",
             f"same as the dense twin: {self.constants} constants to the bit; "
             + (
@@ -160,13 +160,13 @@ def effect_of(
     before: Sequence[np.ndarray],
     after: Sequence[np.ndarray],
 ) -> LevelsEffect:
-    """Return what rounding to few levels does to outputs.
+    """Return the effect of rounding to few levels on outputs.
 
     Args:
         levels: Number of levels.
         rounded: Number of weights that were rounded.
-        candidates: Number of weights that might have been.
-        before: Outputs ``[n, ...]`` of the file with the weights as they were.
+        candidates: Number of weights that could be rounded.
+        before: Outputs ``[n, ...]`` of the file with the original weights.
         after: Outputs of the file with rounded weights.
 
     Returns:
@@ -236,7 +236,7 @@ def micro_warnings(report: MicroReport) -> Iterator[str]:
     """Yield what one should not expect of a file.
 
     Args:
-        report: What is known of it.
+        report: Its figures.
     """
     if report.code_size:
         yield (

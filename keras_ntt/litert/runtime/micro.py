@@ -1,4 +1,4 @@
-"""Run files in TensorFlow Lite Micro, in a process of its own: an arena too small can kill it."""
+"""Run files in TensorFlow Lite Micro, in a separate process: a too small arena can kill it."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def smallest_arena(content: bytes, start: int) -> int:
     """Return how much memory a file works in.
 
     While it prepares, the interpreter may need more than it has taken in the end. Each size is
-    tried in a process of its own, which may end by a fault.
+    tried in a separate process, which may crash.
 
     Args:
         content: The file.

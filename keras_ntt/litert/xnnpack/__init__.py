@@ -1,1 +1,1 @@
-"""What XNNPACK computes sparsely, and models that it does."""
+"""What XNNPACK computes sparsely, and models for its sparse inference."""

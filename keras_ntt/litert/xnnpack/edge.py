@@ -17,7 +17,7 @@ from keras_ntt.litert.format import storage
 from keras_ntt.litert.format.weights import Weight, weights_of
 from keras_ntt.litert.xnnpack import verdict as verdicts
 
-# What to do about what keeps a graph dense, by words of the reason.
+# What to change in a graph that is computed densely, by a part of the reason.
 _CHANGES = (
     (
         "the first convolution",
@@ -46,11 +46,11 @@ _CHANGES = (
 
 @dataclass(frozen=True)
 class LayerAdvice:
-    """What zeros in one weight can gain.
+    """What zeros in one weight can gain in latency.
 
     Attributes:
         name: The weight's name in the converted model.
-        kind: What computes with it.
+        kind: The operation that uses it.
         shape: Its shape there.
         arm: What zeros gain on ARM (and WebAssembly, and x86 without AVX).
         x86: What zeros gain on x86 with AVX.
@@ -68,8 +68,8 @@ class EdgeAdvice:
     """What pruning a model can gain in latency; its ``str()`` is a table.
 
     Attributes:
-        verdict: What XNNPACK would do with the model, 90 % of its 1x1 convolutions pruned.
-        layers: What zeros in each weight gain.
+        verdict: What XNNPACK would do with the model if 90 % of its 1x1 convolutions were pruned.
+        layers: The gain of zeros in each weight.
         changes: What to change so that 1x1 convolutions gain on ARM.
     """
 
@@ -87,7 +87,7 @@ class EdgeAdvice:
         }
 
     def __str__(self) -> str:
-        """Return the advice as a person reads it."""
+        """Return the advice as text."""
         body = [[a.name, a.kind, "x".join(map(str, a.shape)), a.arm, a.x86] for a in self.layers]
         head = ["weight", "read by", "shape", "zeros gain on ARM", "on x86 with AVX"]
         lines = [table(head, body), ""] if body else []
@@ -96,9 +96,9 @@ class EdgeAdvice:
 
 
 def explain_edge_latency(model: keras.Model) -> EdgeAdvice:
-    """Say which weights of a model get faster by zeros, on which CPUs, and what to change.
+    """Report which weights of a model get faster with zeros, on which CPUs, and what to change.
 
-    The model is converted and its graph is looked at as the runtime would; the values of the
+    The model is converted, and its graph is analysed as the runtime would do it. The values of the
     weights do not matter.
 
     Args:
@@ -169,12 +169,12 @@ def edge_mobilenet(
 ) -> keras.Model:
     """Return a MobileNet whose pruned 1x1 convolutions XNNPACK computes sparsely on ARM.
 
-    It differs from MobileNetV1 in its padding only: by ``ZeroPadding2D(1)`` where a stride is 2.
+    It differs from MobileNetV1 only in its padding: ``ZeroPadding2D(1)`` where a stride is 2.
 
     Args:
         input_shape: Height, width and 3 channels; the sizes must be even wherever a stride is 2.
         classes: Number of outputs, which are logits.
-        width: Factor of all numbers of filters.
+        width: Factor for all numbers of filters.
         blocks: Filters and stride of each block.
 
     Returns:

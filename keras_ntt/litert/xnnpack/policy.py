@@ -19,7 +19,7 @@ _LAYERS = (
     layers.ReLU,
     layers.LeakyReLU,
     layers.ELU,
-    # What passes its inputs on at inference.
+    # Layers that return their inputs in inference mode.
     layers.Identity,
     layers.Dropout,
     layers.SpatialDropout2D,
@@ -49,16 +49,16 @@ _OPERATIONS = (
 class PruneForLatencyOnXNNPack(PruningPolicy):
     """Prune the 1x1 convolutions of a model that XNNPACK can run sparse.
 
-    XNNPACK runs the part of a network sparse that begins with a 3x3 convolution of an image
-    (three channels, stride 2, ``padding="valid"`` after ``ZeroPadding2D(1)``), ends in
-    `GlobalAveragePooling2D`, and has only certain layers between: 1x1 convolutions, depthwise
-    ones of 3x3 and 5x5, additions, multiplications and some activations. There it speeds 1x1
-    convolutions up (Elsen, Dukhan, Gale & Simonyan, "Fast Sparse ConvNets", 2020). The rules are
-    those of tensorflow-model-optimization; of activations also SiLU, hard SiLU and GELU are taken,
-    and those in a convolution's ``activation=`` are looked at. `keras_ntt.explain_edge_latency`
-    looks at the converted graph itself.
+    XNNPACK can run a part of a network sparsely and so speed up its 1x1 convolutions (Elsen,
+    Dukhan, Gale & Simonyan, "Fast Sparse ConvNets", 2020). The part begins with a 3x3 convolution
+    of an image (three channels, stride 2, ``padding="valid"`` after ``ZeroPadding2D(1)``) and ends
+    in `GlobalAveragePooling2D`. Between them only certain layers are allowed: 1x1 convolutions,
+    depthwise convolutions of 3x3 and 5x5, additions, multiplications and some activations. The
+    rules are those of tensorflow-model-optimization. SiLU, hard SiLU and GELU are accepted as well,
+    and the ``activation=`` of convolutions is checked. `keras_ntt.explain_edge_latency` analyses
+    the converted graph itself.
 
-    Nested Sequential and functional models are looked into.
+    Nested Sequential and functional models are included.
     """
 
     def allow_pruning(self, layer: keras.layers.Layer) -> bool:
@@ -66,21 +66,21 @@ class PruneForLatencyOnXNNPack(PruningPolicy):
         return isinstance(layer, layers.Conv2D) and tuple(layer.kernel_size) == (1, 1)
 
     def ensure_model_supports_pruning(self, model: keras.Model) -> None:
-        """Raise unless XNNPACK can run the model, between its ends, sparse.
+        """Raise unless XNNPACK can run the model sparsely between its first and last layers.
 
         Args:
             model: A built Sequential or functional model.
 
         Raises:
-            TypeError: If it is no Keras 3 model.
-            ValueError: If it is not built, has code of its own, or has a part that is not in
+            TypeError: If it is not a Keras 3 model.
+            ValueError: If it is not built, has a custom `call()`, or has a part that is not in
                 these rules; the message says which.
         """
         checks.check_built(model)
         if host.functional_of(model) is None:
             raise ValueError(
-                "PruneForLatencyOnXNNPack looks at the layers of a graph, and this model has code "
-                "of its own. Make it with the functional API or as a Sequential model. "
+                "PruneForLatencyOnXNNPack looks at the layers of a graph, and this model has a "
+                "custom call(). Make it with the functional API or as a Sequential model. "
                 f"Received: {model.name!r} of class {type(model).__name__}"
             )
         graph = _Graph(unroll(model))
@@ -113,7 +113,7 @@ class PruneForLatencyOnXNNPack(PruningPolicy):
 
 
 class _Graph:
-    """The calls of a model and how they follow each other."""
+    """The calls of a model and their order."""
 
     def __init__(self, network: Network):
         self.network = network

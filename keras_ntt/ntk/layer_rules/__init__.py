@@ -1,8 +1,8 @@
-"""Per layer type: how its outputs depend on its inputs and its weights.
+"""For each layer type: how its outputs depend on its inputs and weights.
 
-`linearize` runs one call of the network and returns an object that pulls derivatives back
-through it. Layers without weights need nothing more than a gradient; layers with weights also
-give the derivative by them, structured where a rule knows how and exact for all others.
+`linearize` runs one call of the network and returns an object that propagates derivatives back
+through it. Layers without weights need only a gradient. Layers with weights also give the
+derivative with respect to them: structured where a rule knows how, and exact for all others.
 """
 
 from __future__ import annotations

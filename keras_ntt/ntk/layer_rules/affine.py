@@ -1,8 +1,8 @@
 """Structured derivatives of layers that are affine in their weights, and of Dense.
 
-For ``z[p] = x[p] @ kernel + bias`` the derivative of an output by the kernel is the sum over
-positions p of ``x[p]^T delta[p]``, with delta the derivative by z. A Dense layer on ``[n, k]``
-has one position, on ``[n, t, k]`` it has t.
+For ``z[p] = x[p] @ kernel + bias`` the derivative of an output with respect to the kernel is the
+sum over positions p of ``x[p]^T delta[p]``, where delta is the derivative with respect to z. A
+Dense layer on ``[n, k]`` has one position; on ``[n, t, k]`` it has t.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Affine(Linearization):
         kernel: The kernel variable.
         bias: The bias variable, if there is one.
         activation: The function applied to the sum, if there is one.
-        groups: The number of groups that the channels fall into.
+        groups: The number of groups of channels.
         axes: See `AffineFactor`.
     """
 
@@ -100,7 +100,15 @@ class Affine(Linearization):
         return stacked
 
     def factors(self, delta: tf.Tensor, copies: int) -> list[Factor]:
-        """Return the derivatives by the weights from that by the pre-activation."""
+        """Return the derivatives with respect to the weights.
+
+        Args:
+            delta: The stacked derivative with respect to the pre-activation.
+            copies: The number of outputs that are stacked.
+
+        Returns:
+            The factors of the trainable weights.
+        """
         if all(variable is None for variable in self.trained):
             return []
         return self.factors_of(self.deltas_by_position(delta), copies)
@@ -112,8 +120,8 @@ class Affine(Linearization):
         kernel, bias = self.trained
         found: list[Factor] = []
         axis = 2 if channels_first else 1
-        # One more input for the bias costs nothing at one position. At many it would make rows of
-        # an odd length, which the large products that follow are slower on.
+        # One more input for the bias costs nothing at one position. At many positions it would make
+        # rows of odd length, for which the large products that follow are slower.
         if bias is not None and (kernel is None or deltas.shape[axis] != 1):
             summed = tf.reduce_sum(full_precision(deltas), axis)
             found.append(JacobianFactor(summed, copies, (bias,)))
@@ -136,10 +144,10 @@ class Affine(Linearization):
         return math.prod(kernel.shape[:-1]) < stacked.copies * math.prod(stacked.window)
 
     def _winners_jacobian(self, stacked: Stacked) -> JacobianFactor:
-        """Return the derivative by the weights where each window has one cotangent.
+        """Return the derivative with respect to the weights where each window has one cotangent.
 
-        Of each window only the inputs of the winning entry are read. They then differ by output
-        channel, but not by output of the network.
+        Only the inputs of the winning entry of each window are used. They depend on the output
+        channel, but not on the output of the network.
         """
         copies, window = stacked.copies, stacked.window
         assert stacked.factor is not None
@@ -160,7 +168,7 @@ class Affine(Linearization):
             n, count = tf.shape(patches)[0], patches.shape[1]
             places += tf.reshape(tf.range(n) * count, [-1, 1, 1])
             inputs = tf.gather(tf.reshape(patches, [-1, k]), places)
-        else:  # all entries that are equal win
+        else:  # all equal entries win
             patches = stacking.windows_of(tf.reshape(patches, [-1, *spatial, k]), window)
             inputs = tf.transpose(tf.matmul(factor, patches, transpose_a=True), [0, 2, 1, 3])
         jacobian = tf.matmul(rows, inputs)  # [n, o, c, k]
@@ -181,10 +189,10 @@ class Affine(Linearization):
 
     @abstractmethod
     def by_position(self, ones: bool) -> tf.Tensor:
-        """Return what the weights are multiplied with, ``[n, positions, groups * k]``.
+        """Return the inputs that the weights multiply, ``[n, positions, groups * k]``.
 
         Args:
-            ones: Whether to end each group with a 1, the input of the bias.
+            ones: Whether to append a 1, the input of the bias, to each group.
         """
 
     @abstractmethod
@@ -258,7 +266,7 @@ def is_plain(layer: keras.layers.Layer) -> bool:
 
 @register_layer_rule(layers.Dense)
 def dense(call: Call, tensors: Sequence[tf.Tensor]) -> Linearization:
-    """Structured: inputs times derivatives by the pre-activation."""
+    """Structured: inputs times derivatives with respect to the pre-activation."""
     layer = call.operation
     if not is_plain(layer):
         return Unknown(call, tensors)

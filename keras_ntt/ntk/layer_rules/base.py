@@ -1,4 +1,4 @@
-"""What a layer rule is, and the registry of rules."""
+"""The type of layer rules, and the registry of rules."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Cotangents = Sequence[Stacked | None]
 
 
 class Linearization(ABC):
-    """A call that has run, ready to be differentiated.
+    """A call that has run and can be differentiated.
 
     Attributes:
         outputs: The flat outputs of the call, each ``[n, ...]``.
@@ -29,7 +29,7 @@ class Linearization(ABC):
     def backward(
         self, cotangents: Cotangents, wanted: Sequence[bool]
     ) -> tuple[list[Stacked | None], list[Factor]]:
-        """Pull stacked cotangents back through the call.
+        """Propagate stacked cotangents back through the call.
 
         Args:
             cotangents: For each output its stacked cotangent, or None if the network's outputs
@@ -37,8 +37,8 @@ class Linearization(ABC):
             wanted: For each input of the call, whether its cotangent is needed.
 
         Returns:
-            For each input its stacked cotangent (None where not wanted or where nothing
-            depends on it), and the derivatives by the call's trainable weights.
+            For each input its stacked cotangent (None where it is not wanted or nothing depends on
+            it), and the derivatives with respect to the call's trainable weights.
         """
 
 
@@ -51,17 +51,17 @@ _rules: dict[type, LayerRule] = {}
 def register_layer_rule(*types: type) -> Callable[[LayerRule], LayerRule]:
     """Register the decorated function as the rule of layer types.
 
-    A rule runs one call of the layer and returns a `Linearization` of it. A layer without a
-    rule is differentiated exactly too, sample by sample, which is slow; a rule makes it fast.
+    A rule runs one call of the layer and returns a `Linearization` of it. A layer without a rule is
+    also differentiated exactly, but sample by sample, which is slow. A rule makes it fast.
 
     Args:
-        *types: Layer classes. A rule that there is for a class is replaced.
+        *types: Layer classes. An existing rule of a class is replaced.
 
     Returns:
         The decorator, which returns the rule unchanged.
 
     Raises:
-        TypeError: If something else than classes is given.
+        TypeError: If something other than classes is given.
 
     Examples:
         >>> import keras
@@ -100,13 +100,13 @@ def registered_rules() -> dict[type, LayerRule]:
 def find_rule(operation: object) -> LayerRule | None:
     """Return the rule for a layer or operation, or None.
 
-    A subclass has its base's rule only while it must compute what its base computes: one that
-    overrides anything but its constructor and configuration is unknown.
+    A subclass has the rule of its base only if it computes what its base computes. One that
+    overrides more than its constructor and configuration is unknown.
     """
     return rule_for(operation, _rules)
 
 
 def pass_mask_on(call: Call, tensors: Sequence[tf.Tensor], output: tf.Tensor) -> None:
-    """Do what ``Layer.__call__`` does with timestep masks, for rules that bypass it."""
+    """Pass on timestep masks as ``Layer.__call__`` does, for rules that bypass it."""
     if tensors and getattr(call.operation, "supports_masking", False):
         host.set_mask(output, host.get_mask(tensors[0]))

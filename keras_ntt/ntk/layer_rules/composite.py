@@ -1,13 +1,14 @@
-"""Layers and models made of layers: what has rules inside is structured, whatever the code.
+"""Layers and models that contain layers: inner layers with rules are structured, whatever the code.
 
-The call runs on the batch repeated once an output, with a *probe*, a zero, added to the output
+The call runs on the batch repeated once per output, with a *probe*, a zero, added to the output
 of each inner layer that has a rule and of each ``keras.ops.matmul(x, weight)`` outside of these.
-One backward pass gives the derivatives by the probes, and from them follow those by the weights.
-What lies between may be any code that treats samples one by one. Layers with loops through time
-run by their rules, one row a sample, and the backward pass goes through them by these.
+One backward pass gives the derivatives with respect to the probes. From these follow the
+derivatives with respect to the weights. The code between may be any code that treats samples one by
+one. Layers with loops through time run by their rules, one row per sample, also in the backward
+pass.
 
-Weights that are used in other ways, or do not meet one row a sample, are differentiated sample by
-sample.
+Weights that are used in other ways, or with another number of rows than one per sample, are
+differentiated sample by sample.
 """
 
 from __future__ import annotations
@@ -44,10 +45,10 @@ from keras_ntt.ntk.layer_rules.weightless import copies_of, is_floating, masks_o
 
 @dataclass(frozen=True)
 class Division:
-    """What of a call is structured.
+    """The structured part of a call.
 
     Attributes:
-        layers: Inner layers whose rules give the derivatives by all their weights.
+        layers: Inner layers whose rules give the derivatives with respect to all their weights.
         factors: Weights that only meet ``keras.ops.matmul(x, weight)``.
         rest: The other trainable weights.
     """
@@ -58,12 +59,12 @@ class Division:
 
     @property
     def loops(self) -> tuple[Any, ...]:
-        """Those of the layers that are run by their rules, for their loops through time."""
+        """The layers that are run by their rules, because they loop through time."""
         return tuple(filter(has_loops, self.layers))
 
 
 class Composite(Linearization):
-    """A call of a layer that has weights and no rule of its own."""
+    """A call of a layer that has weights and no rule."""
 
     def __init__(self, call: Call, tensors: Sequence[tf.Tensor]):
         self._call = call
@@ -100,7 +101,7 @@ class Composite(Linearization):
         for y, ct in zip(outputs, cotangents, strict=True):
             if ct is not None:
                 ends.add(y, ct.tensor)
-        # What a layer reads depends on the probes of earlier ones only.
+        # The inputs of a layer depend only on the probes of earlier layers.
         for visit in reversed(visits):
             if visit.step is not None:
                 deltas = ends.gradient(visit.probes)
@@ -127,10 +128,10 @@ class Composite(Linearization):
 
 
 class _Ends:
-    """Where a backward pass begins: tensors with their cotangents.
+    """The start of a backward pass: tensors with their cotangents.
 
     Args:
-        tape: The tape that recorded how they came about.
+        tape: The tape that recorded the tensors.
     """
 
     def __init__(self, tape: tf.GradientTape):
@@ -139,7 +140,7 @@ class _Ends:
         self._cotangents: list[tf.Tensor] = []
 
     def add(self, tensor: tf.Tensor, cotangent: tf.Tensor) -> None:
-        """Begin at one more tensor."""
+        """Add a tensor."""
         self._tensors.append(tensor)
         self._cotangents.append(tf.cast(cotangent, tensor.dtype))
 
@@ -153,14 +154,14 @@ def _stacked(deltas: Sequence[tf.Tensor | None], copies: int) -> list[Stacked | 
 
 
 def _by_product(visit: Visit, deltas: Sequence[tf.Tensor | None], copies: int) -> list[Factor]:
-    """Return the derivative by a weight that was multiplied with."""
+    """Return the derivative with respect to a weight that was multiplied with."""
     (x,), (delta,) = visit.args, deltas
     inputs = positions(tf.convert_to_tensor(x)[::copies])
     return [AffineFactor(inputs, positions(delta), copies, 1, visit.subject, None)]
 
 
 def _by_rule(visit: Visit, deltas: Sequence[tf.Tensor | None], copies: int) -> list[Factor]:
-    """Return the derivatives by the weights of an inner layer."""
+    """Return the derivatives with respect to the weights of an inner layer."""
     step = linearized(visit.subject, visit.args, visit.kwargs, copies)
     _, factors = step.backward(_stacked(deltas, copies), [False] * len(visit.tensors))
     return factors
@@ -172,17 +173,17 @@ _divisions: weakref.WeakKeyDictionary[Call, dict[tuple[int, ...], Division]] = (
 
 
 def divide(call: Call, tensors: Sequence[tf.Tensor]) -> Division:
-    """Decide which inner layers of a call are differentiated by their rules.
+    """Decide which inner layers of a call use their rules.
 
-    These are the outermost that have a rule, that see one row a sample each time they are
-    called, and whose weights are used nowhere else.
+    These are the outermost layers that have a rule, get one row per sample in each call, and whose
+    weights are not used elsewhere.
 
     Args:
         call: The call.
-        tensors: Its inputs, of which shapes and dtypes matter.
+        tensors: Its inputs. Only their shapes and dtypes matter.
 
     Returns:
-        The `Division`, which is found once for each call and each choice of trainable weights.
+        The `Division`. It is computed once for each call and each choice of trainable weights.
     """
     weights = call.weights
     known = _divisions.setdefault(call, {})
@@ -192,8 +193,8 @@ def divide(call: Call, tensors: Sequence[tf.Tensor]) -> Division:
         inside = {id(v) for layer in layers for v in layer.variables}
         factors = [v for v in weights if id(v) not in inside and len(v.shape) == 2]
         bad = {id(subject) for subject in (*layers, *factors)}
-        # Traced with two sizes of the batch: what has as many rows both times has one a sample.
-        # Code that cannot be traced is left to the exact path, which shows its error.
+        # Traced with two batch sizes: what has as many rows as samples both times has one per
+        # sample. Code that cannot be traced takes the exact path, which shows its error.
         with contextlib.suppress(Exception):
             found = [_trace(call, tensors, layers, factors, size) for size in (7, 11)]
             bad = set().union(*found)
@@ -207,7 +208,7 @@ def _without_ties(
     factors: Sequence[keras.Variable],
     bad: set[int],
 ) -> Division:
-    """Leave out what is bad, and layers that share a weight with it."""
+    """Leave out bad layers and factors, and layers that share a weight with them."""
     good = [v for v in factors if id(v) not in bad]
     while True:
         kept = [layer for layer in layers if id(layer) not in bad]
@@ -230,7 +231,7 @@ def _outermost_with_rule(operation: Any) -> list[Any]:
         if id(layer) in inside or find_rule(layer) is None:
             continue
         if not layer.trainable_variables and not has_loops(layer):
-            continue  # frozen loops are differentiated through
+            continue  # frozen loops are only differentiated through
         found.append(layer)
         inside |= {id(inner) for inner in host.layers_of(layer)}
     return found
@@ -246,7 +247,7 @@ def _trace(
     """Trace a call on a batch of some size, without computing anything.
 
     Returns:
-        The ids of the layers and factors that do not meet one row a sample, and of the trainable
+        The ids of the layers and factors that do not get one row per sample, and of the trainable
         variables that are used outside of them.
     """
     variables = call.operation.variables
@@ -274,7 +275,7 @@ def _trace(
 
     specs = [tf.TensorSpec([size, *t.shape[1:]], t.dtype) for t in tensors]
     trace = tf.function(run, autograph=False).get_concrete_function
-    # In a thread of its own: in this one a graph, tapes or other values may be in force.
+    # In a separate thread, because a graph, tapes or other values may be active in this one.
     with futures.ThreadPoolExecutor(1) as executor:
         executor.submit(trace, *specs).result()
     return bad

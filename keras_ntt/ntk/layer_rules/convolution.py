@@ -30,7 +30,7 @@ class Convolution(Affine):
         call: The call.
         tensors: Its one input.
         geometry: How the filter moves.
-        depthwise: Whether each channel has filters of its own.
+        depthwise: Whether each channel has its own filters.
         **options: As for `Affine`.
     """
 
@@ -91,7 +91,7 @@ class Convolution(Affine):
         )
 
     def _by_frequencies(self) -> fourier.Shapes | None:
-        """Return the sizes of a plain convolution that is faster by way of frequencies."""
+        """Return the sizes of a plain convolution that is faster with a Fourier transform."""
         geometry, image = self._geometry, self.tensor.shape[1:-1]
         if len(image) != 2 or None in image or geometry.data_format == "channels_first":
             return None
@@ -100,8 +100,8 @@ class Convolution(Affine):
             return None
         if self.kernel.dtype not in (tf.float32, tf.float64):
             return None  # too short for it
-        # TensorFlow's own products of many small matrices are slow, and the libraries of GPUs
-        # choose among such ways themselves.
+        # TensorFlow's products of many small matrices are slow, and the libraries of GPUs choose
+        # among such methods themselves.
         fast = host.has_onednn() or host.is_in_xla()
         if not fast or tf.config.get_visible_devices("GPU"):
             return None
@@ -119,8 +119,8 @@ class Convolution(Affine):
 class TransposedConvolution(Affine):
     """A layer whose linear part is the transpose of a convolution.
 
-    The roles change: at each position of the input the kernel is multiplied with the input's
-    channels, and what the outputs depend on is a patch.
+    The roles are exchanged: at each position of the input the kernel multiplies the input's
+    channels, and the result is a patch of the output.
     """
 
     def product(self, tensor: tf.Tensor) -> tf.Tensor:
@@ -161,7 +161,7 @@ class TransposedConvolution(Affine):
 
 
 class Chain(Linearization):
-    """Steps one after the other, each of one input and one output."""
+    """A sequence of steps, each with one input and one output."""
 
     def __init__(self, steps: Sequence[Linearization]):
         self._steps = steps
@@ -187,8 +187,8 @@ def _gradient_by_input(
     product: Callable, tensor: tf.Tensor, delta: tf.Tensor, copies: int
 ) -> tf.Tensor:
     """Return the stacked cotangent of the input of a linear function."""
-    # The gradient needs the shape of the input only: in a graph the function of the zeros is
-    # never computed.
+    # The gradient needs only the shape of the input: in a graph the function of the zeros is never
+    # computed.
     zeros = stacking.zeros(tensor, copies)
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(zeros)
@@ -202,7 +202,7 @@ def _bias(layer: Any) -> keras.Variable | None:
 
 @register_layer_rule(layers.Conv1D, layers.Conv2D, layers.Conv3D)
 def conv(call: Call, tensors: Sequence[tf.Tensor]) -> Linearization:
-    """Structured: patches under the filter times derivatives by the pre-activation."""
+    """Structured: patches under the filter times derivatives with respect to the pre-activation."""
     layer = call.operation
     if not is_plain(layer):
         return Unknown(call, tensors)
@@ -223,7 +223,7 @@ def _channels(layer: Any, tensor: tf.Tensor) -> int:
 
 @register_layer_rule(layers.DepthwiseConv1D, layers.DepthwiseConv2D)
 def depthwise_conv(call: Call, tensors: Sequence[tf.Tensor]) -> Linearization:
-    """Structured: a convolution with one group a channel."""
+    """Structured: a convolution with one group per channel."""
     layer = call.operation
     return Convolution(
         call,
@@ -239,7 +239,7 @@ def depthwise_conv(call: Call, tensors: Sequence[tf.Tensor]) -> Linearization:
 
 @register_layer_rule(layers.SeparableConv1D, layers.SeparableConv2D)
 def separable_conv(call: Call, tensors: Sequence[tf.Tensor]) -> Linearization:
-    """Structured: a depthwise convolution, then one of a single point."""
+    """Structured: a depthwise convolution, then a pointwise one."""
     layer = call.operation
     depthwise = Convolution(
         call,
@@ -262,7 +262,7 @@ def separable_conv(call: Call, tensors: Sequence[tf.Tensor]) -> Linearization:
 
 @register_layer_rule(layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
 def conv_transpose(call: Call, tensors: Sequence[tf.Tensor]) -> Linearization:
-    """Structured: inputs times patches of the derivatives by the pre-activation."""
+    """Structured: inputs times patches of the derivatives with respect to the pre-activation."""
     layer = call.operation
     if not is_plain(layer):
         return Unknown(call, tensors)

@@ -1,4 +1,4 @@
-"""One call of a network with the way back, by the best rule there is."""
+"""One call of a network and its backward pass, by the best available rule."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from keras_ntt.ntk.layer_rules.composite import Composite
 
 
 def linearize(call: Call, tensors: Sequence[tf.Tensor]) -> Linearization:
-    """Run a call and return its linearization, by the best rule there is.
+    """Run a call and return its linearization, by the best available rule.
 
     Args:
         call: The call.
         tensors: Values of its inputs.
 
     Returns:
-        Its outputs, with a way back.
+        Its outputs, with the backward pass.
     """
     rule = find_rule(call.operation)
     if rule is not None:

@@ -18,16 +18,16 @@ from keras_ntt.ntk.layer_rules.unknown import Unknown
 
 
 class Labels(NamedTuple):
-    """The axes of an einsum ``x, kernel -> y`` by what they are.
+    """The axes of an einsum ``x, kernel -> y`` by their role.
 
     Attributes:
         x: Labels of the input.
         w: Labels of the kernel.
         y: Labels of the output.
-        p: Those of input and output only: positions.
+        p: Those of only input and output: positions.
         k: Those that are summed.
         g: Those of all three: groups.
-        o: Those of kernel and output only.
+        o: Those of only kernel and output.
     """
 
     x: str
@@ -40,7 +40,7 @@ class Labels(NamedTuple):
 
 
 def labels_of(equation: str, rank: int) -> Labels | None:
-    """Read an einsum equation of two operands; None if it is of no such form.
+    """Parse an einsum equation of two operands; None if it has another form.
 
     >>> labels_of("...k,ko->...o", 3)
     Labels(x='ABk', w='ko', y='ABo', p='B', k='k', g='', o='o')
@@ -73,7 +73,7 @@ class Einsum(Affine):
         activation: The function applied to the sum, if there is one.
 
     Raises:
-        ValueError: If the equation is not one that treats samples one by one.
+        ValueError: If the equation does not treat samples one by one.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class Einsum(Affine):
 
 @register_layer_rule(layers.EinsumDense)
 def einsum_dense(call: Call, tensors: Sequence[tf.Tensor]) -> Linearization:
-    """Structured: inputs times derivatives by the pre-activation, any equation."""
+    """Structured: inputs times derivatives with respect to the pre-activation, any equation."""
     layer = call.operation
     if not is_plain(layer) or labels_of(layer.equation, tensors[0].shape.rank) is None:
         return Unknown(call, tensors)

@@ -1,8 +1,8 @@
-"""Layers whose output is, entry by entry, affine in their weights: normalizations, PReLU.
+"""Layers whose output is elementwise affine in their weights: normalizations, PReLU.
 
-For ``y = basis_0(x) + sum_v v * basis_v(x)``, each weight v broadcast to the shape of y, the
-derivative of an output by v is the sum of ``delta * basis_v`` over the axes along which v is
-broadcast. The bases are found by running the layer with its weights set to 0 and 1.
+For ``y = basis_0(x) + sum_v v * basis_v(x)``, with each weight v broadcast to the shape of y, the
+derivative of an output with respect to v is the sum of ``delta * basis_v`` over the axes along
+which v is broadcast. The bases are found by running the layer with its weights set to 0 and 1.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from keras_ntt.ntk.layer_rules.weightless import Elementwise, General
 
 
 class Entrywise(Linearization):
-    """A layer whose output is an affine function of its weights, entry by entry.
+    """A layer whose output is an elementwise affine function of its weights.
 
     Args:
         call: The call.
         tensors: Its one input.
-        shape_of: The shape with which a weight broadcasts to a sample of the output; None
-            takes the weight's own shape.
-        entries_apart: Whether an entry of the output depends on the same entry of the input
-            only. Its derivative is then one number an entry, for all outputs of the network.
+        shape_of: The shape with which a weight broadcasts to a sample of the output; None takes the
+            shape of the weight.
+        entries_apart: Whether an entry of the output depends only on the same entry of the input.
+            Its derivative is then one number per entry, for all outputs of the network.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Entrywise(Linearization):
         return back, factors
 
     def _bases(self) -> list[tuple[keras.Variable, tf.Tensor | None]]:
-        """Return the derivative of the output by each weight; None is 1 everywhere."""
+        """Return the derivative of the output with respect to each weight; None is 1 everywhere."""
         layer, weights = self._call.operation, self._call.weights
         fixed = {id(v): (v, host.value_of(v)) for v in layer.variables}
         zero = fixed | {id(v): (v, tf.zeros(v.shape, v.dtype)) for v in weights}
@@ -87,7 +87,7 @@ class Entrywise(Linearization):
 
 
 def _at(axes: int | Sequence[int], rank: int) -> Callable[[keras.Variable], list[int]]:
-    """Return what places a weight's axes among those of a sample of the output."""
+    """Return a function that aligns a weight's axes with those of a sample of the output."""
     chosen = [axes] if isinstance(axes, int) else list(axes)
     places = sorted(axis % rank for axis in chosen)
 

@@ -1,11 +1,11 @@
-"""The way back through a convolution of images, by a Fourier transform.
+"""The backward pass through a convolution of images, by a Fourier transform.
 
-The cotangent of a convolution's input is the full convolution of the output's with the kernel.
-For each of the network's outputs it is one more image, with the same kernel for all of them, so
-that the kernel's transform costs next to nothing and the product in the frequency domain is a
-few matrix products of many rows (Mathieu, Henaff & LeCun, "Fast Training of Convolutional Networks
-through FFTs", ICLR 2014). On the small images that kernels are taken of, the transforms are matrix
-products as well, along one axis after the other, in real numbers.
+The cotangent of a convolution's input is the full convolution of the output's cotangent with the
+kernel. For each output of the network it is another image, with the same kernel for all of them. So
+the kernel's transform costs almost nothing, and the product in the frequency domain is a few matrix
+products with many rows (Mathieu, Henaff & LeCun, "Fast Training of Convolutional Networks through
+FFTs", ICLR 2014). The images are small, so the transforms are matrix products as well, along one
+axis after the other, in real numbers.
 
 Along each axis the length n is even. A *pair* of real numbers stands for one frequency, as its
 real and imaginary part; frequencies 0 and n/2, which are real, make a pair together.
@@ -21,8 +21,8 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-# How many times fewer multiply-adds there must be: the products are small, and read and write
-# much for what they compute. With 2.3 a step is faster, with 2.1 slower.
+# By which factor the multiply-adds must decrease: the products are small, and read and write much
+# for what they compute. With 2.3 a step is faster, with 2.1 slower.
 _GAIN = 2.25
 
 Size = tuple[int, int]
@@ -45,7 +45,7 @@ class Shapes(NamedTuple):
 
     @classmethod
     def of(cls, image: Sequence[int], kernel: Sequence[int], padding: str) -> Shapes:
-        """Return those of an image and a kernel with the padding ``"same"`` or ``"valid"``."""
+        """Return the sizes for an image and a kernel with the padding ``"same"`` or ``"valid"``."""
         (h, w), (k, m) = image, kernel
         if padding == "same":
             return cls((h, w), (k, m), (h, w), ((k - 1) // 2, (m - 1) // 2))
@@ -53,7 +53,7 @@ class Shapes(NamedTuple):
 
     @property
     def periods(self) -> Size:
-        """The lengths of the transforms: even, and no wanted entry is folded onto another."""
+        """The lengths of the transforms: even, and without aliasing in the wanted entries."""
         along_axes = zip(*self, strict=True)
         found = (max(p + k - 1 - before, before + q) for q, k, p, before in along_axes)
         first, second = (n + n % 2 for n in found)
@@ -80,7 +80,7 @@ class Matrices(NamedTuple):
 
 
 def pays(shapes: Shapes, inputs: int, outputs: int) -> bool:
-    """Tell whether the way by frequencies takes far fewer operations.
+    """Tell whether the Fourier transform takes far fewer operations.
 
     Args:
         shapes: The spatial sizes.
@@ -96,10 +96,10 @@ def pays(shapes: Shapes, inputs: int, outputs: int) -> bool:
 
 
 def cotangent_of_input(delta: tf.Tensor, kernel: tf.Tensor, shapes: Shapes) -> tf.Tensor:
-    """Return the gradient of a convolution of stride 1 by its input.
+    """Return the gradient of a convolution of stride 1 with respect to its input.
 
     Args:
-        delta: The gradient by the output, ``[n, o, p * q]``.
+        delta: The gradient with respect to the output, ``[n, o, p * q]``.
         kernel: ``[k, m, i, o]``.
         shapes: The spatial sizes, which must be those of `delta` and `kernel`.
 

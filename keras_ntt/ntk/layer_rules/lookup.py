@@ -38,6 +38,6 @@ class Lookup(Linearization):
 
 @register_layer_rule(layers.Embedding)
 def embedding(call: Call, tensors: Sequence[tf.Tensor]) -> Linearization:
-    """Structured: derivatives by what was read, added up by row of the table."""
+    """Structured: derivatives with respect to the rows that were read, summed row by row."""
     plain = is_plain(call.operation)
     return Lookup(call, tensors) if plain else Unknown(call, tensors)

@@ -1,6 +1,7 @@
-"""Probes: zeros added to what inner layers return while code around them runs.
+"""Probes: zeros that are added to the outputs of inner layers while the code around them runs.
 
-The derivatives by the probes are those by the layers' outputs, whatever the code does with them.
+The derivatives with respect to the probes are those with respect to the layers' outputs, whatever
+the code does with them.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Visit:
 
 
 def linearized(layer: Any, args: Any, kwargs: Any, copies: int) -> Linearization:
-    """Run a layer by its rule, on one row a sample."""
+    """Run a layer by its rule, on one row per sample."""
 
     def one_a_sample(leaf: Any) -> Any:
         return leaf[::copies] if tf.is_tensor(leaf) else leaf  # the rows of a sample are equal
@@ -78,12 +79,12 @@ def packed(outputs: Sequence[tf.Tensor]) -> Any:
 def calls_through(
     layers: Sequence[Any], take: Callable[[Any, Callable, Any, Any], Any]
 ) -> Iterator[None]:
-    """Hand the calls of layers to a function while the context lasts.
+    """Pass the calls of layers to a function inside this context.
 
     Args:
         layers: The layers.
-        take: Called with a layer, its own ``call``, and the positional and keyword arguments, it
-            returns the outputs. While it runs the layer is as it was.
+        take: A function of a layer, its original ``call``, and the positional and keyword
+            arguments, that returns the outputs. While it runs, the layer is unchanged.
     """
 
     def through(layer: Any) -> Callable:
@@ -115,15 +116,15 @@ def probing(
     within: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
     copies: int | None = None,
 ) -> Iterator[list[Visit]]:
-    """Add probes to the outputs of layers and to products while the context lasts.
+    """Add probes to the outputs of layers and to products inside this context.
 
     Args:
         layers: The layers.
         factors: The weights whose products get probes, outside of the layers.
-        tape: The tape that shall watch the probes.
-        within: The context to call the layers and take the products in.
-        copies: How many equal rows a sample has. Layers with loops through time are run by their
-            rules on one of them, which the tape does not see. None runs them as they are.
+        tape: The tape that watches the probes.
+        within: The context in which to call the layers and compute the products.
+        copies: The number of equal rows of a sample. Layers with loops through time are run by
+            their rules on one of the rows, without the tape. None runs them unchanged.
 
     Yields:
         The list that the visits are added to, in the order of the calls.
@@ -153,7 +154,7 @@ def probing(
             else:
                 with within():
                     outputs = call(*args, **kwargs)
-        finally:  # code around the layer may take what it raises
+        finally:  # code around the layer may catch what it raises
             inside -= 1
         return probe(outputs, layer, args, kwargs, step)
 

@@ -71,8 +71,8 @@ class BothWays(Linearization):
 def _is_plain(layer: Any) -> bool:
     """Tell whether a layer is one that `Recurrent` computes.
 
-    That is none with a state between calls or a cell of one's own, no GRU with
-    `reset_after=False`, and none whose activations are not applied entry by entry.
+    It must not be stateful, have a custom cell, or be a GRU with `reset_after=False`, and its
+    activations must be elementwise.
     """
     if find_rule(layer) is not recurrent or layer.stateful:
         return False
@@ -84,12 +84,12 @@ def _is_plain(layer: Any) -> bool:
 
 
 def _arguments(call: Call, tensors: Sequence[tf.Tensor]) -> tuple[tf.Tensor | None, list] | None:
-    """Return the mask and the initial states of a call; None if it has them in another form."""
+    """Return the mask and the initial states of a call; None if they have another form."""
     args, kwargs = call.with_tensors(tensors)
     given = inspect.signature(type(call.operation).call).bind(None, *args, **kwargs).arguments
     mask, initial = given.get("mask"), keras.tree.flatten(given.get("initial_state"))
     initial = [] if initial == [None] else initial
-    # That the states are all the other tensors, and in their order, is as `backward` has it.
+    # `backward` relies on the states being all the other tensors, in their order.
     others = [given["sequences"], *initial, *([] if mask is None else [mask])]
     if [id(t) for t in others] != [id(t) for t in tensors]:
         return None
@@ -98,7 +98,7 @@ def _arguments(call: Call, tensors: Sequence[tf.Tensor]) -> tuple[tf.Tensor | No
 
 @register_layer_rule(layers.LSTM, layers.GRU, layers.SimpleRNN, layers.RNN)
 def recurrent(call: Call, tensors: Sequence[tf.Tensor]) -> Linearization:
-    """Structured: a loop forwards and one backwards through time, with a position for each step."""
+    """Structured: loops forwards and backwards through time, with a position for each step."""
     found = _arguments(call, tensors)
     if not _is_plain(call.operation) or found is None or (found[0] is not None and found[1]):
         return Composite(call, tensors)
@@ -107,7 +107,7 @@ def recurrent(call: Call, tensors: Sequence[tf.Tensor]) -> Linearization:
 
 @register_layer_rule(layers.Bidirectional)
 def bidirectional(call: Call, tensors: Sequence[tf.Tensor]) -> Linearization:
-    """Structured, where both layers are and their outputs are joined, added or averaged."""
+    """Structured, if both layers are and their outputs are concatenated, added or averaged."""
     layer, found = call.operation, _arguments(call, tensors)
     merged = layer.merge_mode in ("concat", "sum", "ave") and not layer.return_state
     if not merged or found is None or found[1]:

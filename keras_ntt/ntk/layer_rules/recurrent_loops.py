@@ -1,13 +1,13 @@
 """Structured derivatives of LSTM, GRU and SimpleRNN: loops through time.
 
-A cell multiplies its input and its last state with kernels, ``a[t] = x[t] @ kernel`` and ``r[t] =
-h[t-1] @ recurrent_kernel``; all that follows is entry by entry, so that a derivative of a state by
-a gate or by a state before is one number an entry, the same for all outputs of the network. The
-cotangents go backwards through time in a loop of products with these numbers and with the
-recurrent kernel. What they are at ``a`` and ``r`` are the derivatives of affine layers with a
-position for each step.
+A cell multiplies its input and its previous state by kernels, ``a[t] = x[t] @ kernel`` and ``r[t] =
+h[t-1] @ recurrent_kernel``; all other operations are elementwise. So the derivative of a state with
+respect to a gate or an earlier state is one number per entry, the same for all outputs of the
+network. The cotangents go backwards through time in a loop of products with these numbers and with
+the recurrent kernel. The cotangents of ``a`` and ``r`` are those of affine layers with a position
+for each step.
 
-Both loops are of the graph, and neither is the derivative of another, which TensorFlow could not
+Both loops are in the graph. Neither is the derivative of another loop, which TensorFlow could not
 differentiate again.
 """
 
@@ -50,11 +50,12 @@ def _simple(cell: Any, a: Tensors, r: Tensors, states: Tensors) -> Tensors:
 
 @dataclass(frozen=True)
 class Form:
-    """What a type of cell computes.
+    """The computation of a type of cell.
 
     Attributes:
-        gates: How many times its units it multiplies its input with.
-        states: The number of its states; the first is its output, which is multiplied with.
+        gates: The number of gates; the kernel of the input has so many times the units.
+        states: The number of its states; the first is its output, which the recurrent kernel
+            multiplies.
         step: The new states, from the products with the input and with the state for each gate,
             and from the old states, all ``[..., units]`` and all entry by entry.
     """
@@ -94,7 +95,7 @@ class Recurrent(Linearization):
         self._dtype = tf.as_dtype(cell.compute_dtype)
         self._length = sequences.shape[1]
         self._steps = tf.shape(sequences)[1] if self._length is None else self._length
-        # In the order of the steps, and from here on with the steps first.
+        # In the order of the steps; from here on the steps are the first axis.
         self._inputs = self._in_order(tf.cast(sequences, self._dtype))
         masks = None if mask is None else tf.cast(self._in_order(mask), self._dtype)
         self._kernel, self._recurrent = map(self._value, (cell.kernel, cell.recurrent_kernel))
@@ -131,23 +132,23 @@ class Recurrent(Linearization):
         return tf.cast(host.value_of(variable), self._dtype)
 
     def _in_order(self, x: tf.Tensor) -> tf.Tensor:
-        """Turn ``[n, t, ...]`` into the order in which the layer reads (and writes), or back."""
+        """Put ``[n, t, ...]`` into the order in which the layer reads and writes, or back."""
         return tf.reverse(x, [1]) if self._layer.go_backwards else x
 
     def _gates(self, x: tf.Tensor) -> tf.Tensor:
-        """Divide the last axis of ``[t, n, gates * units]`` by gates."""
+        """Split the last axis of ``[t, n, gates * units]`` into gates."""
         shape = tf.shape(x)
         return tf.reshape(x, [shape[0], shape[1], self._form.gates, self._units])
 
     def _product(self, state: tf.Tensor) -> tf.Tensor:
-        """Multiply a state ``[..., units]`` with the recurrent kernel."""
+        """Multiply a state ``[..., units]`` by the recurrent kernel."""
         product = tf.matmul(state, self._recurrent)
         return product if self._by_state is None else product + self._by_state
 
     def _new(
         self, a: tf.Tensor, r: tf.Tensor, states: Sequence[tf.Tensor], mask: tf.Tensor | None
     ) -> Tensors:
-        """Return the states after a step; where it is masked they stay."""
+        """Return the states after a step; masked steps do not change them."""
         a, r = tf.unstack(a, axis=-2), tf.unstack(r, axis=-2)
         new = self._form.step(self._layer.cell, a, r, list(states))
         if mask is None:
@@ -164,8 +165,9 @@ class Recurrent(Linearization):
         """Differentiate each new state, at all steps at once.
 
         Returns:
-            For each state its derivatives by the products with the input and with the state,
-            ``[t, n, gates, units]``, and a list of those by the old states, ``[t, n, units]``.
+            For each state its derivatives with respect to the products with the input and with the
+            state, ``[t, n, gates, units]``, and a list of those with respect to the old states,
+            ``[t, n, units]``.
         """
         r = self._gates(self._product(self._before[0]))
         before = [tf.identity(state) for state in self._before]  # apart from what r is made of
@@ -191,7 +193,7 @@ class Recurrent(Linearization):
         copies = copies_of(cotangents)
         upstream = self._upstream(cotangents, copies)
         slopes_a, slopes_r, slopes_before = self._slopes()
-        # At each step the slopes of the step after it, none after the last.
+        # At each step the slopes of the next step; zero after the last one.
         later = tf.nest.map_structure(
             lambda x: tf.concat([x[1:], tf.zeros_like(x[:1])], 0), (slopes_r, slopes_before)
         )
@@ -215,7 +217,7 @@ class Recurrent(Linearization):
         return back, self._factors(by_a, by_r, copies)
 
     def _upstream(self, cotangents: Cotangents, copies: int) -> Tensors:
-        """Return the cotangents of all states, ``[t, n, c, units]``, without what is later."""
+        """Return the cotangents of all states, ``[t, n, c, units]``, without later steps."""
         output, *states = (None if ct is None else ct.tensor for ct in cotangents)
         n, units = tf.shape(self._inputs)[0], self._units
         last = [tf.zeros([n * copies, units], self._dtype)] * self._form.states
@@ -238,7 +240,7 @@ class Recurrent(Linearization):
         return found
 
     def _pulled(self, deltas: Any, by_r: Any, by_before: Any) -> Tensors:
-        """Pull cotangents ``[n, c, units]`` of the states back through one step."""
+        """Propagate cotangents ``[n, c, units]`` of the states back through one step."""
         at_r = sum(x[:, :, None] * by[:, None] for x, by in zip(deltas, by_r, strict=True))
         flat = tf.reshape(at_r, [-1, self._form.gates * self._units])
         product = tf.matmul(flat, self._recurrent, transpose_b=True)

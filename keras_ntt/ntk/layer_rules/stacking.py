@@ -2,7 +2,7 @@
 
 The derivative of a network with c outputs needs c backward passes. Here they are one: a
 *stacked cotangent* of a tensor ``[n, ...]`` has shape ``[n * c, ...]``, and its row ``i * c + a``
-is the derivative of output a of sample i. Samples do not see each other in inference mode, so
+is the derivative of output a of sample i. Samples do not affect each other in inference mode, so
 every layer can treat the rows as a batch.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-# So many windows at most are spread by a product with a matrix.
+# At most so many windows are spread by a product with a matrix.
 _FEW_WINDOWS = 64
 
 
@@ -52,18 +52,18 @@ def batch_shape(x: tf.Tensor) -> list[int | tf.Tensor]:
 
 
 class Stacked:
-    """A stacked cotangent, perhaps with a factor still to be multiplied in.
+    """A stacked cotangent, perhaps with a pending factor.
 
-    A derivative that acts entry by entry, of a relu or of a maximum over windows, is one factor
-    a sample, the same for all outputs. Several in a row are multiplied among themselves first,
-    on ``[n, ...]``, and reach the c times larger rows as one.
+    An elementwise derivative, of a ReLU or of a maximum over windows, is one factor per sample, the
+    same for all outputs. Consecutive factors are first multiplied with each other, on ``[n, ...]``,
+    and then applied at once to the rows, which are c times larger.
 
     Args:
-        rows: ``[n * c, ...]``, with `window` one row entry for each window.
+        rows: ``[n * c, ...]``; with `window`, one entry for each window.
         copies: The number c of outputs.
         factor: ``[n, ...]``, or None for 1.
-        window: Sizes of windows along the spatial axes of ``[n, *spatial, channels]``: each entry
-            of the rows is shared by the entries of a window, each times its factor.
+        window: Sizes of windows along the spatial axes of ``[n, *spatial, channels]``. The entries
+            of a window share an entry of the rows, each times its factor.
         channels_first: Whether the rows of an image have the channels first, not the factor.
     """
 
@@ -152,11 +152,11 @@ class Stacked:
         return Stacked(rows, self.copies, factor, self.window, self.channels_first)
 
     def over_windows(self, window: tuple[int, ...], winners: tf.Tensor) -> Stacked:
-        """Return the cotangent of what was reduced to its maxima over windows.
+        """Return the cotangent of a tensor that was reduced to its maxima over windows.
 
         Args:
             window: Sizes of the windows.
-            winners: Which entry of each window has the whole cotangent, ``[n, ...]``.
+            winners: Which entry of each window gets the whole cotangent, ``[n, ...]``.
         """
         if self.factor is not None:
             return Stacked(self.tensor, self.copies, winners, window)
@@ -175,7 +175,7 @@ def windows_of(x: tf.Tensor, window: Sequence[int]) -> tf.Tensor:
     """Cut ``[n, *spatial, channels]`` into windows that do not overlap.
 
     Args:
-        x: Entries; those in no whole window are left out.
+        x: The entries; those outside whole windows are left out.
         window: Sizes of the windows, along each spatial axis.
 
     Returns:
@@ -212,7 +212,7 @@ def places_of_winners(
     numbers = windows_of(tf.constant(numbers), window)[..., 0]  # [1, windows, entries]
     offsets = (numbers - numbers[..., :1])[:, :1, :, None]
     won = tf.cast(factor != 0, tf.float32) * tf.cast(offsets, tf.float32)
-    # More than one entry is not zero only where they are NaN.
+    # Only for NaN is more than one entry not zero.
     found = tf.minimum(tf.cast(tf.reduce_sum(won, axis=2), tf.int32), offsets[:, :, -1])
     return found + numbers[..., :1]
 
@@ -226,10 +226,10 @@ def _belongs(window: Sequence[int], spatial: Sequence[int]) -> np.ndarray:
 
 
 def _spread(x: tf.Tensor, window: Sequence[int], shape: Sequence[int]) -> tf.Tensor:
-    """Share out the entries of ``[n, *spatial, channels]`` evenly over their windows.
+    """Divide the entries of ``[n, *spatial, channels]`` evenly among their windows.
 
     Args:
-        x: One entry a window.
+        x: One entry per window.
         window: Sizes of the windows, along each spatial axis.
         shape: Shape of a sample of the result; entries in no window are zero.
 

@@ -1,4 +1,4 @@
-"""The list of layer rules in the documentation, made from the registry.
+"""The list of layer rules in the documentation, generated from the registry.
 
 python -m keras_ntt.ntk.layer_rules.table > docs/layers.md
 """
@@ -12,30 +12,30 @@ from keras_ntt.ntk.layer_rules.base import LayerRule, registered_rules
 
 _HEAD = """# Layers
 
-How the tangent kernel treats each layer. This page is made from the registry of rules by
-`python -m keras_ntt.ntk.layer_rules.table > docs/layers.md`; a test compares the two.
+This page says how the tangent kernel treats each layer. It is generated from the registry of rules
+by `python -m keras_ntt.ntk.layer_rules.table > docs/layers.md`; a test compares the two.
 
-A rule holds for the layer type itself and for subclasses that change nothing but their
-constructor and configuration. Everything else is exact too:
+A rule applies to the layer type itself, and to subclasses that change only their constructor and
+configuration. All other layers are computed exactly too:
 
-- A layer or model with code of its own (`call`) is run as it is. Layers inside it that have a
-  rule, and see one row a sample each time they are called, keep their rules, and so do weights
-  of which the code takes `keras.ops.matmul(x, weight)`. MultiHeadAttention, GroupedQueryAttention,
-  TimeDistributed, transformer blocks and subclassed models are structured so.
+- A layer or model with a custom `call()` is run as it is. A layer inside it keeps its rule if it
+  gets one row per sample in each call. A weight that the code uses as `keras.ops.matmul(x, weight)`
+  is structured too. This covers MultiHeadAttention, GroupedQueryAttention, TimeDistributed,
+  transformer blocks and subclassed models.
 - Weights that such code uses in other ways are differentiated sample by sample, by
-  `tf.vectorized_map`: exact, and slow if there are many.
-- Recurrent layers of cells of one's own, ConvLSTM, a GRU with `reset_after=False` and activations
-  that are not applied entry by entry are run step by step over sequences of a known length,
-  because TensorFlow cannot differentiate its loops twice. So are those in a model
-  with code of its own that has weights to be differentiated sample by sample. A transfer traces
-  each step once, before the first batch, so that long sequences begin late.
-- Layers without trainable weights that are not listed take one gradient on the batch repeated once
-  an output.
+  `tf.vectorized_map`. This is exact, and slow if there are many.
+- Some recurrent layers are run step by step, over sequences of a known length, because TensorFlow
+  cannot differentiate its loops twice. These are layers with custom cells, ConvLSTM, a GRU with
+  `reset_after=False`, layers with activations that are not elementwise, and recurrent layers in a
+  model with a custom `call()` that has weights to differentiate sample by sample. A transfer traces
+  each step once, before the first batch, so with long sequences training begins late.
+- Unlisted layers without trainable weights take one gradient, on the batch repeated once per
+  output.
 
-Stateful layers are refused: their outputs depend on the batches before.
+Stateful layers are refused, because their outputs depend on earlier batches.
 
-Frozen weights (`trainable=False`) are no part of the kernel. Layers with LoRA enabled are
-differentiated by their LoRA weights, sample by sample.
+Frozen weights (`trainable=False`) are not part of the kernel. Layers with LoRA enabled are
+differentiated with respect to their LoRA weights, sample by sample.
 """
 
 

@@ -1,8 +1,8 @@
 """The exact path for layers with weights that have no rule.
 
-The derivative by the weights is formed sample by sample and output by output. It assumes nothing
-of the layer but that samples do not see each other in inference mode, and costs accordingly: a
-rule is worth writing for a layer that is used much.
+The derivative with respect to the weights is formed sample by sample and output by output. The only
+assumption is that samples do not affect each other in inference mode. This is slow: a rule is worth
+writing for a layer that is used often.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from keras_ntt.ntk.layer_rules.weightless import General, copies_of, masks_of
 
 
 class Unknown(Linearization):
-    """Any layer with weights, by one small tape a sample and output.
+    """Any layer with weights, by one small tape per sample and output.
 
     Args:
         call: The call.
@@ -54,14 +54,14 @@ def by_sample(
     cotangents: Cotangents,
     variables: Sequence[keras.Variable],
 ) -> Factor:
-    """Return the derivative by some weights of a call, one small tape a sample and output.
+    """Return the derivative with respect to some weights of a call, one tape per sample and output.
 
     Args:
         call: The call.
         tensors: Its inputs.
         masks: Their timestep masks.
         cotangents: As for `Linearization.backward`.
-        variables: The weights to differentiate by.
+        variables: The weights to differentiate with respect to.
 
     Returns:
         The derivative as a matrix.

@@ -17,7 +17,7 @@ from keras_ntt.ntk.layer_rules.stacking import Stacked
 
 Gradients = tuple[list[Stacked | None], list[Factor]]
 
-# Applied entry by entry, so that the derivative is one number an entry.
+# Elementwise functions: the derivative is one number per entry.
 ELEMENTWISE: frozenset[Callable] = frozenset(
     getattr(activations, name)
     for name in (
@@ -36,7 +36,7 @@ def is_floating(tensor: tf.Tensor) -> bool:
 
 
 class General(Linearization):
-    """Any operation: its gradient by a tape, on the batch repeated once an output."""
+    """Any operation: a tape takes its gradient, on the batch repeated once per output."""
 
     def __init__(self, call: Call, tensors: Sequence[tf.Tensor]):
         self._call = call
@@ -49,7 +49,7 @@ class General(Linearization):
         return _by_tape(self._call, self._repeated(copies), cotangents, wanted), []
 
     def _repeated(self, copies: int) -> list[tf.Tensor]:
-        """Return rows of which the gradient is taken."""
+        """Return the rows to differentiate."""
         return repeated(self._tensors, self._masks, copies)
 
 
@@ -62,9 +62,9 @@ class Linear(General):
 
 
 def masks_of(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor | None]:
-    """Return the timestep masks of a call's inputs, to be asked for before the call.
+    """Return the timestep masks of a call's inputs. Call it before the call.
 
-    Keras's attention takes the masks off its inputs while it runs.
+    Keras's attention removes the masks from its inputs while it runs.
     """
     return [host.get_mask(tensor) for tensor in tensors]
 
@@ -83,7 +83,7 @@ def repeated(
 
 
 def copies_of(cotangents: Cotangents) -> int:
-    """Return the number of outputs that cotangents are stacked for."""
+    """Return the number of outputs in stacked cotangents."""
     return next(ct.copies for ct in cotangents if ct is not None)
 
 
@@ -109,13 +109,13 @@ def _by_tape(
 
 def _shaped_like(source: tf.Tensor, gradient: Any) -> tf.Tensor:
     """Return a gradient as a tensor of known shape."""
-    gradient = tf.convert_to_tensor(gradient)  # that of tf.gather is slices
-    gradient.set_shape(source.shape)  # that of tf.py_function has none
+    gradient = tf.convert_to_tensor(gradient)  # the gradient of tf.gather is slices
+    gradient.set_shape(source.shape)  # the gradient of tf.py_function has no shape
     return gradient
 
 
 class Reshaped(Linearization):
-    """An operation that leaves the entries of a sample and their order alone."""
+    """An operation that does not change the entries of a sample or their order."""
 
     def __init__(self, call: Call, tensors: Sequence[tf.Tensor]):
         self._like = tensors[0]
@@ -130,7 +130,7 @@ class Reshaped(Linearization):
 
 
 class Elementwise(Linearization):
-    """A function applied to each entry: one derivative an entry serves all outputs."""
+    """An elementwise function: one derivative per entry serves all outputs."""
 
     def __init__(self, function: Callable, tensor: tf.Tensor, output: tf.Tensor | None = None):
         self._function = function
@@ -151,7 +151,7 @@ class Elementwise(Linearization):
 
 
 class MaxPooled(Linearization):
-    """Maxima over windows that do not overlap: each goes back to its one winner."""
+    """Maxima over windows that do not overlap: the cotangent of each goes to its one winner."""
 
     def __init__(self, call: Call, tensors: Sequence[tf.Tensor]):
         self._call = call
@@ -174,7 +174,7 @@ class MaxPooled(Linearization):
           layers.GaussianDropout, layers.AlphaDropout, layers.ActivityRegularization,
           layers.Identity)  # fmt: skip
 def reshaped(call: Call, tensors: Sequence[tf.Tensor]) -> Linearization:
-    """Layers that change nothing but the shape in inference mode."""
+    """Layers that change only the shape in inference mode."""
     (tensor,) = tensors
     moves = getattr(call.operation, "data_format", None) == "channels_first"
     if moves and isinstance(call.operation, layers.Flatten) and tensor.shape.rank > 2:
@@ -197,7 +197,7 @@ def linear(call: Call, tensors: Sequence[tf.Tensor]) -> Linearization:
 
 @register_layer_rule(layers.Activation)
 def activation(call: Call, tensors: Sequence[tf.Tensor]) -> Linearization:
-    """Activations, entry by entry where they are."""
+    """Activations, elementwise if possible."""
     function = call.operation.activation
     if function not in ELEMENTWISE or len(tensors) != 1:
         return General(call, tensors)

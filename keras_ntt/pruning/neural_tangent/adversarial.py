@@ -13,27 +13,26 @@ from keras_ntt.core import checks, host, input_kinds
 from keras_ntt.pruning.neural_tangent.objective import Pair
 
 Attack = Callable[[Any, Callable[[Any], tf.Tensor], tf.Tensor], Any]
-"""Inputs, a function from inputs to what is to grow, and a seed ``[2]`` -> other inputs."""
+"""Inputs, a function of inputs to maximize, and a seed ``[2]`` -> other inputs."""
 
 
 @dataclass(frozen=True)
 class ProjectedGradient:
-    """Moves inputs within a box around them to where a distance is larger.
+    """Moves inputs, within a box around them, to increase a distance.
 
     It starts at a random point of the box and takes steps of a fixed size along the signs of the
-    gradient, back to the box after each (Madry et al., "Towards deep learning models resistant to
-    adversarial attacks", ICLR 2018, section 2.1). In a transfer the distance is that of the
-    student's outputs there from the teacher's outputs at the clean inputs, so no labels are
-    needed; matching outputs and kernels there is what Shi et al. ("Finding dynamics preserving
-    adversarial winning tickets", AISTATS 2022) do.
+    gradient. After each step it projects back onto the box (Madry et al., "Towards deep learning
+    models resistant to adversarial attacks", ICLR 2018, section 2.1). In a transfer the distance is
+    between the student's outputs at the moved inputs and the teacher's outputs at the clean inputs,
+    so no labels are needed. Shi et al. ("Finding dynamics preserving adversarial winning tickets",
+    AISTATS 2022) match outputs and kernels at such inputs.
 
     Args:
         epsilon: Half the side of the box, in units of the inputs.
         steps: Number of steps.
-        step_size: Their size; None takes `epsilon` for one step, ``2.5 * epsilon / steps`` for
-            more.
-        bounds: The least and the largest value of an input, such as ``(0.0, 1.0)``; None sets
-            none.
+        step_size: Size of a step. None takes `epsilon` for one step, and ``2.5 * epsilon / steps``
+            for several.
+        bounds: The smallest and the largest value of an input, such as ``(0.0, 1.0)``, or None.
 
     Raises:
         ValueError: If a setting does not fit.
@@ -99,7 +98,7 @@ def _are_bounds(value: Any) -> bool:
 
 
 def check_attack(attack: Any) -> None:
-    """Raise a TypeError unless an attack is None or can be called."""
+    """Raise a TypeError unless an attack is None or callable."""
     if attack is not None and not callable(attack):
         raise TypeError(
             "adversarial must be a keras_ntt.ProjectedGradient, or a function of inputs, a "
@@ -120,7 +119,7 @@ def attacked(attack: Attack, pair: Pair, x: Any) -> Any:
         Inputs of the same structure.
 
     Raises:
-        ValueError: If inputs are integers, or something is looked up by them.
+        ValueError: If inputs are integers, or are used as indices.
     """
     if any(input_kinds.are_indices(x, pair.teacher.model)):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Whether two models can be compared, and callbacks of a transfer."""
+"""Checks that two models can be compared, and checks of the callbacks of a transfer."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def check_shapes(student: keras.Model, teacher: keras.Model) -> None:
 
 
 def check_callbacks(callbacks: Any) -> None:
-    """Raise a ValueError at what is no callback; warn of those of tf_keras, which do nothing."""
+    """Raise a ValueError unless all are callbacks; warn of those of tf_keras, which do nothing."""
     for callback in keras.tree.flatten([] if callbacks is None else callbacks):
         if not hasattr(callback, "set_model"):
             raise ValueError(
@@ -92,7 +92,7 @@ def check_callbacks(callbacks: Any) -> None:
 
 
 def check_fit_options(options: Mapping[str, Any]) -> None:
-    """Raise a ValueError at options of `keras.Model.fit` that have no meaning without labels."""
+    """Raise a ValueError for options of `keras.Model.fit` that have no meaning without labels."""
     if options.get("validation_split"):
         raise ValueError(
             "validation_split is not supported: split the inputs and pass validation_data. "

@@ -1,4 +1,4 @@
-"""An optimizer's update, which is left out if the loss or a gradient is not finite."""
+"""Skip an optimizer's update if the loss or a gradient is not finite."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from keras_ntt.pruning.neural_tangent import replicas
 
 
 def watched(run: Callable[[Any], Any], transfer: Any) -> Callable[[Any], Any]:
-    """Return a compiled execution that ends the run when the loss is not finite any more.
+    """Return a compiled execution that ends the run when the loss is no longer finite.
 
     Args:
         run: The execution, iterator -> logs.
-        transfer: The trainer, whose steps it takes.
+        transfer: The transfer whose steps it takes.
 
     Returns:
-        The same, which raises a FloatingPointError after it has left the last good state.
+        The same, but it raises a FloatingPointError after a step that is not finite, and leaves the
+        last good state.
     """
 
     def checked(iterator: Any) -> Any:
@@ -51,7 +52,7 @@ def _advice(loss: float, transfer: Any) -> str:
 
 
 def check_scale(optimizer: Any) -> None:
-    """Raise if gradients overflow even where the loss is not scaled up.
+    """Raise if gradients overflow even though the loss is not scaled up.
 
     Args:
         optimizer: Any optimizer; one that scales the loss halves the scale at each overflow.
@@ -71,13 +72,13 @@ def check_scale(optimizer: Any) -> None:
 
 
 class Update:
-    """Applies gradients as long as they and the loss are finite, on one replica or many.
+    """Applies gradients while they and the loss are finite, on one replica or several.
 
-    The first that is not ends it: nothing more is applied then, so that weights and state of the
-    optimizer stay as they were, also where a compiled execution goes on for some steps.
+    After the first that is not finite, nothing more is applied. Weights and state of the optimizer
+    then stay unchanged, even if a compiled execution continues for some steps.
 
-    A `keras.optimizers.LossScaleOptimizer` deals with gradients that overflow by itself, by
-    leaving out the step and scaling less; only the loss is looked at then.
+    A `keras.optimizers.LossScaleOptimizer` handles overflowing gradients itself: it skips the step
+    and scales less. Then only the loss is checked.
     """
 
     def __init__(self) -> None:
@@ -95,15 +96,15 @@ class Update:
         variables: Sequence[keras.Variable],
         counted: tf.Tensor | float = 1.0,
     ) -> tf.Tensor:
-        """Apply the mean of the replicas' gradients, if all is well.
+        """Apply the mean of the replicas' gradients, if everything is finite.
 
         Args:
             optimizer: The optimizer.
             loss: The loss of this replica.
-            gradients: Its gradients, scaled as the optimizer wants them; None for those that the
-                loss does not depend on.
-            variables: The variables to move.
-            counted: How much this replica counts in the mean, 1 or 0.
+            gradients: Its gradients, scaled for the optimizer; None where the loss does not depend
+                on the variable.
+            variables: The variables to update.
+            counted: The weight of this replica in the mean, 1 or 0.
 
         Returns:
             Whether the step counts, a boolean.
@@ -124,12 +125,12 @@ class Update:
 def _shared(
     values: list[tf.Tensor], finite: tf.Tensor, counted: tf.Tensor, scaled: bool
 ) -> tuple[list[tf.Tensor], tf.Tensor]:
-    """Return this replica's share in the mean gradient, and whether all replicas are well."""
+    """Return this replica's share of the mean gradient, and whether all replicas are finite."""
     overflows = ~_all_finite(values) if scaled else tf.constant(False)
     here = tf.stack([~finite, overflows, tf.constant(True)])
     here = tf.cast(here, tf.float32) * counted
     unsound, overflowing, count = tf.unstack(replicas.total(here))
-    # A replica without samples adds zeros, whatever its gradient is.
+    # A replica without samples adds zeros.
     shares = [tf.where(counted > 0, v / tf.cast(count, v.dtype), tf.zeros_like(v)) for v in values]
     if scaled:  # Keras asks one replica whether any overflows
         nan = [tf.constant(np.nan, v.dtype) for v in shares]
@@ -144,7 +145,7 @@ def _all_finite(values: Sequence[tf.Tensor]) -> tf.Tensor:
 def _apply_if(
     sound: tf.Tensor, apply: Callable[[list[tf.Tensor]], Any], values: list[tf.Tensor]
 ) -> None:
-    """Call a function on this replica's gradients where `sound`, which all replicas agree on."""
+    """Call a function on this replica's gradients if `sound`, which is equal on all replicas."""
 
     def applied(own: list[tf.Tensor]) -> tf.Tensor:
         apply(own)
@@ -157,7 +158,7 @@ def _apply_if(
         tf.cond(sound, lambda: applied(values), nothing)
         return
 
-    # An optimizer merges the replicas, which it cannot from inside a branch of one of them.
+    # An optimizer merges the replicas, which is impossible inside a branch of one of them.
     def across(strategy: Any, sound: Any, values: Any) -> None:
         def on_each() -> tf.Tensor:
             strategy.extended.call_for_each_replica(applied, args=(values,))

@@ -1,4 +1,4 @@
-"""The first masks of a transfer, and how it chooses all others."""
+"""The first masks of a transfer, and the rule for all later ones."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from keras_ntt.selection.schedules import PruningSchedule, asked_for, decide
 
 
 class FirstMasks(NamedTuple):
-    """Where a transfer begins.
+    """The start of a transfer.
 
     Attributes:
-        rule: How all masks are chosen that the recipe's own score does not.
+        rule: The rule for all masks that the recipe's score does not choose.
         sparsity: The fraction of zeros at the start; None if it begins dense.
-        masks: The first masks; None if they are left to the rule.
+        masks: The first masks; None if the rule chooses them.
     """
 
     rule: CompiledMasks
@@ -47,12 +47,12 @@ def initial_masks(
 ) -> FirstMasks:
     """Return how a transfer chooses its masks, the first sparsity and the first masks.
 
-    A function of the weights chooses the first masks and every refresh. A score that looks at
-    the network chooses the first masks, those of later refreshes are by latent magnitude.
+    A function of the weights chooses the first masks and all updates. A score that uses the network
+    chooses only the first masks; updates are by latent magnitude.
 
     Args:
         student: The dense student.
-        variables: Its variables that are pruned.
+        variables: Its variables to prune.
         saliency: The score.
         schedule: The schedule.
         allocation: The allocation.
@@ -66,7 +66,7 @@ def initial_masks(
 
     Raises:
         ValueError: If the score lacks data or cannot choose first masks, or the schedule asks for
-            a sparsity that cannot be had.
+            an impossible sparsity.
     """
     recipe = recipe_of(
         student, variables, saliency, allocation=allocation, count_rule=count_rule, pattern=pattern
@@ -99,7 +99,7 @@ def initial_masks(
 
 
 def _check_sparsity(recipe: Recipe, sparsity: float) -> None:
-    """Raise a ValueError if weights cannot have a sparsity that the schedule asks for."""
+    """Raise a ValueError if weights cannot have a sparsity of the schedule."""
     check_fixed_sparsity(recipe.pattern, sparsity, recipe.shares.allocation)
     recipe.shares.check_room(sparsity)
 
@@ -107,7 +107,7 @@ def _check_sparsity(recipe: Recipe, sparsity: float) -> None:
 def _counts_of(
     shares: Shares, masks: Sequence[np.ndarray] | None, sparsity: float | None
 ) -> Callable[[float], list[int]]:
-    """Return how many entries a sparsity keeps, as `CompiledMasks.counts` gives it."""
+    """Return how many entries a sparsity keeps, as in `CompiledMasks.counts`."""
     if shares.allocation == "global":
         return lambda wanted: [shares.total(wanted)]
     if shares.allocation == "plsr":

@@ -1,8 +1,8 @@
-"""The gradient of the objective, whole or block by block in bounded memory.
+"""The gradient of the objective, at once or block by block in limited memory.
 
-The kernel distance is a sum over pairs of a sample of the first and one of the second half of a
-batch. Cut either half in parts: each pair of parts is a block, whose derivatives fit in less
-memory and whose gradients add up to the same.
+The kernel distance is a sum over pairs of samples, one of the first and one of the second half of a
+batch. If both halves are cut into parts, each pair of parts is a block. Its derivatives need less
+memory, and the gradients of all blocks add up to the same.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ def loss_and_gradient(
     Args:
         pair: Student, teacher and settings.
         x: Inputs ``[n, ...]``.
-        sources: The variables to differentiate by.
-        parts: In how many parts each half of the batch is cut. Derivatives of so many times
-            fewer samples are held at one time, and taken `parts` times as often.
+        sources: The variables to differentiate with respect to.
+        parts: The number of parts of each half of the batch. Derivatives of so many times fewer
+            samples are held at a time, and computed `parts` times as often.
         scale: A linear function, applied to the loss before its gradient is taken.
 
     Returns:
@@ -65,7 +65,7 @@ def loss_and_gradient(
 
 
 def _dense(gradients: Sequence[Any]) -> Gradients:
-    """Write out gradients that are given for some rows of a table only."""
+    """Expand gradients that exist only for some rows of a table."""
     return [None if g is None else tf.convert_to_tensor(g) for g in gradients]
 
 
@@ -89,7 +89,7 @@ def _by_blocks(
         row, column = block // counts[1], block % counts[1]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(sources)
-            # Each sample is in many blocks; its outputs count once.
+            # Each sample is in many blocks, but its outputs count once.
             found = distances(
                 pair,
                 part(0, row),

@@ -1,4 +1,4 @@
-"""Pruned weights while they are being learned: latent values and masks."""
+"""Pruned weights during a transfer: latent values and masks."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from keras_ntt.selection.named_patterns import warn_if_sparsity_missed
 
 
 def state_of(layer: keras.layers.Layer, name: str, value: Any, dtype: str) -> keras.Variable:
-    """Add a variable to a layer that is saved with it and not trained by gradients.
+    """Add a variable to a layer, which is saved with the layer and not trained by gradients.
 
     Args:
-        layer: The layer to own the variable.
+        layer: The layer that owns the variable.
         name: Its name.
         value: Its value, an array or a number.
         dtype: Its dtype.
@@ -39,23 +39,23 @@ def state_of(layer: keras.layers.Layer, name: str, value: Any, dtype: str) -> ke
 
 
 class LatentWeights(keras.layers.Layer):
-    """The state behind a sparse student: dense latent kernels and the masks over them.
+    """The state of a sparse student: dense latent kernels and their masks.
 
-    The student's own kernels hold ``mask * latent``. The optimizer moves the latent kernels; one
-    that is masked rests, and can return when the masks are chosen anew.
+    The student's own kernels hold ``mask * latent``. The optimizer updates the latent kernels. A
+    masked entry keeps its value, and can return when the masks are updated.
 
     Args:
         model: The student.
-        variables: Its variables that are pruned.
+        variables: Its variables to prune.
         rule: How masks are chosen.
-        sparsity: Fraction of zeros at the start; None begins dense.
-        masks: The masks to start with; None leaves them to the rule.
+        sparsity: Fraction of zeros at the start; with None the student begins dense.
+        masks: The first masks; with None the rule chooses them.
 
     Attributes:
         variables_of_student: The student's pruned variables.
         latent: One variable for each, with its dense value.
         masks: One boolean variable for each.
-        density: The density that the schedule asks for, a scalar.
+        density: The density of the schedule, a scalar.
         sparsity: The fraction of zeros in the masks, a scalar.
     """
 
@@ -69,7 +69,7 @@ class LatentWeights(keras.layers.Layer):
     ):
         super().__init__(name="latent_weights", trainable=False)
         self.rule = rule
-        self._model = [model]  # in a list: the student is not a part of this layer
+        self._model = [model]  # in a list, so that the student is not a part of this layer
         self._pruned = [list(variables)]
         values = [keras.ops.convert_to_numpy(v) for v in variables]
         if masks is not None:
@@ -105,12 +105,12 @@ class LatentWeights(keras.layers.Layer):
         return self._pruned[0]
 
     def trained(self) -> list[keras.Variable]:
-        """Return what the optimizer moves: latent kernels and the student's other weights."""
+        """Return what the optimizer updates: latent kernels and the student's other weights."""
         latent = {id(v): m for v, m in zip(self.pruned, self.latent, strict=True)}
         return [latent.get(id(v), v) for v in self._model[0].trainable_variables]
 
     def by_id(self) -> dict[int, tf.Tensor]:
-        """Return ``id(student variable) -> mask`` with the masks' values of now."""
+        """Return ``id(student variable) -> mask`` with the present values of the masks."""
         pairs = zip(self.pruned, self.masks, strict=True)
         return {id(v): host.value_of(mask) for v, mask in pairs}
 
@@ -129,9 +129,10 @@ class LatentWeights(keras.layers.Layer):
             variable.assign(tf.where(host.value_of(mask), value, tf.zeros_like(value)))
 
     def check_untouched(self) -> None:
-        """Raise a ValueError if the student's kernels are neither the latent nor the masked ones.
+        """Raise a ValueError if the student's kernels were changed from outside.
 
-        The transfer would undo what was assigned to them, and keep what was to the other weights.
+        They must be the latent or the masked kernels. The transfer would undo assignments to
+        kernels, but keep assignments to other weights.
         """
         for variable, latent, mask in zip(self.pruned, self.latent, self.masks, strict=True):
             now, dense, kept = (keras.ops.convert_to_numpy(v) for v in (variable, latent, mask))
@@ -145,12 +146,12 @@ class LatentWeights(keras.layers.Layer):
                 )
 
     def refresh(self, counts: tf.Tensor, density: tf.Tensor) -> None:
-        """Choose the masks anew from the latent kernels.
+        """Update the masks from the latent kernels.
 
         Args:
-            counts: How many entries are kept, as `CompiledMasks.counts` gives it; negative numbers
-                leave the masks as they are.
-            density: The density that the counts are for.
+            counts: How many entries to keep, as in `CompiledMasks.counts`; negative numbers do not
+                change the masks.
+            density: The density of the counts.
         """
 
         def chosen() -> list[tf.Tensor]:
@@ -168,7 +169,7 @@ def gate(
     gradients: Sequence[tf.Tensor | None],
     masks: Mapping[int, tf.Tensor],
 ) -> list[tf.Tensor | None]:
-    """Return gradients by latent weights from those by ``mask * latent``: zero where masked."""
+    """Return gradients of latent weights from those of ``mask * latent``: zero where masked."""
     return [
         gradient
         if gradient is None or id(variable) not in masks

@@ -15,13 +15,13 @@ from keras_ntt.selection.schedules import PruningSchedule, decide
 
 
 class Plan:
-    """Asks a schedule, which is plain Python, about the steps of the next execution.
+    """Calls a schedule, which is plain Python, for the steps of the next execution.
 
     Args:
         schedule: The schedule.
         steps: The number of steps in one execution of the compiled step.
-        counts: Sparsity to the numbers of entries that are kept.
-        numbers: How many numbers these are.
+        counts: A function from the sparsity to the numbers of entries to keep.
+        numbers: The number of these numbers.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Plan:
         self._density = tf.Variable(tf.ones([steps], tf.float64), trainable=False)
 
     def end_at(self, last_step: int | None) -> None:
-        """Tell the schedule the last step of the run, None if it is not known yet."""
+        """Set the last step of the run, None if it is not known yet."""
         given = self._given
         self._schedule = given if last_step is None else given.ending_at(last_step)
 
@@ -51,7 +51,7 @@ class Plan:
         warn_if_idle(self._schedule, first, last)
 
     def look_ahead(self, done: int) -> None:
-        """Ask the schedule about the steps after `done`, up to the end of the execution."""
+        """Call the schedule for the steps after `done`, up to the end of the execution."""
         answers = [decide(self._schedule, done + 1 + i) for i in range(self._steps)]
         idle = not any(prune for prune, _ in answers)
         if not (idle and self._idle):
@@ -62,18 +62,18 @@ class Plan:
         self._idle = idle
 
     def at(self, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Return the decision for after `step`: the counts, -1 for none, and the density."""
+        """Return the decision after `step`: the counts, -1 for no update, and the density."""
         index = tf.clip_by_value(step - self._first, 0, self._steps - 1)
         return tf.gather(self._counts, index), tf.gather(self._density, index)
 
 
 class RunLifecycle(keras.callbacks.Callback):
-    """Begins and ends a transfer where fit does, after callbacks that restore its state.
+    """Begins and ends a transfer together with ``fit``, after callbacks that restore its state.
 
     Args:
         state: The state of the transfer.
-        plan: The plan to tell the last step, as soon as the length of an epoch is known.
-        first_epoch: The epoch to begin with, unless a state that is restored says another.
+        plan: The plan, which gets the last step as soon as the length of an epoch is known.
+        first_epoch: The first epoch, unless a restored state has another one.
     """
 
     def __init__(self, state: Any, plan: Any, first_epoch: int = 0):
@@ -83,7 +83,7 @@ class RunLifecycle(keras.callbacks.Callback):
         self._given_epoch = first_epoch
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Begin: after `keras.callbacks.BackupAndRestore`, at the step that it restored."""
+        """Begin after `keras.callbacks.BackupAndRestore`, at the step that it restored."""
         self._first = self._state.steps_taken
         self._first_epoch = host.initial_epoch(self.model) or self._given_epoch
         steps = self.params.get("steps")
@@ -93,12 +93,12 @@ class RunLifecycle(keras.callbacks.Callback):
         self._state.begin()
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Fix the order of the samples, before Keras asks for the first."""
+        """Fix the order of the samples, before Keras reads the first one."""
         check_scale(self.model.optimizer)
         self._state.begin_epoch()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Learn the length of an epoch of data that could not tell it beforehand."""
+        """Record the length of an epoch, if it was not known beforehand."""
         if self._state.steps_taken == self._first:
             raise ValueError("inputs hold no batches. Received: data that ended at once")
         if self.params.get("steps") is None and epoch == self._first_epoch:

@@ -1,4 +1,4 @@
-"""How much memory a step needs, from its graph, before it is run."""
+"""Estimate from the graph how much memory a step needs, before it runs."""
 
 from __future__ import annotations
 
@@ -15,30 +15,31 @@ from keras_ntt.core import host, memory
 from keras_ntt.pruning.neural_tangent.gradient import loss_and_gradient
 from keras_ntt.pruning.neural_tangent.objective import Pair
 
-# Operations whose result is their input under another name or shape.
+# Operations that return their input under another name or shape.
 _VIEWS = {
     "EnsureShape", "ExpandDims", "Identity", "IdentityN", "PreventGradient", "Reshape", "Squeeze",
     "StopGradient",
 }  # fmt: skip
 
-# How often the derivatives by an activation are held, at most: forwards, backwards, by patches.
+# How many copies of an activation's derivatives are held, at most: forwards, backwards, patches.
 _COPIES = 16
-# A step that needs more of the memory than this is worth a word: estimates are off by a third.
+# A step that needs a larger part of the memory gets a warning: estimates are off by a third.
 _CLOSE = 0.8
-# Outputs, or steps of a sequence, where nothing says how many there are.
+# Outputs, or steps of a sequence, if their number is unknown.
 _GUESS = 64
 
 
 def peak_memory(function: Callable, specs: Sequence[tf.TensorSpec]) -> int:
     """Return the most memory that the tensors of a function need at one time, in bytes.
 
-    The operations are taken in the order they were made, each tensor living from its own
-    operation to the last that reads it. Buffers inside of operations are not seen, nor that
-    operations of independent branches may run at once: expect the truth within about a third.
+    The operations are assumed to run in the order of their creation, and each tensor exists from
+    its operation to the last one that reads it. Buffers inside operations, and operations of
+    independent branches that run at the same time, are not counted. The estimate is right within
+    about a third.
 
     Args:
         function: A function of tensors.
-        specs: Their shapes, fully known, and dtypes.
+        specs: Their fully known shapes, and dtypes.
 
     Returns:
         The number of bytes, apart from variables.
@@ -49,7 +50,7 @@ def peak_memory(function: Callable, specs: Sequence[tf.TensorSpec]) -> int:
 
 def _peak(graph: tf.Graph) -> int:
     operations = _needed(graph)
-    home: dict[Any, Any] = {}  # tensor -> the tensor whose memory it lies in
+    home: dict[Any, Any] = {}  # tensor -> the tensor whose memory it shares
     last: dict[Any, int] = {}
     for i, op in enumerate(operations):
         for k, tensor in enumerate(op.outputs):
@@ -74,7 +75,7 @@ def _peak(graph: tf.Graph) -> int:
 
 
 def _needed(graph: tf.Graph) -> list[tf.Operation]:
-    """Return the operations that the outputs depend on, in the order they were made."""
+    """Return the operations that the outputs depend on, in the order of their creation."""
     todo = [t.op for t in graph.outputs]
     found = set()
     while todo:
@@ -93,7 +94,7 @@ def _bytes(tensor: tf.Tensor) -> int:
 
 
 def _list_bytes(tensor: tf.Tensor) -> int:
-    """Return what a list of tensors holds; only loops fill lists of a known size."""
+    """Return the bytes of a list of tensors; only loops fill lists of a known size."""
     if tensor.op.type not in ("While", "StatelessWhile"):
         return 0
     source = tensor.op.inputs[tensor.value_index].op
@@ -114,7 +115,7 @@ def step_memory(
         make_pair: Returns student, teacher and settings, inside the graph.
         sources: The variables to differentiate by.
         batch: ``tf.TensorSpec`` of a batch or arrays, nested as the model takes them.
-        parts: In how many parts either half of the batch is taken.
+        parts: The number of parts of each half of the batch.
 
     Returns:
         The number of bytes.
@@ -135,12 +136,12 @@ def step_memory(
 
 
 def parts_within(limit: int, samples: int, estimate: Callable[[int], int]) -> int:
-    """Return in how many parts either half of a batch fits in memory.
+    """Return the number of parts of each half of a batch with which a step fits in memory.
 
     Args:
-        limit: The number of bytes there are.
+        limit: The number of available bytes.
         samples: The number of samples of a batch.
-        estimate: Parts to the number of bytes that a step needs.
+        estimate: A function from the number of parts to the bytes that a step needs.
 
     Returns:
         The smallest number of parts that fits, of 1, 2, 4, ...
@@ -179,22 +180,22 @@ def check_room(
 ) -> None:
     """Raise if a step needs more memory than there is.
 
-    A step that is far from that by a rough bound is not estimated, which would take as long as to
-    compile it.
+    A step that is far below the limit by a rough bound is not estimated, because the estimate takes
+    as long as compiling the step.
 
     Args:
         model: The student.
         batch: ``tf.TensorSpec`` of a batch, fully known.
         estimate: Returns the number of bytes that a step needs.
-        combinations: The number of combinations of outputs that stand for all, or None.
+        combinations: The number of combinations that replace the outputs, or None.
 
     Raises:
-        ValueError: If there is less memory; the message says what to set.
+        ValueError: If there is not enough memory; the message says what to set.
 
     Warns:
-        UserWarning: If it is a close thing.
+        UserWarning: If the memory is only just enough.
     """
-    if tf.config.list_logical_devices("GPU"):  # which has its own memory
+    if tf.config.list_logical_devices("GPU"):  # a GPU has its own memory
         return
     there = memory.available()
     if there is None or rough_bound(model, batch, combinations) < there / 2:
@@ -218,13 +219,13 @@ def check_room(
 def rough_bound(model: keras.Model, batch: Any, combinations: int | None) -> float:
     """Return more bytes than a step is likely to need, without tracing it.
 
-    Derivatives of each output by each activation of a batch are held, several times over, and for
-    each layer the kernel of the two halves.
+    Derivatives of each output with respect to each activation of a batch are held several times,
+    and for each layer the kernel of the two halves.
 
     Args:
         model: The student.
         batch: ``tf.TensorSpec`` of a batch, fully known.
-        combinations: The number of combinations of outputs that stand for all, or None.
+        combinations: The number of combinations that replace the outputs, or None.
     """
     samples = keras.tree.flatten(batch)[0].shape[0]
     outputs = combinations or _outputs(model)
@@ -236,7 +237,7 @@ def rough_bound(model: keras.Model, batch: Any, combinations: int | None) -> flo
 
 
 def _outputs(model: keras.Model) -> int:
-    """Return how many outputs a sample has; for the user's own code a guess."""
+    """Return how many outputs a sample has; for custom code it is a guess."""
     graph: Any = host.functional_of(model)
     return _GUESS if graph is None else _entries(graph.outputs)
 
@@ -244,7 +245,7 @@ def _outputs(model: keras.Model) -> int:
 def _activations(model: keras.Model) -> tuple[int, int]:
     """Return how many numbers all layers return for a sample, and how many layers have weights."""
     graph: Any = host.functional_of(model)
-    if graph is None:  # the user's own code: a guess
+    if graph is None:  # custom code: a guess
         layers = sum(bool(host.own_variables(layer)) for layer in host.layers_of(model))
         return model.count_params(), max(layers, 1)
     total = count = 0
@@ -259,9 +260,10 @@ def _activations(model: keras.Model) -> tuple[int, int]:
 
 
 def _inside(operation: Any, inputs: Any) -> int:
-    """Return how many numbers a layer has for a sample while it computes, beside its outputs.
+    """Return how many numbers, without its outputs, a layer holds for a sample while it computes.
 
-    Recurrent layers have gates and states for each step, attention a number for each two positions.
+    Recurrent layers have gates and states for each step; attention has a number for each two
+    positions.
     """
     if not inputs:
         return 0
@@ -274,7 +276,7 @@ def _inside(operation: Any, inputs: Any) -> int:
 
 
 def _entries(tensors: Any) -> int:
-    """Return how many numbers tensors hold for a sample, with a guess for sizes that are open."""
+    """Return how many numbers tensors hold for a sample, with a guess for unknown sizes."""
     return sum(
         math.prod(side or _GUESS for side in t.shape[1:]) for t in keras.tree.flatten(tensors)
     )

@@ -36,31 +36,30 @@ def ntt_loss(
 ) -> NTTLoss:
     """Return the objective of Neural Tangent Transfer for a student and a teacher on a batch.
 
-    It can be differentiated by the student's variables with a ``tf.GradientTape``; the gradient
+    A ``tf.GradientTape`` can differentiate it with respect to the student's variables. The gradient
     is zero at masked entries.
 
     Args:
-        student: A built model. Where it ends in softmax or sigmoid, the objective is that of the
-            logits which go into it.
-        teacher: A built model with outputs of the same shape, taken likewise.
-        x: Inputs ``[n, ...]``, of which the tangent kernel is taken between the first and the
-            second half.
+        student: A built model. If it ends in softmax or sigmoid, the objective uses its logits.
+        teacher: A built model with outputs of the same shape, treated likewise.
+        x: Inputs ``[n, ...]``. The tangent kernel is computed between the first and the second
+            half.
         sparsity: Fraction of zeros in the prunable weights, in [0, 1); ``1 - sparsity`` divides
             `l2`.
-        density: The former name of ``1 - sparsity``, in (0, 1]. Pass `sparsity` instead.
+        density: Deprecated: ``1 - sparsity``, in (0, 1]. Pass `sparsity` instead.
         ntk_weight: Weight of the kernel distance.
         l2: Weight of the sum of squares of the pruned kernels (biases have none).
-        wrt: ``"all"`` differentiates by every entry of the weights at the masked point, as the
-            published code does; ``"kept"`` by the kept entries only, which is the kernel that
-            governs the sparse network's own training.
+        wrt: ``"all"`` differentiates with respect to every entry of the weights at the masked
+            point, as the published code does. ``"kept"`` differentiates only with respect to the
+            kept entries. This is the kernel that governs the training of the sparse network.
         outputs: ``"full"`` compares the kernels of all pairs of outputs. ``"trace"`` compares
             their mean over equal outputs, which is one number for each pair of samples.
-        output_projections: Estimate the full distance, without bias, from k random combinations
-            of the outputs of each sample, at most 10,000. The cost then does not grow with the
-            square of the number of outputs. None takes all outputs.
+        output_projections: Estimate the full distance, without bias, from k random combinations of
+            the outputs of each sample. At most 10,000. The cost then does not grow with the square
+            of the number of outputs. None uses all outputs.
         seed: Seed of the combinations.
-        masks: Masks of the student's weights by variable path. None takes those that the
-            student holds or, if it holds none, its exact zeros.
+        masks: Masks of the student's weights, by variable path. With None these are the masks that
+            the student holds or, if it holds none, its exact zeros.
 
     Returns:
         The `NTTLoss`: total, ntk_distance, output_distance, l2.
@@ -127,10 +126,10 @@ def ntt_loss(
 
 
 def _density_of(sparsity: Any, density: Any) -> float:
-    """Return the fraction that is kept, checked, from the argument or from its former name."""
+    """Check and return the kept fraction, from the argument or from the deprecated one."""
     if (sparsity is None) == (density is None):
         raise TypeError(
-            "ntt_loss needs sparsity, the fraction of zeros, and not density beside it. "
+            "ntt_loss needs sparsity, the fraction of zeros, and not density as well. "
             f"Received: sparsity={sparsity!r}, density={density!r}"
         )
     if density is None:

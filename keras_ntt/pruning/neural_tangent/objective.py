@@ -25,7 +25,7 @@ class NTTLoss(NamedTuple):
     """The objective and its parts, scalars.
 
     Attributes:
-        total: What is minimized.
+        total: The objective.
         ntk_distance: Mean squared difference of the tangent kernels.
         output_distance: Mean squared difference of the outputs.
         l2: Sum of the squares of the kept entries of the pruned kernels, without its weight.
@@ -44,9 +44,9 @@ class Weighting:
     Attributes:
         ntk_weight: Weight of the kernel distance.
         l2: Weight of the sum of squares, which is divided by the density.
-        wrt: ``"all"`` or ``"kept"``, the weights that the student's kernel is taken by.
+        wrt: ``"all"`` or ``"kept"``: the weights of the student's kernel.
         outputs: ``"full"``: all pairs of outputs. ``"trace"``: the mean over equal outputs.
-        output_projections: Number of random combinations of the outputs that stand for all.
+        output_projections: Number of random combinations that replace the outputs.
     """
 
     ntk_weight: float
@@ -73,7 +73,7 @@ class Weighting:
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """A student, its teacher and how they are compared.
+    """A student, its teacher, and the settings of the comparison.
 
     Attributes:
         student: The sparse network. Its masked entries are zero.
@@ -83,8 +83,8 @@ class Pair:
         density: Fraction of the entries that are kept.
         weighting: Settings.
         seed: Two integers, the seed of random combinations of outputs.
-        student_values: Values to use in place of the student's variables' own.
-        teacher_values: Values to use in place of the teacher's variables' own.
+        student_values: Values that replace those of the student's variables.
+        teacher_values: Values that replace those of the teacher's variables.
     """
 
     student: Network
@@ -108,12 +108,12 @@ def objective(pair: Pair, x: Any) -> NTTLoss:
                 + l2 / density * sum((m * w)^2)
 
     (Liu & Zenke, "Finding trainable sparse networks through Neural Tangent Transfer", ICML
-    2020; weights and divisor as in the published code). A batch of an odd number of samples has a
-    first half one longer; a single sample is compared with itself.
+    2020; weights and divisor as in the published code). If the number of samples is odd, the first
+    half has one more. A single sample is compared with itself.
 
     With `output_projections` the kernel distance is estimated from random combinations of the
-    outputs, drawn for each sample: of independent vectors r and s of signs, the expectation of
-    ``(r^T d s)^2`` is the sum of the squares of the matrix d, so the estimate has no bias.
+    outputs, drawn for each sample. For independent vectors r and s of random signs, the expectation
+    of ``(r^T d s)^2`` is the sum of the squares of the matrix d, so the estimate is unbiased.
 
     Args:
         pair: Student, teacher and settings.
@@ -140,7 +140,7 @@ class Half(NamedTuple):
 
 
 def halves(pair: Pair, x: Any) -> tuple[Half, Half]:
-    """Cut a batch in two, the first half one longer if the number of samples is odd."""
+    """Split a batch in two; the first half has one more if the number of samples is odd."""
     x = keras.tree.map_structure(_at_least_two, x)
     leaf = keras.tree.flatten(x)[0]
     n = tf.shape(leaf)[0] if leaf.shape[0] is None else leaf.shape[0]
@@ -172,11 +172,11 @@ def distances(
         pair: Student, teacher and settings.
         first: Samples of the first half.
         second: Samples of the second half.
-        counted: How much the outputs of either count.
-        samples: How many samples the whole halves have; None if these are whole.
+        counted: The weights of the outputs of each half.
+        samples: The numbers of samples of the whole halves; None if these are whole.
 
     Returns:
-        Their shares in the mean squared differences of the kernels and of the outputs.
+        Their shares of the mean squared differences of the kernels and of the outputs.
     """
     both = keras.tree.map_structure(lambda *parts: tf.concat(parts, axis=0), first.x, second.x)
     directions = None
@@ -197,8 +197,8 @@ def distances(
     kept = pair.masks if weighting.wrt == "kept" else None
     target_ntk = tf.stop_gradient(_between(target, sizes, None, trace))
     squares = tf.reduce_sum(tf.square(_between(found, sizes, kept, trace) - target_ntk))
-    # A kernel of k combinations has k^2 entries a pair of samples, each with the expectation of
-    # the sum over all c^2; a trace is c times the mean that is compared.
+    # A kernel of k combinations has k^2 entries per pair of samples. The expectation of each is the
+    # sum over all c^2. A trace is c times the mean that is compared.
     entries = (weighting.output_projections or 1) ** 2 * c**2
     ntk_distance = squares / tf.cast(n1 * n2 * entries, dtype)
     differences = tf.square(found.outputs - tf.stop_gradient(target.outputs))
@@ -225,7 +225,7 @@ def sum_up(pair: Pair, ntk_distance: tf.Tensor, output_distance: tf.Tensor) -> N
 
 
 def _scalar(value: tf.Tensor | float, dtype: tf.DType) -> tf.Tensor:
-    """Return a number in a dtype; a Python float keeps all its digits."""
+    """Return a number in a dtype; a Python float keeps its full precision."""
     return tf.cast(value, dtype) if tf.is_tensor(value) else tf.constant(value, dtype)
 
 

@@ -35,21 +35,21 @@ def prune_neural_tangent(
     verbose: Any = "auto",
     **settings: Any,
 ) -> keras.Model:
-    """Prune a model before training, without labels, by Neural Tangent Transfer.
+    """Prune a model before training, without labels, with Neural Tangent Transfer.
 
     Args:
-        model: A built model, usually with its initial weights. It stays as it is.
+        model: A built model, usually with its initial weights. It is not changed.
         inputs: Unlabelled inputs: arrays, or a data set of batches; see
             `NeuralTangentTransfer.fit`.
         sparsity: Fraction of zeros in the pruned kernels, in [0, 1), or a schedule.
-        epochs: Passes over the inputs. Some thousand steps are enough as a rule.
-        batch_size: Samples a batch, for arrays.
+        epochs: Passes over the inputs. A few thousand steps are usually enough.
+        batch_size: Samples per batch, for arrays.
         optimizer: None is ``keras.optimizers.Adam(5e-4)``, as in the published demos.
-        teacher: A dense model to be matched instead, see `NeuralTangentTransfer`.
-        saliency: The score by which masks are chosen, see `NeuralTangentTransfer`.
-        saliency_data: Samples for a score that looks at some. None takes `inputs`, if they can be
-            read more than once, which a generator cannot; of a ``tf.data.Dataset`` the
-            `steps_per_epoch` first batches, if that is given.
+        teacher: A dense model to match instead of `model`, see `NeuralTangentTransfer`.
+        saliency: The score for the masks, see `NeuralTangentTransfer`.
+        saliency_data: Samples for a score that uses samples. None takes `inputs`, if they can be
+            read more than once, unlike a generator. Of a ``tf.data.Dataset`` it takes the first
+            `steps_per_epoch` batches, if that is given.
         steps_per_epoch: As in `keras.Model.fit`.
         callbacks: As in `keras.Model.fit`.
         verbose: As in `keras.Model.fit`.
@@ -59,11 +59,11 @@ def prune_neural_tangent(
             ``memory_limit``, ``adversarial`` and ``seed``.
 
     Returns:
-        A sparse copy of the model, which keeps its zeros in the training that follows.
+        A sparse copy of the model, which keeps its zeros when it is trained.
 
     Raises:
         TypeError: If a model is not a Keras 3 model.
-        ValueError: If something does not fit.
+        ValueError: If an argument does not fit.
         FloatingPointError: If the loss becomes NaN or infinite.
 
     Warns:
@@ -112,7 +112,7 @@ def prune_neural_tangent(
 
 
 def _readable_again(data: Any, steps: int | None) -> Any:
-    """Return data that can be read more than once and end, else None."""
+    """Return data that can be read more than once and are finite, else None."""
     if isinstance(data, tf.data.Dataset):
         if steps is not None:
             return data.take(steps)

@@ -1,8 +1,8 @@
-"""What a step has to know of the replicas it runs on, under a strategy of ``tf.distribute``.
+"""Steps on several replicas, under a strategy of ``tf.distribute``.
 
-Each replica takes its own part of a batch. The gradients of the parts are averaged; everything
-that follows from them (weights, masks, the state of the optimizer) every replica computes for
-itself from the same numbers, so that it is the same on all of them without being sent around.
+Each replica takes a part of a batch. The gradients of the parts are averaged. From the average
+every replica computes weights, masks and the state of the optimizer itself, so they are the same on
+all replicas and need not be sent.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ def number() -> int:
 
 
 def total(values: tf.Tensor) -> tf.Tensor:
-    """Return the sum of values over all replicas. To be called on each of them."""
+    """Return the sum of values over all replicas. Call it on each of them."""
     if number() == 1:
         return values
     return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)
 
 
 def seed_of_step(seed: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
-    """Return two integers for random numbers of a step, others on each replica.
+    """Return two integers for random numbers of a step, different on each replica.
 
     Args:
         seed: The seed of the run.
@@ -43,13 +43,13 @@ def seed_of_step(seed: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
 
 
 def at_least_one(x: Any) -> tuple[Any, tf.Tensor | float]:
-    """Give a replica that got no samples of a small batch one that does not count.
+    """Give a replica that got no samples of a small batch one sample that does not count.
 
     Args:
         x: Inputs ``[n, ...]`` of this replica, nested as the model takes them.
 
     Returns:
-        Inputs of at least one sample, and how much they count: 1 or 0.
+        Inputs of at least one sample, and their weight: 1 or 0.
     """
     if number() == 1:
         return x, 1.0
@@ -64,17 +64,17 @@ def at_least_one(x: Any) -> tuple[Any, tf.Tensor | float]:
 
 
 def agreed(value: int) -> int:
-    """Return the number that the first of several workers has, on each of them."""
+    """Return on each worker the number of the first worker."""
     if not host.is_among_workers():
         return value
-    # The first worker's value is sent to the others when a variable is made.
+    # When a variable is created, the first worker sends its value to the others.
     return int(tf.Variable(value, dtype=tf.int64, trainable=False).numpy())
 
 
 def as_logs(logs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    """Return scalars of a step in the form that Keras can average over replicas.
+    """Return scalars of a step in a form that Keras can average over replicas.
 
-    Between workers Keras takes the mean over the first axis, which a scalar has not.
+    Between workers Keras takes the mean over the first axis, which a scalar does not have.
     """
     if not host.is_among_workers():
         return logs
@@ -82,14 +82,14 @@ def as_logs(logs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
 
 
 def check_scope(student: keras.Model, what: str) -> None:
-    """Raise unless a model was built under the strategy that is in force.
+    """Raise unless a model was built under the current strategy.
 
     Args:
         student: The model.
-        what: What to create in the scope, for the message.
+        what: The object to create in the scope, for the message.
 
     Raises:
-        ValueError: If it was built under another one, or none.
+        ValueError: If it was built under another strategy, or without one.
     """
     here = tf.distribute.get_strategy() if tf.distribute.has_strategy() else None
     homes = [host.strategy_of(variable) for variable in student.trainable_variables]

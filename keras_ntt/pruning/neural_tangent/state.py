@@ -1,4 +1,4 @@
-"""The state of a transfer: its networks, latent weights, seed and step, and the student's masks."""
+"""The state of a transfer: its networks, latent weights, seed, step, and the student's masks."""
 
 from __future__ import annotations
 
@@ -20,23 +20,24 @@ from keras_ntt.pruning.neural_tangent.objective import Pair, Weighting
 
 
 class TransferState:
-    """What a transfer knows between two steps.
+    """The state of a transfer between two steps.
 
     Args:
-        owner: The layer that the state's variables are saved with.
+        owner: The layer with which the variables of the state are saved.
         student: The student.
-        teacher: The teacher; None takes the student as it is now.
-        pruned: The student's variables that are pruned.
-        first: Where the transfer begins.
-        seed: Seed of all that is random.
+        teacher: The teacher; None takes the present student.
+        pruned: The student's variables to prune.
+        first: The start of the transfer.
+        seed: Seed of every random choice.
 
     Attributes:
         student: The student, with exact zeros where it is pruned.
         latent: The dense latent weights and the masks over them.
         seed: The seed, a variable.
         step: The number of steps taken, a variable.
-        order: The seed and the step by which the samples of an epoch are drawn, a variable.
-        update: What applies gradients, as long as they are finite.
+        order: The seed and the step that determine the order of the samples in an epoch, a
+            variable.
+        update: Applies gradients while they are finite.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class TransferState:
         self._running = False
         first_of_all = student if teacher is None else teacher
         self._networks = tuple(unroll(logits_of(m).model) for m in (student, first_of_all))
-        # By id: which variables are trainable may change before or between the runs.
+        # By id, because the trainable variables may change before or between runs.
         self._teacher_values: dict[int, keras.Variable] = {}
         if teacher is None:
             self._teacher_values = {
@@ -71,35 +72,35 @@ class TransferState:
         return int(keras.ops.convert_to_numpy(self.step))
 
     def begin(self) -> None:
-        """Make the student sparse, as the first step wants it.
+        """Make the student sparse for the first step.
 
         Raises:
-            ValueError: If its kernels are others than at the start, or than a run left them.
+            ValueError: If its kernels have changed since the start or the last run.
         """
         self.latent.check_untouched()
         self.update.begin()
-        strip_pruning(self.student)  # of the masks of an earlier run
+        strip_pruning(self.student)  # removes the masks of an earlier run
         self.latent.write()
         self._running = True
 
     def begin_epoch(self) -> None:
-        """Fix the order of an epoch's samples, by the seed and the step it begins at."""
+        """Fix the order of an epoch's samples, from the seed and the first step of the epoch."""
         self.order.assign(tf.stack([host.value_of(self.seed), host.value_of(self.step)]))
 
     def finish(self) -> None:
-        """Let the student hold its masks by itself."""
+        """Apply the masks to the student."""
         self._running = False
         self.latent.write()  # the optimizer's averages, with use_ema=True
         hold_masks(self.student, self.latent.by_path())
 
     @contextlib.contextmanager
     def restore_on_error(self) -> Iterator[None]:
-        """Leave the student as it was, or from the first step on with its masks, at any end."""
+        """At any end, restore the student if no step was taken, or else apply its masks."""
         step, weights = self.steps_taken, self.student.get_weights()
         masks = get_masks(self.student)
         try:
             yield
-        except BaseException:  # Ctrl-C, too
+        except BaseException:  # also Ctrl-C
             if self.steps_taken == step:
                 self._running = False
                 strip_pruning(self.student)
@@ -111,9 +112,9 @@ class TransferState:
 
     @contextlib.contextmanager
     def follow_loaded(self) -> Iterator[None]:
-        """Let the student have the weights and masks of a state that is loaded meanwhile."""
+        """Let the student have the weights and masks of a state that is loaded in this context."""
         held = get_masks(self.student)
-        strip_pruning(self.student)  # masks of now would cut what is loaded
+        strip_pruning(self.student)  # the present masks would prune the loaded weights
         try:
             yield
         except BaseException:
@@ -125,11 +126,11 @@ class TransferState:
                 self.finish()
 
     def pair(self, weighting: Weighting, step: int | None = None) -> Pair:
-        """Return both networks with the values and masks of now, as the objective takes them.
+        """Return both networks with their present values and masks, for the objective.
 
         Args:
             weighting: Settings of the objective.
-            step: The step that random choices are drawn for; None takes that of now.
+            step: The step of the random choices; None takes the present step.
         """
         student, teacher = self._networks
         now = host.value_of(self.step) if step is None else tf.constant(step, tf.int64)

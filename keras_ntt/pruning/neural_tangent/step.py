@@ -33,15 +33,15 @@ def training_step(
     Args:
         state: The state, which the step changes.
         x: A batch of inputs, of at least one sample.
-        counted: How much this replica counts in the mean, 1 or 0.
+        counted: The weight of this replica in the mean, 1 or 0.
         weighting: Settings of the objective.
-        optimizer: The optimizer that moves the latent weights.
-        plan: What the schedule says of the steps of this execution.
-        attack: What moves the inputs first, or None.
-        parts: In how many parts either half of the batch is taken.
+        optimizer: The optimizer of the latent weights.
+        plan: The decisions of the schedule for the steps of this execution.
+        attack: The attack that moves the inputs first, or None.
+        parts: The number of parts of each half of the batch.
 
     Returns:
-        The objective before the update; its total is NaN where the update was left out because
+        The objective before the update. Its total is NaN if the update was skipped because
         something was not finite.
     """
     variables = state.student.trainable_variables
@@ -51,8 +51,8 @@ def training_step(
         x = attacked(attack, pair, x)
     loss, gradients = loss_and_gradient(pair, x, sources, parts=parts, scale=optimizer.scale_loss)
     gradients = gate(variables, gradients, state.latent.by_id())
-    # Nothing is counted before the batch is there: at the end of data of unknown length the
-    # step is begun and finds none.
+    # Nothing is counted before a batch is read: at the end of data of unknown length the step
+    # begins and finds none.
     with tf.control_dependencies([loss.total]):
         moved = state.latent.trained()
         sound = state.update.apply(optimizer, loss.total, gradients, moved, counted)

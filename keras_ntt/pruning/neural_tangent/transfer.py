@@ -36,45 +36,44 @@ from keras_ntt.selection.schedules import as_schedule
 
 
 class NeuralTangentTransfer(host.CompleteModel):
-    """Trains a sparse student to have a dense teacher's outputs and tangent kernel.
+    """Trains a sparse student to match the outputs and the tangent kernel of a dense teacher.
 
-    No labels are used: a data set that yields ``(x, y)`` has its y ignored. The student starts
-    at the weights it has, its kernels pruned by `saliency`; each step is one gradient step on
+    No labels are used: if a data set yields ``(x, y)``, the y is ignored. The student starts with
+    its present weights, with its kernels pruned by `saliency`. Each step is one gradient step on
     the objective of Liu & Zenke, "Finding trainable sparse networks through Neural Tangent
-    Transfer" (ICML 2020), see `keras_ntt.ntt_loss`, and at the steps of the schedule the masks
-    are chosen anew. Masks gate kernels, never biases. Gradients flow through the masks, so a
-    pruned latent weight rests at its last value and can return when the masks are refreshed; the
-    optimizer is not reset then.
+    Transfer" (ICML 2020), see `keras_ntt.ntt_loss`. At the steps of the schedule the masks are
+    updated. Masks apply to kernels, never to biases. Gradients flow through the masks, so a pruned
+    latent weight stays at its last value and can return at an update. The optimizer is not reset
+    then.
 
     Use it as any Keras model: ``compile(optimizer)``, ``fit(x)``, callbacks, ``save_weights``.
-    The student is changed in place, from the first step on; after ``fit`` it holds its masks
-    (see `keras_ntt.apply_masks`), ready to be compiled and trained on labels.
+    The student is changed in place, from the first step on. After ``fit`` it holds its masks (see
+    `keras_ntt.apply_masks`) and can be compiled and trained on labels.
 
     Args:
-        student: A built Keras model, the one to be made sparse. Where it ends in softmax or
-            sigmoid, the transfer matches the logits that go into it, and the student keeps its
-            activation.
+        student: The built Keras model to prune. If it ends in softmax or sigmoid, the transfer
+            matches its logits, and the student keeps its activation.
         teacher: A built model with outputs of the same shape, for example a pretrained one.
-            None takes the student as it is now, before pruning.
-        pruning_schedule: A sparsity in [0, 1), which stands for `NTTSchedule(sparsity)`; or a
+            None takes the present student, before pruning.
+        pruning_schedule: A sparsity in [0, 1), which becomes `NTTSchedule(sparsity)`; or a
             schedule, ``step -> (should_prune, sparsity)``.
         pruning_policy: An object with ``allow_pruning(layer)``, see `keras_ntt.PruningPolicy`.
         filters: Which layers to prune: a regular expression or a list of them on layer names
             and weight paths, or a callable on the layer.
-        saliency: The score by which masks are chosen. ``"magnitude"``, or a function from a list
-            of weights to a list of scores, chooses the first masks and those of every refresh. A
-            score that looks at the network (another name of `keras_ntt.saliency.SALIENCIES`, or
-            an object such as ``keras_ntt.saliency.SynFlow()``) chooses the first masks, in as
-            many rounds as it wants; refreshed masks are then by latent magnitude.
-        saliency_data: Samples for such a score, where it needs them: ``x`` or ``(x, y)``, see
+        saliency: The score for the masks. ``"magnitude"``, or a function from a list of weights to
+            a list of scores, chooses the first masks and all updates. A score that uses the network
+            (another name of `keras_ntt.saliency.SALIENCIES`, or an object such as
+            ``keras_ntt.saliency.SynFlow()``) chooses only the first masks, in its default number of
+            rounds. Updates are then by latent magnitude.
+        saliency_data: Samples for such a score, if it needs them: ``x`` or ``(x, y)``, see
             `keras_ntt.saliency_scores`.
-        allocation: ``"layerwise"``: the same sparsity in every kernel. ``"global"``: one
-            threshold for all. Or another one, see `keras_ntt.prune_at_init`.
+        allocation: ``"layerwise"``: the same sparsity in every kernel. ``"global"``: one threshold
+            for all kernels. Or another allocation, see `keras_ntt.prune_at_init`.
         count_rule: How many entries a sparsity keeps. ``"nearest"``:
-            ``max(round(size * (1 - sparsity)), 1)``. ``"original"``: as the published code,
-            one entry fewer or so, see `keras_ntt.keep_count`.
+            ``max(round(size * (1 - sparsity)), 1)``. ``"original"``: as in the published code,
+            about one entry fewer, see `keras_ntt.keep_count`.
         pattern: How the entries of a kernel are chosen. None takes the highest scores,
-            ``"2:4"`` keeps two of every four consecutive ones along the inputs, ``(4, 1)``
+            ``"2:4"`` keeps two of every four consecutive entries along the inputs, ``(4, 1)``
             blocks of four inputs and one output, ``"filters"`` whole output channels; see
             `keras_ntt.as_pattern`.
         ntk_weight: Weight of the kernel distance.
@@ -82,29 +81,30 @@ class NeuralTangentTransfer(host.CompleteModel):
             demos use 1e-4 for an MLP and 1e-5 for a CNN.
         wrt: ``"all"`` or ``"kept"``, see `keras_ntt.ntt_loss`.
         outputs: ``"full"`` or ``"trace"``, see `keras_ntt.ntt_loss`.
-        output_projections: Number of random combinations of the outputs that stand for all, for
-            models with many outputs; drawn anew at each step; at most 10,000.
+        output_projections: Number of random combinations that replace the outputs, for models with
+            many outputs. They are drawn at each step. At most 10,000.
         memory_limit: Bytes that the tensors of a step may take, as `estimate_memory` estimates
-            them. Where a batch does not fit, the step is taken in blocks, with the same result, and
+            them. If a batch does not fit, the step is computed in blocks, with the same result, and
             takes longer. ``fit`` must then know the size of a batch: pass arrays, or a
-            ``tf.data.Dataset`` of batches with ``drop_remainder=True``. None sets no limit; where a
-            step needs more memory than there is, ``fit`` says so then, if the size of a batch is
-            known.
+            ``tf.data.Dataset`` of batches with ``drop_remainder=True``. None sets no limit. If a
+            step then needs more memory than there is, ``fit`` raises an error, if the size of a
+            batch is known.
         adversarial: An attack that moves the inputs of each training step before they are used,
-            such as ``keras_ntt.ProjectedGradient(epsilon=0.1)``; None takes them as they are.
-        seed: Seed of all that is random: the first masks by a random score, the order in which
-            ``fit`` draws samples from arrays, the projections and attacks of each step. None draws
-            one from NumPy's global generator. It is saved with the weights, so that a run that is
-            resumed sees the batches it would have seen.
+            such as ``keras_ntt.ProjectedGradient(epsilon=0.1)``; None does not move them.
+        seed: Seed of every random choice: the first masks of a random score, the order of samples
+            from arrays in ``fit``, the projections and attacks of each step. None draws one from
+            NumPy's global generator. It is saved with the weights, so that a resumed run uses the
+            same batches.
         name: Name of the model.
 
     Raises:
-        TypeError: If `student` or `teacher` is not a Keras 3 model, or `adversarial` no attack.
-        ValueError: If models or settings do not fit. Nothing has been changed then.
+        TypeError: If `student` or `teacher` is not a Keras 3 model, or `adversarial` is not an
+            attack.
+        ValueError: If models or settings do not fit. Nothing is changed then.
 
     Attributes:
         student: The student, with exact zeros where it is pruned.
-        teacher: The teacher model, or None where it is the student's first state.
+        teacher: The teacher model, or None if it is the student's first state.
 
     Examples:
         >>> import keras, numpy as np
@@ -180,7 +180,7 @@ class NeuralTangentTransfer(host.CompleteModel):
         self.adversarial = adversarial
         self._parts = 1
         self._state = TransferState(self, student, teacher, choice.weights, first, seed)
-        self._weights = self._state.latent  # its place in files
+        self._weights = self._state.latent  # its name in files
         self._trackers = [
             keras.metrics.Mean(name=n) for n in ("loss", "ntk_distance", "output_distance")
         ]
@@ -204,14 +204,14 @@ class NeuralTangentTransfer(host.CompleteModel):
                 ``keras.optimizers.Adam(5e-4)``.
             run_eagerly: As in `keras.Model.compile`.
             steps_per_execution: As in `keras.Model.compile`.
-            jit_compile: Whether to compile the step with XLA. It is off unless asked for,
-                because on CPUs XLA is slower here, for convolutions in particular. It does not
-                take networks with an embedding: how many rows a batch reads is not known
+            jit_compile: Whether to compile the step with XLA. The default is False, because XLA is
+                slower here on CPUs, in particular for convolutions. It does not work for networks
+                with an embedding, because the number of rows that a batch reads is not known
                 beforehand.
             auto_scale_loss: As in `keras.Model.compile`.
 
         Raises:
-            ValueError: If there is no optimizer, or it is none.
+            ValueError: If `optimizer` is missing or is not an optimizer.
         """
         if optimizer is None:
             raise ValueError(
@@ -253,13 +253,13 @@ class NeuralTangentTransfer(host.CompleteModel):
                 ``tf.data.Dataset`` of batches, a ``keras.utils.PyDataset`` or a generator. From
                 batches ``(x, y)`` only x is used.
             y: Ignored, if given.
-            batch_size: Samples a batch, for arrays; 64 by default. The tangent kernel is taken
-                between the two halves of a batch; a single sample is compared with itself.
+            batch_size: Samples per batch, for arrays; 64 by default. The tangent kernel is computed
+                between the two halves of a batch. A single sample is compared with itself.
             epochs: Passes over the inputs.
-            shuffle: Whether arrays are drawn in a new order each epoch.
-            validation_data: Inputs, of which the objective is reported as ``val_loss`` etc.
+            shuffle: Whether to draw a new order of arrays in each epoch.
+            validation_data: Inputs on which the objective is reported as ``val_loss`` etc.
             callbacks: Keras callbacks.
-            **kwargs: As in `keras.Model.fit`, but for ``validation_split``, ``sample_weight`` and
+            **kwargs: As in `keras.Model.fit`, except ``validation_split``, ``sample_weight`` and
                 ``class_weight``.
 
         Returns:
@@ -268,10 +268,10 @@ class NeuralTangentTransfer(host.CompleteModel):
         Raises:
             ValueError: If the data or settings do not fit, a step needs more memory than there is
                 (without `memory_limit`), or the student's kernels were changed since the transfer
-                was made or has run; the student is as it was, unless steps were taken before the
-                batch that does not fit.
-            FloatingPointError: If the loss or its gradient becomes NaN or infinite. Everything
-                is as the last step before left it then; the student holds its masks.
+                was made or has run. The student is unchanged then, unless steps were taken before
+                the batch that does not fit.
+            FloatingPointError: If the loss or its gradient becomes NaN or infinite. Everything is
+                then as after the last good step, and the student holds its masks.
         """
         if not self.compiled:
             raise ValueError(
@@ -317,14 +317,14 @@ class NeuralTangentTransfer(host.CompleteModel):
                     callbacks=[*keras.tree.flatten(callbacks or []), lifecycle],
                     **kwargs,
                 )
-        except tf.errors.OpError as error:  # what TensorFlow makes of a refusal in its threads
+        except tf.errors.OpError as error:  # TensorFlow's form of an error in its threads
             refusals = [watch.refusal for watch in watches if watch.refusal is not None]
             if refusals:
                 raise refusals[0] from error
             raise
 
     def _divide(self, batch: Any, memory_limit: int) -> None:
-        """Take the steps in as many parts as a batch needs to fit into memory."""
+        """Set the number of parts with which a batch fits into memory."""
         parts = parts_within(
             memory_limit,
             keras.tree.flatten(batch)[0].shape[0],
@@ -335,7 +335,7 @@ class NeuralTangentTransfer(host.CompleteModel):
             self.make_train_function(force=True)
 
     def _check_room(self, x: Any, batch_size: int) -> None:
-        """Raise a ValueError if a step needs more memory than there is, as far as can be told."""
+        """Raise a ValueError if a step needs more memory than there is, as far as known."""
         try:
             batch = inputs.batch_spec(x, batch_size)
         except ValueError:  # the size of a batch is not known
@@ -348,17 +348,17 @@ class NeuralTangentTransfer(host.CompleteModel):
         )
 
     def estimate_memory(self, batch: Any, *, parts: int = 1) -> int:
-        """Estimate the memory of a step, from its graph, without taking it.
+        """Estimate the memory of a step from its graph, without running it.
 
         Args:
             batch: A batch of inputs, or ``tf.TensorSpec`` with fully known shapes, nested as the
                 model takes them.
-            parts: In how many parts either half of the batch is taken.
+            parts: The number of parts of each half of the batch.
 
         Returns:
-            The number of bytes that its tensors need at one time, apart from weights and state
-            of the optimizer. What an operation takes for itself while it runs is not in it; the
-            truth is within about a third, as a rule.
+            The maximum number of bytes of its tensors at a time, without the weights and the state
+            of the optimizer. Buffers inside operations are not included. The estimate is usually
+            right within about a third.
 
         Raises:
             ValueError: If the batch does not fit, or its shape is not fully known.
@@ -380,17 +380,17 @@ class NeuralTangentTransfer(host.CompleteModel):
 
     @property
     def layers(self) -> list[keras.Layer]:
-        """The student alone: what callbacks such as TensorBoard show. A teacher never changes."""
+        """Only the student, for callbacks such as TensorBoard: a teacher never changes."""
         return [self.student]
 
     @property
     def trainable_variables(self) -> list[keras.Variable]:
-        """The variables that the optimizer moves: latent kernels and unpruned weights."""
+        """The variables that the optimizer updates: latent kernels and unpruned weights."""
         return self._state.latent.trained()
 
     @property
     def trainable_weights(self) -> list[keras.Variable]:
-        """The same, under the name by which Keras hands the optimizer's averages over."""
+        """The same, under the name that Keras uses for the optimizer's averages."""
         return self._state.latent.trained()
 
     @property
@@ -403,12 +403,12 @@ class NeuralTangentTransfer(host.CompleteModel):
         return self.student(inputs)
 
     def set_weights(self, weights: Any) -> None:
-        """Set the whole state, as `get_weights` returned it, and let the student follow it."""
+        """Set the whole state, as returned by `get_weights`, and update the student."""
         with self._state.follow_loaded():
             super().set_weights(weights)
 
     def load_weights(self, filepath: Any, **kwargs: Any) -> None:
-        """Read the whole state from a file of `save_weights`, and let the student follow it.
+        """Load the whole state from a file of `save_weights`, and update the student.
 
         Args:
             filepath: The file.
@@ -418,7 +418,7 @@ class NeuralTangentTransfer(host.CompleteModel):
             super().load_weights(filepath, **kwargs)
 
     def make_train_function(self, force: bool = False) -> None:
-        """Build the compiled step, before which the schedule is asked."""
+        """Build the compiled step, before which the schedule is called."""
         if self.train_function is not None and not force:
             return
         super().make_train_function(force)
