@@ -246,6 +246,7 @@ def test_batches_of_open_length():
 @pytest.mark.parametrize(
     "case", [called_twice_in_a_model_of_ones_own, frozen_in_a_model_of_ones_own]
 )
+@pytest.mark.few(1)
 def test_batches_of_open_length_for_a_model_of_ones_own(case):
     (student, _), (teacher, _) = (case(layers.GRU) for _ in range(2))
     transfer = keras_ntt.NeuralTangentTransfer(student, teacher=teacher, pruning_schedule=0.5)
@@ -256,7 +257,7 @@ def test_batches_of_open_length_for_a_model_of_ones_own(case):
 
 @pytest.mark.long
 def test_transfer_compiled_by_xla():
-    model, x = two_layers(layers.LSTM)
+    model, x = two_layers(layers.SimpleRNN)
     losses = []
     for jit_compile in (False, True):
         transfer = keras_ntt.NeuralTangentTransfer(
