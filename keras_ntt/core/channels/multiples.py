@@ -138,19 +138,19 @@ def _made(graph: ChannelGraph, layer: Any) -> Multiples:
     ]
     if len(axes) != 1 or axes[0].labels is None:
         return {}
-    axis = axes[0]
+    axis, labels = axes[0], axes[0].labels
     value = np.moveaxis(host.array_of(axis.variable).astype(np.float64), axis.axis, -1)
     columns, precision = value.reshape(-1, value.shape[-1]), _precision(axis.variable)
     bias = np.zeros(columns.shape[1])
     if layer.bias is not None:
         bias = host.array_of(layer.bias).astype(np.float64)
-    unique, counts = np.unique(axis.labels, return_counts=True)
-    once = np.isin(axis.labels, unique[counts == 1])
+    unique, counts = np.unique(labels, return_counts=True)
+    once = np.isin(labels, unique[counts == 1])
     found: Multiples = {}
     for j, i, factor in parallel_columns(columns, precision):
         if once[i] and once[j]:
             shift = _rounded(bias[j] - factor * bias[i], bias[j], factor * bias[i], precision)
-            found[int(axis.labels[j])] = Multiple(int(axis.labels[i]), factor, shift)
+            found[int(labels[j])] = Multiple(int(labels[i]), factor, shift)
     return found
 
 
