@@ -14,6 +14,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import _channels
 import _matrix
 import _trust
 from _tables import machine, missing, ms, read, table
@@ -366,6 +367,8 @@ FIGURES = {
     "help": help_texts,
     "matrix_trained": _matrix.trained,
     "matrix_channels": _matrix.channels,
+    "channel_networks": _channels.networks,
+    "channel_peers": _channels.peers,
     "matrix_from_scratch": _matrix.from_scratch,
     "conversion": conversion,
     "micro": micro,

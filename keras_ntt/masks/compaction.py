@@ -3,6 +3,8 @@
 A unit, or channel, is dead if all layers that read it have zero weights for it. It is also dead if
 it is a constant that can be added to the biases of those layers. Where zero padding prevents this,
 one constant unit replaces several.
+Units that are multiples of each other for all inputs are merged: copies, and ReLU units whose
+weights are parallel.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from keras_ntt.core.channels.constants import (
     removable_units,
 )
 from keras_ntt.core.channels.graph import ChannelGraph, channel_graph
+from keras_ntt.core.channels.parallel import parallel_units
 from keras_ntt.core.channels.resize import Removal, resized
 
 
@@ -31,6 +34,11 @@ def remove_dead_units(
     read it, and in the normalizations and depthwise convolutions between them. The channel
     dependency graph (`channel_groups`) says what is coupled, also through residual connections and
     concatenations. Each layer keeps at least one unit.
+
+    Units that are multiples of another one also count as dead: copies, and units of linear or ReLU
+    layers whose columns of kernel and bias are parallel, since ``relu(c z) = c relu(z)`` for a
+    positive c. BatchNormalization, depthwise convolutions, pooling and additions between may keep
+    them so. What reads them weighs the other one by the sum.
 
     Args:
         model: A built Sequential or functional model. It is not changed.
@@ -105,6 +113,8 @@ def _search(graph: ChannelGraph) -> tuple[set[int], dict[int, np.ndarray]]:
         if not new:
             new = _merge(graph, constants, kernels, merged)
         if not new:
+            new = _merge_parallel(graph, merged)
+        if not new:
             return removed, merged
         removed |= new
         gone = Removal(graph, removed)
@@ -130,18 +140,40 @@ def _merge(
     found: set[int] = set()
     for numbers, (first, *others) in mergeable_units(graph, constants, kernels):
         for number in numbers:
-            reader, values = graph.readers[number], constants[number].values
-            kernel = np.moveaxis(host.array_of(reader.kernel).astype(np.float64), reader.axis, 0)
-            places = {label: place for place, label in enumerate(reader.labels.tolist())}
-            at = [places[label] for label in others]
-            gain = np.zeros_like(kernel)
-            shares = values[at] / values[places[first]]
-            gain[places[first]] = np.tensordot(shares, kernel[at], axes=1)
-            gain = np.moveaxis(gain, 0, reader.axis)
-            reader.kernel.assign(host.array_of(reader.kernel) + gain)
-            merged[number] = merged.get(number, 0.0) + gain
+            labels, values = graph.readers[number].labels.tolist(), constants[number].values
+            value = dict(zip(labels, values.tolist(), strict=True))
+            factors = {label: value[label] / value[first] for label in others}
+            _take_over(graph, number, first, factors, merged)
         found |= set(others)
     return found
+
+
+def _merge_parallel(graph: ChannelGraph, merged: dict[int, np.ndarray]) -> set[int]:
+    """Let one unit stand for its multiples; return the labels of these."""
+    found: set[int] = set()
+    for kept, by_reader in parallel_units(graph):
+        for number, factors in by_reader.items():
+            _take_over(graph, number, kept, factors, merged)
+            found |= set(factors)
+    return found
+
+
+def _take_over(
+    graph: ChannelGraph,
+    number: int,
+    kept: int,
+    factors: dict[int, float],
+    merged: dict[int, np.ndarray],
+) -> None:
+    """Add what a reader's kernel weighs some channels with to what it weighs another with."""
+    reader = graph.readers[number]
+    kernel = np.moveaxis(host.array_of(reader.kernel).astype(np.float64), reader.axis, 0)
+    gain = np.zeros_like(kernel)
+    for label, factor in factors.items():
+        gain[reader.labels == kept] += factor * kernel[reader.labels == label]
+    gain = np.moveaxis(gain, 0, reader.axis)
+    reader.kernel.assign(host.array_of(reader.kernel) + gain)
+    merged[number] = merged.get(number, 0.0) + gain
 
 
 def _counts(graph: ChannelGraph, removed: set[int]) -> tuple[tuple[str, int], ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from keras_ntt.core import host
 from keras_ntt.core.channels.graph import channel_graph
@@ -88,3 +89,34 @@ def assert_exact(model, seed=0, *, share=0.5, tolerance=1e-6):
     x = inputs_of(model, seed)
     assert_outputs(outputs_of(smaller, x), outputs_of(model, x), tolerance)
     return removal, smaller
+
+
+def assert_gradients(removal, smaller, x, tolerance):
+    """Compare the gradients of the remaining weights, relative to the largest of each weight."""
+    mine, theirs = _gradients(smaller, x), _gradients(removal.graph.model, x)
+    kept = {}
+    for axis in removal.graph.weights:
+        path = axis.variable.path
+        if path in theirs:
+            value = kept.get(path, theirs[path])
+            keeps = slice(None) if axis.labels is None else removal.keeps(axis.labels)
+            kept[path] = np.moveaxis(np.moveaxis(value, axis.axis, 0)[keeps], 0, axis.axis)
+    assert kept
+    scaled = {rescale.variable.path for rescale in removal.graph.rescales}
+    for path, value in kept.items():
+        if path not in scaled:
+            limit = tolerance * max(np.abs(value).max(initial=0), 1)
+            np.testing.assert_allclose(mine[path], value, rtol=0, atol=limit, err_msg=path)
+
+
+def _gradients(model, x):
+    variables = model.trainable_variables
+    with tf.GradientTape() as tape:
+        outputs = keras.tree.flatten(model(x, training=False))
+        loss = sum(keras.ops.sum(keras.ops.sin(y)) for y in outputs)
+    found = tape.gradient(loss, [v.value for v in variables])
+    return {
+        v.path: np.asarray(tf.convert_to_tensor(gradient))
+        for v, gradient in zip(variables, found, strict=True)
+        if gradient is not None
+    }

@@ -71,6 +71,20 @@ def constants_read(graph: ChannelGraph) -> list[Constants]:
     return found
 
 
+def run_on_sample(graph: ChannelGraph) -> dict[int, Any]:
+    """Return the tensors of a model for one random sample, by slot; none if it cannot be run."""
+    tensors = dict(zip(graph.network.inputs, _sample(graph), strict=True))
+    for passage in graph.passages:
+        call = passage.call
+        args, kwargs = call.with_tensors([tensors[slot] for slot in call.inputs])
+        try:
+            outputs = keras.tree.flatten(call.operation(*args, **kwargs))
+        except Exception:
+            return {}  # a size that was guessed does not go through
+        tensors.update(zip(call.outputs, outputs, strict=True))
+    return tensors
+
+
 def _sample(graph: ChannelGraph) -> list[Any]:
     rng = np.random.default_rng(0)
     found = []

@@ -67,11 +67,48 @@ class Plan(NamedTuple):
         found: set[int] = set()
         for group, levels in zip(self.groups, self.levels, strict=True):
             keep = group.channels - int((levels <= level + 1e-12).sum())
-            keep = max(keep, self.min_channels, 1)
-            keep = min(-(-keep // self.round_to) * self.round_to, group.channels)
-            order = np.argsort(levels, kind="stable")
-            found |= {group.labels[number] for number in order[: group.channels - keep].tolist()}
+            keep = self._rounded(max(keep, self.min_channels, 1), group)
+            found |= {group.labels[number] for number in _least(levels, group.channels - keep)}
         return found
+
+    def _rounded(self, keep: int, group: ChannelGroup) -> int:
+        return min(-(-keep // self.round_to) * self.round_to, group.channels)
+
+    def refilled(
+        self, removed: set[int], cost: Callable[[set[int]], float], target: float
+    ) -> set[int]:
+        """Return what is removed if channels come back for as long as a cost stays within a target.
+
+        Where groups lose channels at the same levels, or many at once, more goes than has to. The
+        channels of the highest levels come back first.
+
+        Args:
+            removed: Labels that go, as `removed` returns them.
+            cost: The cost by what is removed.
+            target: The cost that is wanted; `removed` meets it.
+
+        Returns:
+            The labels.
+        """
+        counts = [len(removed.intersection(group.labels)) for group in self.groups]
+        open_groups = {number for number, count in enumerate(counts) if count}
+        while open_groups:
+            tops = {n: float(np.sort(self.levels[n])[counts[n] - 1]) for n in open_groups}
+            number = max(sorted(open_groups), key=lambda n: tops[n])
+            group, levels = self.groups[number], self.levels[number]
+            fewer = group.channels - self._rounded(group.channels - counts[number] + 1, group)
+            gone = set(group.labels)
+            back = (removed - gone) | {group.labels[i] for i in _least(levels, fewer)}
+            if cost(back) <= target:
+                removed, counts[number] = back, fewer
+            if not fewer or removed is not back:
+                open_groups.discard(number)
+        return removed
+
+
+def _least(levels: np.ndarray, count: int) -> list[int]:
+    found: list[int] = np.argsort(levels, kind="stable")[:count].tolist()
+    return found
 
 
 def uniform(scores: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -242,6 +242,8 @@ def _choose(
             UserWarning,
             stacklevel=3,
         )
+    elif name != "latency":  # which is measured each time
+        removed = plan.refilled(removed, cost, whole * (1 - fraction))
     return removed
 
 
