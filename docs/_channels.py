@@ -15,6 +15,7 @@ def networks(results: Path) -> str:
     body = []
     for row in found["rows"]:
         removed = "half the channels" if row["flops"] is None else f"{row['flops']:.0%} of the work"
+        removed += ", global" if row["allocation"] == "global" else ""
         if "not_run" in row:
             body.append([row["network"], removed, row["not_run"], *[""] * 7])
             continue

@@ -7,8 +7,9 @@ removes half of the channels, rounded to 8, of networks of keras.applications wi
 U-Net and, with data, those of MLPerf Tiny; or, with ``--flops``, a fraction of the multiply-adds.
 Channels go by magnitude, since only the shapes count here. Each network runs in a process of its
 own, which tells the memory that pruning takes. Files of the smaller and of the whole network, in
-float and in int8, are timed in turns at batch 1 on one thread, by its processor time. Rows that the
-file of results has already are not run again. Prints a table and writes JSON.
+float and in int8, are timed in turns at batch 1 on one thread; the ratio is that of the least
+times, which a busy machine changes little. Rows that the file of results has already are not run
+again. Prints a table and writes JSON.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -52,7 +52,8 @@ def options() -> argparse.Namespace:
     parser.add_argument("--data-dir", type=Path, help="folder with the networks of MLPerf Tiny")
     parser.add_argument("--networks", nargs="*", help="those to try, all by default")
     parser.add_argument("--flops", type=float, help="fraction of the multiply-adds to remove")
-    parser.add_argument("--rounds", type=int, default=21, help="of timing; 0 leaves files out")
+    parser.add_argument("--allocation", choices=["uniform", "global"], default="uniform")
+    parser.add_argument("--rounds", type=int, default=300, help="of timing; 0 leaves files out")
     parser.add_argument("--kinds", nargs="*", choices=["float", "int8"], default=["float", "int8"])
     parser.add_argument("--limit", type=float, default=1800, help="seconds a network")
     parser.add_argument("--output", type=Path, default=RESULTS / "channel_networks.json")
@@ -74,7 +75,7 @@ def main() -> int:
         if name not in known:
             print(f"not run: {name} is not known, or --data-dir has no such file")
             continue
-        key = {"network": name, "flops": asked.flops}
+        key = {"network": name, "flops": asked.flops, "allocation": asked.allocation}
         if any(key.items() <= row.items() for row in found["rows"]):
             continue
         found["machine"] = machine()
@@ -88,6 +89,7 @@ def in_a_process(name: str, asked: argparse.Namespace) -> dict[str, Any]:
     """Return the figures of a network, from a process of its own."""
     command = [sys.executable, "-m", "benchmarks.export.channels", "--one", name]
     command += ["--rounds", str(asked.rounds), "--kinds", *asked.kinds]
+    command += ["--allocation", asked.allocation]
     if asked.flops is not None:
         command += ["--flops", str(asked.flops)]
     if asked.data_dir is not None:
@@ -106,10 +108,12 @@ def in_a_process(name: str, asked: argparse.Namespace) -> dict[str, Any]:
 
 def figures(name: str, model: keras.Model, asked: argparse.Namespace) -> dict[str, Any]:
     """Return what pruning a network costs, and what it brings."""
-    target = {"channels": 0.5} if asked.flops is None else {"flops": asked.flops}
+    target: dict[str, Any] = {"channels": 0.5}
+    if asked.flops is not None:
+        target = {"flops": asked.flops}
     before = resident_memory(os.getpid())
     start, cpu = time.perf_counter(), time.process_time()
-    smaller = keras_ntt.prune_channels(model, **target)
+    smaller = keras_ntt.prune_channels(model, **target, allocation=asked.allocation)
     row: dict[str, Any] = {
         "seconds": time.perf_counter() - start,
         "cpu_seconds": time.process_time() - cpu,
@@ -143,20 +147,17 @@ def files(kind: str, model: keras.Model, smaller: keras.Model, rounds: int) -> d
         except Exception as error:  # a network that a kind of file cannot hold is a result
             return {"not_run": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
         calls = [inference(path, samples[:1]) for path in paths]
-        repeats = max(1, int(0.005 / max(seconds(calls[1], 3), 1e-7)))
-        pairs = []
-        for _ in range(rounds):  # both orders, because the one that follows finds other caches
-            ours, theirs = calls
-            a, b, c, d = (seconds(call, repeats) for call in (ours, theirs, theirs, ours))
-            pairs.append(((a + d) / 2, (b + c) / 2))
-        low, middle, high = statistics.quantiles([ours / theirs for ours, theirs in pairs], n=4)
+        times = np.array([[seconds(call) for call in calls] for _ in range(rounds)])
+        (ours, theirs), least = np.median(times, axis=0).tolist(), times.min(axis=0).tolist()
         return {
             "bytes": paths[0].stat().st_size,
             "dense_bytes": paths[1].stat().st_size,
-            "seconds": statistics.median(ours for ours, _ in pairs),
-            "dense_seconds": statistics.median(theirs for _, theirs in pairs),
-            "ratio": middle,
-            "quartiles": [low, high],
+            "seconds": ours,
+            "dense_seconds": theirs,
+            "least_seconds": least[0],
+            "least_dense_seconds": least[1],
+            "ratio": least[0] / least[1],
+            "ratio_of_medians": ours / theirs,
             "load": os.getloadavg()[0],
         }
 
@@ -174,13 +175,11 @@ def inference(path: Path, sample: np.ndarray) -> Callable[[], None]:
     return invoke
 
 
-def seconds(call: Callable[[], None], repeats: int) -> float:
-    """Return the processor time of a call, which a busy machine changes little."""
-    call()  # what another file has pushed out of the caches comes back
-    begin = time.thread_time()
-    for _ in range(repeats):
-        call()
-    return (time.thread_time() - begin) / repeats
+def seconds(call: Callable[[], None]) -> float:
+    """Return the time of a call."""
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
 
 
 def text(rows: list[dict[str, Any]]) -> str:
@@ -190,6 +189,7 @@ def text(rows: list[dict[str, Any]]) -> str:
     body = []
     for row in rows:
         what = "half the channels" if row["flops"] is None else f"{row['flops']:.0%} of the work"
+        what += ", global" if row["allocation"] == "global" else ""
         if "not_run" in row:
             body.append([row["network"], what, row["not_run"], *[""] * 7])
             continue
@@ -212,7 +212,9 @@ def text(rows: list[dict[str, Any]]) -> str:
 def every_network(data: Path | None) -> dict[str, Callable[[], keras.Model]]:
     """Return the networks by name."""
     found: dict[str, Callable[[], keras.Model]] = {
-        name: lambda name=name: getattr(applications, name)(weights=None, input_shape=(224, 224, 3))
+        name: lambda name=name: getattr(applications, name)(
+            weights=None, input_shape=(224, 224, 3), classifier_activation=None
+        )
         for name in APPLICATIONS.split()
     }
     found["U-Net"] = unet

@@ -19,7 +19,7 @@ from keras_ntt.core.channels.graph import ChannelGraph
 from keras_ntt.core.channels.groups import ChannelGroup
 from keras_ntt.core.channels.records import WeightAxis
 from keras_ntt.pruning.channels import linear
-from keras_ntt.pruning.channels.moments import Moments
+from keras_ntt.pruning.post_training.moments import Statistics
 
 Scores = list[np.ndarray]
 
@@ -124,16 +124,16 @@ def taylor(
 class _Problem:
     """What one layer makes of its inputs: outputs ``X W``, up to a bias."""
 
-    def __init__(self, layer: Any, labels: np.ndarray, moments: Moments):
+    def __init__(self, layer: Any, labels: np.ndarray, moments: Statistics):
         self.weights = linear.matrix(layer)
         self.labels = np.tile(labels, len(self.weights) // len(labels))
-        covariance = moments.covariance
+        covariance = moments.hessian[0]
         scale = float(np.mean(np.diag(covariance)))
         self.covariance = covariance + (DAMPING * scale + 1e-30) * np.eye(len(covariance))
         self.energy = float(np.sum(self.weights * (covariance @ self.weights))) + 1e-30
 
 
-def _problems(graph: ChannelGraph, moments: dict[int, Moments]) -> list[_Problem]:
+def _problems(graph: ChannelGraph, moments: dict[int, Statistics]) -> list[_Problem]:
     return [
         _Problem(reader.layer, reader.labels, moments[id(reader.layer)])
         for reader in graph.readers
@@ -142,7 +142,7 @@ def _problems(graph: ChannelGraph, moments: dict[int, Moments]) -> list[_Problem
 
 
 def activation(
-    graph: ChannelGraph, groups: Sequence[ChannelGroup], moments: dict[int, Moments]
+    graph: ChannelGraph, groups: Sequence[ChannelGroup], moments: dict[int, Statistics]
 ) -> Scores:
     """Return which share of the variance of the next layers' outputs a channel makes alone.
 
@@ -163,7 +163,7 @@ def activation(
 
 
 def reconstruction(
-    graph: ChannelGraph, groups: Sequence[ChannelGroup], moments: dict[int, Moments]
+    graph: ChannelGraph, groups: Sequence[ChannelGroup], moments: dict[int, Statistics]
 ) -> Scores:
     """Return the error of the next layers' outputs that removing a channel leaves after repair.
 

@@ -18,6 +18,10 @@ from keras_ntt.core import host
 from keras_ntt.core.channels.resize import Removal
 from keras_ntt.core.network import Call, Network, unroll
 from keras_ntt.pruning.channels import linear
+from keras_ntt.pruning.post_training.batch_norm import moments_of
+from keras_ntt.pruning.post_training.moments import Moments
+from keras_ntt.pruning.post_training.refit import bias_shift, damped, solve
+from keras_ntt.pruning.post_training.walk import Arguments
 
 DAMPING = 0.01
 """How much the fit is held back, relative to the mean variance of what a layer reads."""
@@ -86,34 +90,22 @@ class _Repair:
             targets = targets[:, kept]
             offset = None if offset is None else offset[kept]
         centred = offset is not None or self._is_normalized(number)
-        features, outputs = weights.shape
-        count, hessian = 0, np.zeros((features, features))
-        cross, mean_x, mean_y = np.zeros((features, outputs)), np.zeros(features), np.zeros(outputs)
+        moments = Moments()
         for dense, own in zip(*self._tensors, strict=True):
             read, wanted = own[new.inputs[0]], dense[old.inputs[0]]
             for piece in linear.pieces_of(theirs, wanted):
                 x = np.asarray(linear.patches(mine, read[piece]))
                 rows = np.asarray(linear.patches(theirs, wanted[piece]))
-                y = rows @ targets.astype(rows.dtype)
-                count += len(x)
-                hessian += x.T @ x
-                cross += x.T @ y
-                mean_x += x.sum(axis=0, dtype=np.float64)
-                mean_y += y.sum(axis=0, dtype=np.float64)
-        hessian, cross, mean_x, mean_y = (v / count for v in (hessian, cross, mean_x, mean_y))
-        if centred:
-            hessian = hessian - np.outer(mean_x, mean_x)
-            cross = cross - np.outer(mean_x, mean_y)
-        scale = float(np.mean(np.diag(hessian)))
-        if not scale > 0 or not np.isfinite(hessian).all() or not np.isfinite(cross).all():
-            return  # a layer that reads nothing, or nothing finite, is left as it is
-        ridge = DAMPING * scale
-        fitted = np.linalg.solve(hessian + ridge * np.eye(len(hessian)), cross + ridge * weights)
+                moments.add(x[None], (rows @ targets.astype(rows.dtype))[None])
+        found = moments.statistics(centred=centred)
+        if not np.isfinite(found.hessian).all() or not np.isfinite(found.cross).all():
+            return  # a layer that reads nothing finite is left as it is
+        fitted = solve(damped(found, weights[None], damping=DAMPING)[0])
         kernel = host.kernel_of(mine)
         assert kernel is not None
         kernel.assign(fitted.reshape(kernel.shape))
         if offset is not None:
-            mine.bias.assign(offset + mean_y - mean_x @ fitted)
+            mine.bias.assign(offset + bias_shift(found, fitted[None])[0])
 
     def _is_normalized(self, number: int) -> bool:
         """Tell whether all that reads a call's output takes its mean away."""
@@ -130,18 +122,10 @@ class _Repair:
     def _estimate(self, new: Call) -> None:
         """Set the statistics of a BatchNormalization layer to those of what it reads."""
         layer, slot = new.operation, new.inputs[0]
-        channels = layer.moving_mean.shape[0]
-        start = host.array_of(layer.moving_mean).astype(np.float64)  # against cancellation
-        count, total, squares = 0, np.zeros(channels), np.zeros(channels)
-        for own in self._tensors[1]:
-            x = np.moveaxis(np.asarray(own[slot], np.float64), layer.axis, -1)
-            x = x.reshape(-1, channels) - start
-            count += len(x)
-            total += x.sum(axis=0)
-            squares += np.square(x).sum(axis=0)
-        mean = total / count
-        layer.moving_mean.assign(start + mean)
-        layer.moving_variance.assign(np.maximum(squares / count - mean**2, 0))
+        calls = (Arguments((own[slot],), {}) for own in self._tensors[1])
+        found = moments_of(calls, layer.axis)
+        layer.moving_mean.assign(found.mean)
+        layer.moving_variance.assign(found.variance)
 
     def _advance(self, number: int) -> None:
         """Run the next call of both networks, and forget what no later call reads."""

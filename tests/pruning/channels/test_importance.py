@@ -107,9 +107,9 @@ def test_moments_are_those_of_patches():
     x = np.random.default_rng(1).normal(size=(5, 6, 6, 2)).astype("float32")
     moments = moments_read(channel_graph(model), [x[:2], x[2:]])[id(model.layers[1])]
     rows = read_rows(model, x)
-    np.testing.assert_allclose(moments.mean, rows.mean(axis=0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(moments.inputs[0], rows.mean(axis=0), rtol=1e-5, atol=1e-6)
     covariance = np.cov(rows.T, bias=True)
-    np.testing.assert_allclose(moments.covariance, covariance, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(moments.hessian[0], covariance, rtol=1e-4, atol=1e-5)
 
 
 def test_activation_is_the_share_of_variance_of_one_channel():
