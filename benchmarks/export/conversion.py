@@ -4,7 +4,7 @@
 
 The first is what `keras_ntt.export_tflite` takes where it can, the second what it takes otherwise
 and what Keras's own export writes. Both convert the same model in turns, to float32 and to int8
-weights. Prints the medians and their ratio, whether the outputs of the files are the same to the
+weights. Prints the medians and their ratio, whether the outputs of the files are identical bit by
 bit, and writes JSON.
 """
 

@@ -44,7 +44,7 @@ from benchmarks.fuzz.values import UserError
 for _part in ("entries", "scores", "files"):
     importlib.import_module(f"benchmarks.fuzz.{_part}")  # they add their entries, in this order
 
-# What calling a function of the user's own with other arguments than it takes raises.
+# Errors from calling a custom function with wrong arguments.
 _MISFIT = re.compile(
     "positional argument|takes no arguments|Missing data for input|must override `get_config"
 )
@@ -137,7 +137,7 @@ def nasty(rng: random.Random) -> Any:
 
 
 def _is_the_users(error: BaseException) -> bool:
-    """Tell whether an error comes out of a model or a function of the user's own."""
+    """Tell whether an error comes out of a custom model or function."""
     frames = traceback.extract_tb(error.__traceback__)
     own = (models.__file__, values.__file__)
     return any(f.filename in own and f.name in ("call", "<lambda>") for f in frames[2:])
@@ -148,7 +148,7 @@ def judge(error: BaseException, entry: Entry, spoiled: list[str]) -> str:
     name = type(error).__name__
     text = str(error)
     if isinstance(error, UserError) or _MISFIT.search(text) or _is_the_users(error):
-        return ""  # of the user's own code, or of calling it
+        return ""  # from custom code, or from calling it
     if isinstance(error, AssertionError):
         return f"broken promise: {text[:300]}"
     if not isinstance(error, entry.raises):
@@ -189,7 +189,7 @@ def run(number: int, seed: int, world: World, tally: Tally) -> None:
         outcome = type(error).__name__
         wrong = judge(error, entry, spoiled)
         if isinstance(error, tf.errors.OpError) and world.uses("subclassed"):
-            wrong = ""  # TensorFlow's error in code of the user's own, whose frames it leaves out
+            wrong = ""  # TensorFlow's error in custom code, whose frames it leaves out
         where = _calls(error) if wrong else ""
     finally:
         arguments.clear()

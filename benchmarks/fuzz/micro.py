@@ -6,7 +6,7 @@ Needs the package tflite_micro. A case draws a model (dense, convolutional, dept
 shared weights, one output or two; int8, int16 or float32) and encodes all its weights, whole or in
 pieces, by PRUNING or HUFFMAN (each fourth case: as it would be written). Then it unpacks it in
 NumPy, and runs it and its dense twin. ``--first NUMBER --cases 1`` repeats one. With a file of
-results a run that was stopped goes on where it was.
+results an interrupted run continues.
 """
 
 from __future__ import annotations

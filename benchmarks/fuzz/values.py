@@ -19,12 +19,12 @@ Make = Callable[[random.Random], Any]
 
 
 class UserError(Exception):
-    """What callables of the user's own raise: it must come through as it is."""
+    """What custom callables raise: it must come through unchanged."""
 
 
 def raising(*_: Any, **__: Any) -> Any:
-    """Raise an error of the user's own."""
-    raise UserError("an error of the user's own code")
+    """Raise an error of custom code."""
+    raise UserError("an error of custom code")
 
 
 class Truthless:

@@ -1,4 +1,4 @@
-"""Kill processes at random moments: work goes on from the last state, no file is ever half there.
+"""Kill processes at random moments: work continues, and no file is half written.
 
 Each job runs undisturbed once. Then it is started again and again, and killed (SIGKILL) at a
 random moment, until it has come to its end; its masks must be those of the undisturbed run. While

@@ -151,7 +151,7 @@ def _unlabelled(source: str, parts: sources.Parts) -> ValueError:
     missing = ", ".join(name for name, there in given.items() if not there)
     return ValueError(
         "Labelled data are a folder with a folder of images for each class, a data set tfds:NAME, "
-        "or an .npz file with the arrays x and y, and x_test and y_test to test on. Make it by "
+        "or an .npz file with the arrays x and y, and x_test and y_test to test on. Write it by "
         "numpy.savez(path, x=x, y=y, x_test=x_test, y_test=y_test). "
         f"Received: {source} without {missing}"
     )
@@ -182,9 +182,9 @@ def _scaled(found: Samples, wanted: Wanted, divide_by: float | None) -> Samples:
     for array, taken in zip(keras.tree.flatten(x), wanted.inputs, strict=False):
         if taken.scaled and np.issubdtype(array.dtype, np.integer):
             raise ValueError(
-                "The inputs are whole numbers and the model takes real ones, whose scale matters. "
-                "Scale them as the model is trained: --divide-by 255 brings pixels to [0, 1], "
-                f"--divide-by 1 takes them as they are. Received: inputs of type {array.dtype}"
+                "The inputs are whole numbers, and the model takes real ones, whose scale matters. "
+                "Scale them as in training: --divide-by 255 brings pixels to [0, 1], "
+                f"--divide-by 1 does not change them. Received: inputs of type {array.dtype}"
             )
     return found._replace(x=x)
 

@@ -22,7 +22,7 @@ class _Sparsity(click.FloatRange):
         number = click.FLOAT.convert(value, param, ctx)
         if 1 < number < 100:
             self.fail(
-                f"{value} is no fraction of zeros: {number:g} % is {number / 100:g}.", param, ctx
+                f"{value} is not a fraction of zeros: {number:g} % is {number / 100:g}.", param, ctx
             )
         return super().convert(value, param, ctx)
 
@@ -42,7 +42,7 @@ class Fraction(click.ParamType):
         match = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*(%?)", value.strip())
         number = float(match[1]) / (100 if match[2] else 1) if match else -1.0
         if not 0 <= number <= 1:
-            self.fail(f"{value!r} is no fraction such as 0.01 or 1%", param, ctx)
+            self.fail(f"{value!r} is not a fraction such as 0.01 or 1%", param, ctx)
         return number
 
 
@@ -61,7 +61,7 @@ class Bytes(click.ParamType):
         match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(|[KMG]I?)B?", value.strip().upper())
         size = int(float(match[1]) * _UNITS[match[2]]) if match else 0
         if size < 1:
-            self.fail(f"{value!r} is no number of bytes such as 2GiB, 500MB or 1000000", param, ctx)
+            self.fail(f"{value!r} is not a size such as 2GiB, 500MB or 1000000 bytes", param, ctx)
         return size
 
 
@@ -79,9 +79,7 @@ class Structure(click.ParamType):
         try:
             as_pattern(pattern)
         except ValueError:
-            self.fail(
-                f"{value!r} is none of 2:4 and the like, 4x1 and the like, filters", param, ctx
-            )
+            self.fail(f"{value!r} is not a pattern such as 2:4, 4x1 or filters", param, ctx)
         return pattern
 
 
@@ -139,10 +137,7 @@ def labelled(*, required: bool = False, use: str = "to measure on") -> Any:
 
 def calibration() -> Any:
     """Return the option of samples for quantization, and for the comparison with the model."""
-    text = (
-        "Unlabelled inputs that ranges of numbers are taken on, and outputs are compared on: "
-        f"{_FORMS}."
-    )
+    text = f"Unlabelled inputs to measure ranges of numbers and compare outputs on: {_FORMS}."
     return click.option("--calibration", "--inputs", metavar=SOURCE, help=text)
 
 
@@ -186,7 +181,7 @@ def microcontroller(function: Any) -> Any:
     """Add the options of files for microcontrollers to a command."""
     for option in (
         click.option("--npu", type=click.Choice(("ethos-u",)), help="Write the file for Vela."),
-        click.option("--c-array", metavar="PATH", help="Write C source too: PATH.h and PATH.cc."),
+        click.option("--c-array", metavar="PATH", help="Also write C source: PATH.h and PATH.cc."),
         click.option(
             "--arena-limit",
             type=ArenaLimit(),

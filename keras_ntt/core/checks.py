@@ -136,7 +136,7 @@ def check_built(model: Any, name: str = "model") -> None:
     if host.is_legacy_keras(model):
         raise TypeError(
             f"{name} is a tf_keras (Keras 2) model, and keras_ntt works on Keras 3 models. Build "
-            "it with `import keras`, make it again by keras_ntt.tfmot.to_keras3(model) after pip "
+            "it with `import keras`, convert it by keras_ntt.tfmot.to_keras3(model) after pip "
             "install 'keras-ntt[tfmot]', or save it as .h5 and call keras_ntt.load_model(path). "
             f"Received: {name} of type {type(model).__module__}.{type(model).__name__}"
         )
@@ -189,9 +189,9 @@ def check_differentiable(model: Any, name: str = "model") -> None:
     layers = host.layers_of(model)
     if stateful := [layer.name for layer in layers if getattr(layer, "stateful", False)]:
         raise ValueError(
-            "The outputs of stateful layers depend on the batches before, so a tangent kernel "
-            f"between samples has no meaning. Make {name} again without stateful=True, and give it "
-            f"the weights by set_weights. Received: {name}={model.name!r} with {stateful}"
+            "The outputs of stateful layers depend on earlier batches, so a tangent kernel between "
+            f"samples has no meaning. Build {name} again without stateful=True, and copy the "
+            f"weights by set_weights. Received: {name}={model.name!r} with {stateful}"
         )
 
 

@@ -49,7 +49,7 @@ def copy_of(model: keras.Model, inputs: Any = None, *, instead: str = "") -> ker
     except Exception as error:
         raise ValueError(
             f"The model {model.name!r} cannot be copied: {cause_of(error)}. Each of its layers, "
-            "and its own class, needs a get_config() of which from_config() makes it again, "
+            "and its class, needs a get_config() from which from_config() can rebuild it, "
             f"and a build() by shapes or a call on an array (inputs= or data=). {instead}"
             f"Received: a {type(model).__name__}"
         ) from error

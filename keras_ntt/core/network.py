@@ -55,12 +55,13 @@ class Call:
         loops = self.weights and loops_of(self.operation, looped)
         if loops and has_unknown_length(tensors):
             raise ValueError(
-                "Recurrent layers are run step by step here, so that they can be differentiated "
-                "twice, which takes sequences of a known length. The reason is another form than "
-                "LSTM, GRU and SimpleRNN have by default, or code of your own around them that "
-                "uses weights in other ways than by keras.ops.matmul, or calls them with more or "
-                "less than one row a sample. Pad all batches to one length and state it: by "
-                "keras.Input((length, ...)), or by an array instead of a data set of open shape. "
+                "Recurrent layers run step by step here, because they are differentiated twice. "
+                "This needs sequences of a known length. The reason is that the layer has other "
+                "settings than the defaults of LSTM, GRU and SimpleRNN, or that custom code around "
+                "it uses weights in other ways than by keras.ops.matmul, or calls it with another "
+                "number of rows than one per sample. Pad all batches to one length, and state it "
+                "by keras.Input((length, ...)), or by an array instead of a data set of open "
+                "shape. "
                 f"Received: the layer {self.operation.name!r} on inputs "
                 f"of shape {[tuple(t.shape) for t in tensors]}"
             )

@@ -81,7 +81,7 @@ def _of_keras2(
 
     Args:
         file: The file or folder.
-        custom: Classes of the user's own by name.
+        custom: Custom classes by name.
         config: The configuration in a ``.h5`` file; None for a folder.
     """
     problems: list[Exception] = []
@@ -105,7 +105,7 @@ def _of_keras2(
     if legacy is not None:
         reason += f". tf_keras: {_cause(str(problems[0]))}"
     raise ValueError(
-        f"The model of Keras 2 cannot be brought into Keras 3: {reason}. "
+        f"The model of Keras 2 cannot be converted to Keras 3: {reason}. "
         f"{'' if legacy is not None else _TF_KERAS + '. '}Received: {file}"
     ) from (problems[0] if problems else None)
 
@@ -132,8 +132,8 @@ def _of_folder(folder: pathlib.Path, custom: Mapping[str, Any]) -> keras.Model:
         raise _refusal(folder, _CHECKPOINT)
     raise _refusal(
         folder,
-        "The folder holds no saved_model.pb, so it is no SavedModel. Name the folder that has it, "
-        "or a .keras or .h5 file",
+        "The folder holds no saved_model.pb, so it is not a SavedModel. Name the folder that has "
+        "it, or a .keras or .h5 file",
     )
 
 
@@ -148,18 +148,18 @@ def _config_in_h5(file: pathlib.Path) -> dict[str, Any] | None:
 
 
 _WEIGHTS = (
-    "The file holds weights alone, without the layers that they belong to. Make the model by its "
-    "code, read them by model.load_weights(path), and save it whole by model.save('model.keras')"
+    "The file holds only weights, without their layers. Build the model by its code, read the "
+    "weights by model.load_weights(path), and save the whole model by model.save('model.keras')"
 )
 _CHECKPOINT = (
-    "This is a checkpoint of TensorFlow: weights alone, without the layers that they belong to. "
-    "Make the model by its code in tf_keras, read them by model.load_weights(path), and save it "
-    "whole by model.save('model.h5')"
+    "This is a checkpoint of TensorFlow: only weights, without their layers. Build the model by "
+    "its code in tf_keras, read the weights by model.load_weights(path), and save the whole model "
+    "by model.save('model.h5')"
 )
 _CLOSED = (
-    "The model calls a SavedModel as a closed graph, TFSMLayer: its weights have no places in "
-    "layers, so that nothing of it can be pruned. If Keras 2 wrote that SavedModel, read it itself "
-    "by keras_ntt.load_model(folder)"
+    "The model calls a SavedModel as a closed graph, TFSMLayer: its weights do not belong to "
+    "layers, so they cannot be pruned. If Keras 2 wrote that SavedModel, read the SavedModel by "
+    "keras_ntt.load_model(folder)"
 )
 _BY_SUFFIX = {
     ".tflite": "This is a LiteRT file, which has no Keras layers. keras-ntt shrink, keras-ntt "
@@ -182,8 +182,8 @@ def _reason(file: pathlib.Path) -> str:
     if _has_closed_graph(file):
         return _CLOSED
     return (
-        "This is no model that Keras can read by itself. Models with classes of your own come in "
-        "from Python, by keras_ntt.load_model(path, custom_objects={'MyLayer': MyLayer}), where "
+        "Keras cannot read this as a model. If it has custom classes, read it in Python by "
+        "keras_ntt.load_model(path, custom_objects={'MyLayer': MyLayer}). There "
         "prune_neural_tangent, sparsity_report and export_tflite do what the command line does"
     )
 

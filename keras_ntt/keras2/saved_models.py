@@ -27,7 +27,7 @@ def load(folder: pathlib.Path, custom_objects: Mapping[str, Any]) -> keras.Model
 
     Args:
         folder: The folder.
-        custom_objects: Classes of the user's own by name.
+        custom_objects: Custom classes by name.
 
     Returns:
         The model, whose outputs were compared with those of the folder's graph.
@@ -179,7 +179,7 @@ def _check_outputs(model: keras.Model, folder: pathlib.Path) -> None:
     for found in theirs.values():
         if not any(_same(found, keras.ops.convert_to_numpy(output)) for output in ours):
             raise NotKnownError(
-                "the model made again computes something else than the graph in the folder, so a "
+                "the rebuilt model computes something else than the graph in the folder, so a "
                 "layer means different things in Keras 2 and Keras 3"
             )
 

@@ -180,7 +180,7 @@ def in_float32(model: keras.Model) -> keras.Model:
         raise ExportError(
             f"LiteRT files compute in float32, and the model {model.name!r} cannot be copied to do "
             f"so: {cause_of(error)}. "
-            'Make it again after keras.config.set_dtype_policy("float32"), and give it the '
+            'Build it again after keras.config.set_dtype_policy("float32"), and copy the '
             f"weights by set_weights. Received: layers that compute in {', '.join(others)}"
         ) from error
     finally:

@@ -182,7 +182,7 @@ def export_tflite(
     own = samples.ports.batch
     if batch_size not in (None, "any") and own not in (None, options.batch_size):
         raise ValueError(
-            "The model fixes the number of samples at a time, so a file cannot have another. Make "
+            "The model fixes the number of samples at a time, so a file cannot have another. Build "
             f"it again without batch_shape. Received: batch_size={batch_size!r}, {own} in the model"
         )
     expected = expected_of(exact, samples, labels)

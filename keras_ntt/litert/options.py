@@ -105,8 +105,8 @@ def options_of(
     if target == "int8":
         if quantization not in (None, "int8"):
             raise ValueError(
-                'target="int8" is a file that computes in int8 throughout, which leaves no '
-                "choice of quantization. Leave it out, or take another target. "
+                'A file of target="int8" always computes in int8, so quantization cannot be '
+                "chosen. Leave it out, or use another target. "
                 f"Received: target='int8', quantization={quantization!r}"
             )
         quantization = "int8"
@@ -182,7 +182,7 @@ def check_micro(micro: Micro, target: str) -> Micro:
         given = {k: v for k, v in vars(micro).items() if v is not None and v is not False}
         for name, value in given.items():
             raise ValueError(
-                f'{name} is an option of target="micro" alone. Leave it out, or take that target. '
+                f'{name} is only an option of target="micro". Leave it out, or use that target. '
                 f"Received: {name}={value!r}, target={target!r}"
             )
         return micro

@@ -93,7 +93,7 @@ def _fast(model: Any, weights: dict[Key, Weight], int8: bool, cpu: str) -> Reenc
         ()
         if verdict.kind != "wrong"
         else (
-            "sparse inference is left off, because XNNPACK would compute wrong outputs on ARM: "
+            "sparse inference is not used, because XNNPACK would compute wrong outputs on ARM: "
             f"{'; '.join(verdict.reasons)}",
         )
     )

@@ -196,7 +196,7 @@ def check_rounding(rounding: Rounding, name: str, quantization: str) -> None:
     }
     raise RuinedError(
         f"Rounding has ruined the model {name!r}, so its file was not written: the error of its "
-        f"outputs is as large as they vary. {advice[quantization]}. To have the file nevertheless, "
+        f"outputs is as large as their variation. {advice[quantization]}. To write it anyway, "
         "pass tolerance=, the largest difference allowed relative to the largest output, such as "
         f"tolerance=2. Received: quantization={quantization!r}; {rounding}"
     )

@@ -64,7 +64,7 @@ def closed(model: Any) -> Any:
     error when it allocates tensors; others give such a tensor no memory and pass over it.
 
     Args:
-        model: A ``ModelT``. It is left as it is.
+        model: A ``ModelT``. It is not changed.
 
     Returns:
         The model itself if nothing would go wrong in silence, else a copy with the tensor.

@@ -45,7 +45,7 @@ def without_float_ports(model: Any) -> Any:
     """Return a model that takes and returns the integers that it computes in.
 
     Args:
-        model: A ``ModelT``. It is left as it is.
+        model: A ``ModelT``. It is not changed.
 
     Returns:
         The model without a QUANTIZE that alone reads an input, and without a DEQUANTIZE that

@@ -87,10 +87,10 @@ class Written(NamedTuple):
         tensors: How each weight is stored, and why.
         runs: The ways in which it, or its dense twin, was run and compared.
         difference: Largest difference of an output from the expected one, of those compared.
-        allowed: The largest that was allowed.
-        warnings: What one should not expect of it.
-        micro: What a firmware needs to know of it, or None.
-        rounding: What rounding has done to the model, or None where nothing was rounded.
+        allowed: The largest allowed difference.
+        warnings: What not to expect of it.
+        micro: Its figures for a firmware, or None.
+        rounding: The effect of rounding on the model, or None if nothing was rounded.
     """
 
     content: bytes

@@ -86,13 +86,12 @@ def load_difference(base: keras.Model, path: Path) -> keras.Model:
     """Return the model that a file and its base make.
 
     Args:
-        base: The model that the difference was taken to; it stays as it is. Where it was taken to
-            a seed, any model of the same layers: its values are not looked at.
+        base: The base of the difference; it is not changed. If the base was a seed, any model with
+            the same layers: its values are not used.
         path: A file that `save_difference` wrote.
 
     Returns:
-        A copy of the base with the values of the model that was saved, to the bit. Nothing of it is
-        frozen.
+        A copy of the base with exactly the values of the saved model. Nothing in it is frozen.
 
     Raises:
         FileNotFoundError: If there is no such file.

@@ -51,7 +51,7 @@ def save_model(model: keras.Model, path: Path) -> None:
 
 
 class BackupAndRestore(keras.callbacks.Callback):
-    """Saves the state of training after each epoch, and goes on from there in another ``fit``.
+    """Saves the state of training after each epoch, and resumes from it in another ``fit``.
 
     As `keras.callbacks.BackupAndRestore`, with two differences. The state is one file, which is
     replaced as a whole: a process may be killed at any moment, also while it saves. And the file

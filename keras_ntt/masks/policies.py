@@ -251,8 +251,8 @@ def choose_weights(
     ordered = [v for v in model.trainable_variables if id(v) in chosen]
     if not ordered and quantized and not (frozen_too and frozen):
         raise ValueError(
-            "There is nothing to prune: Keras has quantized the kernels, which are no weights to "
-            "train any more. Prune the model before quantize(). "
+            "There is nothing to prune: Keras has quantized the kernels, which can no longer be "
+            "trained. Prune the model before quantize(). "
             f"Received: model={model.name!r} with {', '.join(quantized)}"
         )
     if not ordered and not (frozen_too and frozen):

@@ -76,13 +76,13 @@ def restore_masks(
         natural = f" or may begin with their zeros: {', '.join(left)}" if left else ""
         raise ValueError(
             "The model holds no zeros to restore masks from. Load the weights of the pruned "
-            "model first, or prune it; zeros that a weight may begin with are masked if filters= "
-            f"chooses it. Received: model={model.name!r}, all kernels dense{natural}"
+            "model first, or prune it. Zeros that a weight may begin with are masked only if "
+            f"filters= selects it. Received: model={model.name!r}, all kernels dense{natural}"
         )
     if left:
         warnings.warn(
             "Zeros that weights may have from the beginning get no mask: kernels of zeros only, "
-            "identities, and empty rows of an Embedding. If they were pruned, choose them, "
+            "identities, and empty rows of an Embedding. If they were pruned, select them, "
             "keras_ntt.restore_masks(model, filters=...), or load their masks from a file of "
             "save_masks: keras_ntt.load_masks(model, path). "
             f"Received: {', '.join(map(repr, left))}",
@@ -91,7 +91,7 @@ def restore_masks(
     if (most := max(1 - mask.mean() for mask in masks.values())) < _SHARE:
         warnings.warn(
             f"No kernel of {model.name!r} holds more than {most:.1%} zeros, which are masked now. "
-            "If it was pruned, it was trained without its masks since, and has lost most zeros: "
+            "If it was pruned, it was later trained without its masks, and has lost most zeros: "
             "load the pruned file again and restore its masks before training.",
             stacklevel=2,
         )

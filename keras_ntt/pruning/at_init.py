@@ -202,10 +202,10 @@ def _warn_if_trained(model: keras.Model, function: NetworkSaliency) -> None:
         moved = f"{signs.moved[0]!r} and {len(signs.moved) - 1} more" if signs.moved else "none"
         warnings.warn(
             f"The model looks trained, and {function.name.lower()} masks are chosen without a look "
-            "at its weights, so most of what it has learnt goes. They are for a model that is to "
-            "be trained afterwards. For a trained model call keras_ntt.prune_post_training(model, "
-            "inputs, sparsity=sparsity), which keeps its outputs. Received: weights that have left "
-            f"the constant that they begin with: {moved}; {signs.steps} steps of the optimizer",
+            "at its weights, so most of what it has learnt is lost. They are for models that are "
+            "trained afterwards. For a trained model call keras_ntt.prune_post_training(model, "
+            "inputs, sparsity=sparsity), which keeps its outputs. Received: weights that have "
+            f"changed from their initial constant: {moved}; {signs.steps} steps of the optimizer",
             stacklevel=3,
         )
 

@@ -25,7 +25,7 @@ class Rule(NamedTuple):
     Attributes:
         masks: What a mask becomes.
         due: Function of the number of an update, counted from 0, that tells whether it exchanges.
-        replaces: Whether the exchange takes the place of the optimizer's step, or follows it.
+        replaces: Whether the exchange replaces the optimizer's step, or follows it.
     """
 
     masks: Masks

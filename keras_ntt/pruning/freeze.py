@@ -44,7 +44,7 @@ def freeze_at_init(
     ``save_difference(trained, model, path)``.
 
     Args:
-        model: A built model. It stays as it is.
+        model: A built model. It is not changed.
         frozen: Fraction of the kernels' entries that are not trained, in [0, 1).
         data: Samples with labels, ``(x, y)``, see `saliency_scores`.
         saliency: The score by which entries are chosen, see `saliency_scores`. None is FreezeNet's

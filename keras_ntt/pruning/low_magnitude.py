@@ -57,10 +57,10 @@ def prune_low_magnitude(
     Args:
         model: A built model of any kind, a Sequential model that is not built yet, a layer, or a
             list of layers. What is not built is pruned as soon as it is; a layer of a model that
-            was trained already takes effect when the model is compiled again. A layer without
-            weights to prune is left as it is. So is what is pruned with the same settings
-            already; masks that do not change, as `restore_masks` and `apply_masks` hold them, are
-            those that the schedule goes on from.
+            was trained already takes effect when the model is compiled again. Layers without
+            weights to prune, and weights that are already pruned with the same settings, are not
+            changed. If there are fixed masks, as `restore_masks` and `apply_masks` hold them, the
+            schedule continues from these.
         pruning_schedule: A `PruningSchedule`, a schedule of tfmot, or a function
             ``step -> (should_prune, sparsity)``. A number prunes at once to that sparsity, and
             updates the masks every 100 steps. None is ``ConstantSparsity(0.5, 0)``, which first
@@ -94,7 +94,7 @@ def prune_low_magnitude(
     """
     if isinstance(pruning_schedule, Mapping):
         raise ValueError(
-            "The parameters came as one dictionary in the place of pruning_schedule. Write "
+            "The parameters were passed as one dictionary in the place of pruning_schedule. Write "
             "prune_low_magnitude(model, **pruning_params). "
             f"Received: a dictionary of {sorted(map(str, pruning_schedule))}"
         )
@@ -169,9 +169,9 @@ class _Settings:
     def has_part_in(self, layer: keras.layers.Layer, alone: bool) -> bool:
         """Return whether a layer is pruned, or has weights of which it should say why not.
 
-        Layers of Keras without kernels, such as Dropout and normalizations, are passed over, and so
-        is what is given among others. A layer of Keras around one of the user's own, such as an RNN
-        of such a cell, is not.
+        Layers of Keras without kernels, such as Dropout and normalizations, are ignored, and so are
+        layers of a list. A layer of Keras around a custom one, such as an RNN with a custom cell,
+        is not ignored.
         """
         if self.owners(layer):
             return True
@@ -238,7 +238,7 @@ def _hold(chosen: Chosen) -> None:
 
 
 def _prune_layers(layers: list[Any], settings: _Settings) -> None:
-    """Prune layers, those without kernels left as they are."""
+    """Prune layers that have kernels."""
     for layer in layers:
         _check_layer(layer)
     layers = list({id(layer): layer for layer in layers}.values())  # one may be given twice

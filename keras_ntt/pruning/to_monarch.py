@@ -34,7 +34,7 @@ def to_monarch(
     Monarch matrix: train the copy afterwards, on labels or on the outputs of `model`.
 
     Args:
-        model: A built Sequential or functional model. It stays as it is.
+        model: A built Sequential or functional model. It is not changed.
         inputs: Unlabelled inputs for the fit, see `keras_ntt.prune_post_training`; None for none.
         blocks: Blocks of either factor. Layers that would not become smaller stay as they are.
         filters: Which Dense layers, see `NeuralTangentTransfer`.

@@ -60,7 +60,7 @@ class LossGradient(SNIP):
     Args:
         loss: See `SNIP`.
         loss_weights: See `SNIP`.
-        rounds: Rounds in which to choose, unless asked otherwise.
+        rounds: The default number of rounds.
     """
 
     def __call__(self, subject: Subject) -> list[tf.Tensor]:

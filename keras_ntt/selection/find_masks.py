@@ -249,14 +249,14 @@ def _warn_of_empty(counts: Sequence[int], recipe: Recipe) -> None:
     empty = [n for n, count in zip(recipe.shares.names, counts, strict=True) if not count]
     if not empty:
         return
-    done = "The best entry of each is kept all the same"
+    done = "The best entry of each is kept nevertheless"
     if recipe.allow_empty_layers:
-        done = "They are pruned to nothing, as allow_empty_layers=True lets them be, and no signal "
-        done += "passes them"
+        done = "They are pruned completely, because allow_empty_layers=True allows it, and no "
+        done += "signal passes them"
     who, instead = f"The allocation {recipe.shares.allocation!r}", "Lower the sparsity"
     if recipe.shares.by_score:
         who, instead = f"The scores of {recipe.saliency.name}", "Prune in more rounds"
-        instead += ", or share the sparsity out by allocation='erk'"
+        instead += ", or allocate the sparsity by allocation='erk'"
     warnings.warn(f"{who} would remove all of {empty}. {done}. {instead}.", stacklevel=4)
 
 

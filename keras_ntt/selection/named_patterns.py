@@ -132,7 +132,7 @@ def check_fixed_sparsity(pattern: Pattern | None, sparsity: float, allocation: A
         if abs(fixed - value) > 1e-6:
             raise ValueError(
                 f"The pattern {pattern} fixes the sparsity of every weight at {fixed:g}: ask for "
-                "that at all times, and leave out by filters= what is to stay dense. "
+                "exactly that, and leave out by filters= the weights that must stay dense. "
                 f"Received: {name}={value!r}"
             )
 
@@ -164,9 +164,9 @@ def warn_if_sparsity_missed(
             far.append(f"{name} ({found:.3g} instead of {wanted:.3g})")
     if far:
         warnings.warn(
-            f"The pattern does not come near the sparsity of {', '.join(far)}: what it keeps or "
-            "prunes as one leaves too few choices in a weight so small. Take a finer pattern, or "
-            "leave such weights out by filters=. "
+            f"The pattern does not come near the sparsity of {', '.join(far)}: in such small "
+            "weights it has too few groups to choose from. Use a finer pattern, or leave such "
+            "weights out by filters=. "
             f"Received: pattern {getattr(pattern, '__name__', pattern)}",
             stacklevel=4,
         )
@@ -308,7 +308,7 @@ def check_structure(
         )
     if block != (1, 1):
         raise ValueError(
-            "block_size and sparsity_m_by_n are two structures, of which a mask can have one. "
+            "block_size and sparsity_m_by_n are two structures, and a mask can have only one. "
             f"Received: block_size={block_size!r}, sparsity_m_by_n={sparsity_m_by_n!r}"
         )
     return block, group

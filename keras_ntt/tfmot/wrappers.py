@@ -61,9 +61,9 @@ class NTTSchedule(tfmot.sparsity.keras.PruningSchedule):
         self._native = schedules.NTTSchedule(sparsity, frequency, end_step)
 
     def __call__(self, step: Any) -> tuple[tf.Tensor, tf.Tensor]:
-        """Return whether the masks are refreshed at `step`, and the sparsity.
+        """Return whether the masks are updated at `step`, and the sparsity.
 
-        tfmot's first step is 1, so that is where the masks are chosen first.
+        tfmot's first step is 1, so the masks are chosen first at step 1.
         """
         native, step = self._native, tf.cast(step, tf.int64)
         first, sparsity = step <= 1, tf.constant(native.sparsity, tf.float32)
@@ -158,7 +158,7 @@ def prune_neural_tangent(
     """Prune a tf_keras model before training, without labels, by Neural Tangent Transfer.
 
     Args:
-        model: A built tf_keras model. It stays as it is.
+        model: A built tf_keras model. It is not changed.
         inputs: Unlabelled inputs, see `keras_ntt.prune_neural_tangent`.
         sparsity: Fraction of zeros, or a schedule, also one of tfmot.
         epochs: Passes over the inputs.
@@ -264,7 +264,7 @@ def wrap_with_masks(model: Any, masks: Mapping[str, Any]) -> Any:
     kept.
 
     Args:
-        model: A built tf_keras model without wrappers. It stays as it is.
+        model: A built tf_keras model without wrappers. It is not changed.
         masks: Masks by ``layer/weight``, see `translate_masks`; true where an entry is kept.
 
     Returns:

@@ -213,7 +213,7 @@ def test_ctrl_c_leaves_a_state_to_go_on_from(folder, capfd):
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=120)
     assert process.returncode == 130, said.decode()
-    assert "the same command goes on from there" in said.decode()
+    assert "the same command continues from there" in said.decode()
     assert not (folder / "out.keras").exists()
     done = saved_epochs(state)
     assert 2 <= done < 16
@@ -536,7 +536,7 @@ def test_damaged_settings_of_a_stopped_run_are_named(content, folder, capsys):
     ("command", "words"),
     [
         ("report missing.keras", "no such model file"),
-        ("report x.npy", "no model that Keras can read"),
+        ("report x.npy", "Keras cannot read this as a model"),
         ("prune missing.keras --inputs x.npy -s 0.5 -o o.keras", "no such model file"),
         ("prune model.keras --inputs missing.npy -s 0.5 -o o.keras", "no such file of arrays"),
         ("prune model.keras --inputs pickled.npy -s 0.5 -o o.keras", "pickled objects are refused"),
@@ -636,5 +636,5 @@ def test_sizes_in_words(text, size):
 
 @pytest.mark.parametrize("text", ["", "GiB", "-1", "0", "1 parsec"])
 def test_sizes_that_are_none(text):
-    with pytest.raises(click.BadParameter, match="no number of bytes"):
+    with pytest.raises(click.BadParameter, match="not a size"):
         options.Bytes().convert(text, None, None)

@@ -97,4 +97,4 @@ def test_folders_of_images(folder, capsys):
 def test_drops_that_are_none(drop, folder, capsys):
     words = ["compress", "model.keras", "--inputs", "x.npy", "-o", "a.tflite", "--max-drop", drop]
     assert main(words) == 2
-    assert "no fraction" in capsys.readouterr().err
+    assert "not a fraction" in capsys.readouterr().err

@@ -201,7 +201,7 @@ def test_losses_by_hand():
         ("evaluate model.keras --divide-by 255 --data far.npz", "number the classes from 0 to 1"),
         ("evaluate model.keras --divide-by 255 --data wide.npz", "labels of shape (12, 3)"),
         ("evaluate model.keras --divide-by 255 --data flat/0.png", "name its folder"),
-        ("evaluate x.npy --data data.npz", "no model that Keras can read"),
+        ("evaluate x.npy --data data.npz", "Keras cannot read this as a model"),
         ("evaluate gone.tflite --data data.npz", "gone.tflite"),
         ("evaluate two.keras --divide-by 255 --data data.npz", "keras.Model(model.inputs"),
         ("prune model.keras --inputs empty -s 0.5 -o o.keras", "no images in the folder"),

@@ -168,7 +168,7 @@ def test_weights_alone(tmp_path):
     old.save_weights_h5(model, tmp_path / "old.h5")
     model.save_weights(tmp_path / "new.weights.h5")
     for name in ("old.h5", "new.weights.h5"):
-        with pytest.raises(ValueError, match=r"holds weights alone.*model\.load_weights\(path\)"):
+        with pytest.raises(ValueError, match=r"holds only weights.*model\.load_weights\(path\)"):
             keras_ntt.load_model(tmp_path / name)
         two_layers().load_weights(tmp_path / name)  # the advice works
 
@@ -202,9 +202,9 @@ def test_a_closed_graph_in_a_model(tmp_path, rng):
         ("net.tflite", b"TFL3", "is a LiteRT file.*keras-ntt evaluate"),
         ("saved_model.pb", b"", "SavedModel is a folder"),
         ("net.json", b"{}", "layers without weights"),
-        ("net.h5", b"nothing", "no model that Keras can read by itself"),
-        ("net.keras", b"", "no model that Keras can read by itself"),
-        ("net.txt", b"", "no model that Keras can read by itself"),
+        ("net.h5", b"nothing", "Keras cannot read this as a model"),
+        ("net.keras", b"", "Keras cannot read this as a model"),
+        ("net.txt", b"", "Keras cannot read this as a model"),
     ],
 )
 def test_other_files(name, content, words, tmp_path):

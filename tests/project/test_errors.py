@@ -169,7 +169,7 @@ def stateful():
 @pytest.mark.parametrize("name", DIFFERENTIATING)
 def test_a_model_with_a_state_between_calls(name, tmp_path):
     model = stateful()
-    with refused(ValueError, r"depend on the batches before.*stateful=True.*memory", model):
+    with refused(ValueError, r"depend on earlier batches.*stateful=True.*memory", model):
         ENTRY_POINTS[name](model, tmp_path)
 
 

@@ -288,7 +288,7 @@ def test_synflow_in_enough_rounds_keeps_a_path(rounds):
 
 def test_a_layer_is_not_removed_unless_asked():
     model = linear_chain(*COLLAPSE)
-    with warned("The best entry of each is kept all the same"):
+    with warned("The best entry of each is kept nevertheless"):
         pruned = prune_at_init(model, sparsity=6 / 9, saliency=SynFlow(rounds=1))
     counts = [int(m.sum()) for m in keras_ntt.get_masks(pruned).values()]
     assert min(counts) == 1

@@ -26,7 +26,7 @@ from keras_ntt.selection.allocation_names import ALLOCATIONS
     "methods",
     multiple=True,
     type=click.Choice(METHODS),
-    help=f"May be given again.  [default: {', '.join(DEFAULT)}]",
+    help=f"Can be repeated.  [default: {', '.join(DEFAULT)}]",
 )
 @click.option(
     "--allocation",
@@ -46,14 +46,14 @@ from keras_ntt.selection.allocation_names import ALLOCATIONS
     type=options.POSITIVE,
     default=10,
     show_default=True,
-    help="Passes over the inputs without labels, by ntt.",
+    help="Passes over the unlabelled inputs, for ntt.",
 )
 @click.option(
     "--epochs",
     type=options.POSITIVE,
     default=10,
     show_default=True,
-    help="Passes over the labelled samples, by all.",
+    help="Passes over the labelled samples, for all methods.",
 )
 @click.option("--batch-size", type=options.POSITIVE, default=64, show_default=True)
 @click.option(
@@ -61,14 +61,14 @@ from keras_ntt.selection.allocation_names import ALLOCATIONS
     type=click.FloatRange(min=0, min_open=True),
     default=1e-3,
     show_default=True,
-    help="Of Adam, on labels.",
+    help="Learning rate of Adam, with labels.",
 )
 @click.option(
     "--transfer-rate",
     type=click.FloatRange(min=0, min_open=True),
     default=5e-4,
     show_default=True,
-    help="Of Adam, without labels.",
+    help="Learning rate of Adam, without labels.",
 )
 @click.option("--ntk-weight", type=click.FloatRange(min=0), default=1e-3, show_default=True)
 @click.option("--l2", type=click.FloatRange(min=0), default=1e-5, show_default=True)

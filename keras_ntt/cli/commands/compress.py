@@ -18,7 +18,7 @@ _GO_ON = "The same command continues from there; with --restart it begins again.
     "compress",
     cls=Command,
     short_help="Make a trained model small without labels.",
-    epilog="What is lost is measured on inputs that pruning does not see: a fifth of --inputs.",
+    epilog="The loss is measured on inputs that pruning does not use: a fifth of --inputs.",
 )
 @click.argument("model", type=options.PATH)
 @options.inputs(required=True)
@@ -28,27 +28,27 @@ _GO_ON = "The same command continues from there; with --restart it begins again.
     type=options.Fraction(),
     default="1%",
     show_default=True,
-    help="The most that may be lost, of agreement with the model or of accuracy (--data).",
+    help="Largest allowed loss of agreement with the model, or of accuracy (--data).",
 )
 @click.option(
     "--sparsity",
     "-s",
     type=options.SPARSITY,
     multiple=True,
-    help="Fraction of zeros; may be given again.  [default: 0.5, 0.7, 0.8, 0.9, 0.95]",
+    help="Fraction of zeros. Can be repeated.  [default: 0.5, 0.7, 0.8, 0.9, 0.95]",
 )
 @click.option(
     "--channels",
     "-c",
     type=options.SPARSITY,
     multiple=True,
-    help="Fraction of the channels to remove; may be given again.  [default: 0.25, 0.5, 0.75]",
+    help="Fraction of the channels to remove. Can be repeated.  [default: 0.25, 0.5, 0.75]",
 )
 @click.option(
     "--methods",
     type=click.Choice(("weights", "channels")),
     multiple=True,
-    help="Make weights zero, remove whole channels; may be given again.  [default: both]",
+    help="Make weights zero, or remove whole channels. Can be repeated.  [default: both]",
 )
 @click.option(
     "--target",
@@ -74,7 +74,7 @@ _GO_ON = "The same command continues from there; with --restart it begins again.
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="Passes over the inputs to recover in.",
+    help="Passes over the inputs for recovery.",
 )
 @options.labelled(use="to measure accuracy on")
 @click.option("--keras", "keras_file", type=options.PATH, help="Also write the .keras model.")
@@ -102,8 +102,9 @@ def command(
 ) -> int:
     """Make a trained Keras MODEL small without labels, and write a LiteRT file.
 
-    Weights are made zero and channels removed, from little to much, each file is measured against
-    the model, and the best one within --max-drop is written. After Ctrl-C the same command goes on.
+    It makes more and more weights zero, removes more and more channels, and compares each file
+    with the model. The best file within --max-drop is written. After Ctrl-C the same command
+    continues.
 
     \b
     Examples:

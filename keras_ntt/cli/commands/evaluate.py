@@ -14,7 +14,7 @@ from keras_ntt.cli.command import Command
     "evaluate",
     cls=Command,
     short_help="Measure a Keras model or a LiteRT file on labelled data.",
-    epilog="Of data in two parts the one to test on is measured on, of others all.",
+    epilog="If the data have a test part, only this part is used.",
 )
 @click.argument("model", type=options.PATH)
 @options.labelled(required=True)
@@ -23,8 +23,8 @@ from keras_ntt.cli.command import Command
 def command(model: pathlib.Path, data: str, divide_by: float | None, as_json: bool) -> int:
     """Measure MODEL, a Keras model or a LiteRT (TFLite) file, on labelled data.
 
-    Accuracy and cross-entropy where the labels are classes, the mean squared error where they are
-    of the shape of the outputs; size and sparsity.
+    It prints size and sparsity. If the labels are classes, it prints accuracy and cross-entropy; if
+    they have the shape of the outputs, the mean squared error.
 
     \b
     Examples:

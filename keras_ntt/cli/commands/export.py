@@ -15,7 +15,7 @@ from keras_ntt.cli.command import Command
     "export",
     cls=Command,
     python_names={"representative_data": "--calibration or --data"},
-    short_help="Write a LiteRT file, small or fast by its zeros.",
+    short_help="Write a LiteRT file that zeros make small or fast.",
 )
 @click.argument("model", type=options.PATH)
 @click.argument("path", type=options.PATH)
@@ -24,7 +24,7 @@ from keras_ntt.cli.command import Command
     type=click.Choice(("size", "latency", "int8", "dense", "micro")),
     default="size",
     show_default=True,
-    help="What the file is for.",
+    help="Purpose of the file.",
 )
 @click.option(
     "--quantization",
@@ -33,36 +33,36 @@ from keras_ntt.cli.command import Command
 )
 @options.calibration()
 @options.labelled(use="to measure the file on; their inputs stand in for --calibration")
-@click.option("--tolerance", type=click.FloatRange(min=0), help="Relative difference allowed.")
+@click.option("--tolerance", type=click.FloatRange(min=0), help="Allowed relative difference.")
 @click.option(
     "--cpu",
     type=click.Choice(("any", "x86", "arm")),
     default="any",
     show_default=True,
-    help="What latency is for.",
+    help="Processor for --target latency.",
 )
 @click.option(
     "--input-type",
     "inference_input_type",
     type=click.Choice(("float32", "int8", "uint8", "int16")),
-    help="What the file takes.",
+    help="Input type of the file.",
 )
 @click.option(
     "--output-type",
     "inference_output_type",
     type=click.Choice(("float32", "int8", "uint8", "int16")),
-    help="What it returns.",
+    help="Output type of the file.",
 )
 @click.option(
     "--batch-size",
     type=options.SamplesAtATime(),
-    help="Samples at a time that the file takes, or 'any'.",
+    help="Batch size of the file, or 'any'.",
 )
 @options.microcontroller
 @click.option(
     "--levels",
     type=click.IntRange(min=2),
-    help="Round weights on a microcontroller to so many values.",
+    help="Number of values of rounded weights, for a microcontroller.",
 )
 @click.option("--compact", is_flag=True, help="Remove dead units first.")
 @click.option("--benchmark", is_flag=True, help="Measure latency and memory on this host.")
@@ -80,7 +80,7 @@ def command(
 ) -> int:
     """Write a LiteRT (TFLite) file of a Keras MODEL to PATH.
 
-    The file is run and compared with the model before it takes its place.
+    The file is run and compared with the model before it is written to PATH.
 
     \b
     Examples:

@@ -10,13 +10,13 @@ from keras_ntt.cli import options, printing
 from keras_ntt.cli.command import Command
 
 
-@click.command("inspect", cls=Command, short_help="Say what is sparse in a LiteRT file.")
+@click.command("inspect", cls=Command, short_help="Show what is sparse in a LiteRT file.")
 @click.argument("path", type=options.PATH)
 @options.as_json
 def command(path: pathlib.Path, as_json: bool) -> int:
-    """Look into a LiteRT (TFLite) file without running it.
+    """Inspect a LiteRT (TFLite) file without running it.
 
-    It says what is sparse in the file at PATH, and what the runtime will do with it.
+    It shows what is sparse in the file at PATH, and what the runtime will do with it.
 
     \b
     Examples:

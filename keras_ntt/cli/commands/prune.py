@@ -18,8 +18,8 @@ from keras_ntt.selection.allocation_names import ALLOCATIONS
     cls=Command,
     python_names={"data": "--inputs", "saliency": "--method", "saliency_data": "--inputs"},
     short_help="Find a sparse network in a dense one, without labels.",
-    epilog="The zeros of the written model are exact. To train it on from Python, call "
-    "keras_ntt.restore_masks(model) after loading it, or they will not last.",
+    epilog="The zeros of the written model are exact. Before you train it further in Python, call "
+    "keras_ntt.restore_masks(model), or training fills the zeros.",
 )
 @click.argument("model", type=options.PATH)
 @options.inputs()
@@ -50,19 +50,17 @@ from keras_ntt.selection.allocation_names import ALLOCATIONS
     "filters",
     multiple=True,
     metavar="REGEX",
-    help="Prune only layers or weights whose name matches; may be given again.",
+    help="Prune only layers or weights whose name matches. Can be repeated.",
 )
 @click.option("--epochs", type=options.POSITIVE, help="Passes over the inputs.  [default: 10]")
-@click.option(
-    "--steps", type=options.POSITIVE, help="Instead: as many whole passes as make these steps."
-)
+@click.option("--steps", type=options.POSITIVE, help="Instead of --epochs: at least so many steps.")
 @click.option("--batch-size", type=options.POSITIVE, default=64, show_default=True)
 @click.option(
     "--learning-rate",
     type=click.FloatRange(min=0, min_open=True),
     default=5e-4,
     show_default=True,
-    help="Of Adam.",
+    help="Learning rate of Adam.",
 )
 @click.option(
     "--ntk-weight",
@@ -83,24 +81,24 @@ from keras_ntt.selection.allocation_names import ALLOCATIONS
     type=click.Choice(("all", "kept")),
     default="all",
     show_default=True,
-    help="Take the kernel by all weights or by those that are kept.",
+    help="Compute the kernel of all weights, or only of the kept ones.",
 )
 @click.option(
     "--output-projections",
     type=options.POSITIVE,
     metavar="N",
-    help="Random combinations that stand for many outputs.",
+    help="Number of random combinations that replace many outputs.",
 )
 @click.option(
     "--memory-limit",
     type=options.Bytes(),
     metavar="SIZE",
-    help="What the tensors of a step may take, such as 2GiB.",
+    help="Memory for the tensors of a step, such as 2GiB.",
 )
 @click.option(
-    "--masks", type=options.PATH, help="Write the masks too, an .npz file for load_masks."
+    "--masks", type=options.PATH, help="Also write the masks, an .npz file for load_masks."
 )
-@click.option("--restart", is_flag=True, help="Drop what a stopped run has left.")
+@click.option("--restart", is_flag=True, help="Discard the saved state of an interrupted run.")
 @options.divide_by
 @options.seed
 @options.quiet

@@ -105,8 +105,8 @@ class Unfinished:
                 raise ValueError("no settings in it")
         except ValueError as error:
             raise ValueError(
-                "A run was stopped, and the file of its settings is damaged, so it cannot be gone "
-                f"on with. Add --restart to drop it. Received: {file} ({error})"
+                "A run was interrupted, and the file of its settings is damaged, so it cannot be "
+                f"resumed. Add --restart to discard it. Received: {file} ({error})"
             ) from error
         return there
 
@@ -117,7 +117,7 @@ class Unfinished:
         if other:
             changes = ", ".join(f"{k} {there.get(k)!r} then, {mine.get(k)!r} now" for k in other)
             raise ValueError(
-                f"{self.folder} holds a run of other settings that was stopped. Give the same "
-                "command as then to go on with it, or add --restart to drop it. "
+                f"{self.folder} holds an interrupted run with other settings. Repeat its command "
+                "to resume it, or add --restart to discard it. "
                 f"Received: {changes}"
             )

@@ -13,7 +13,7 @@ def pack(model: Any, generated: ModuleType, identifier: bytes) -> bytes:
     """Pack a model.
 
     Args:
-        model: A ``ModelT``. It is left as it is.
+        model: A ``ModelT``. It is not changed.
         generated: The module of the schema's generated classes.
         identifier: The four bytes that mark the format.
 

@@ -19,7 +19,7 @@ def without_dead_channels(model: Any) -> Any:
     """Return a model whose dead channels hold zeros.
 
     Args:
-        model: A ``ModelT``. It is left as it is.
+        model: A ``ModelT``. It is not changed.
 
     Returns:
         The new ``ModelT``: in constants of int8 that operators read as their weight, channels with

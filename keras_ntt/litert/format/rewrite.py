@@ -28,7 +28,7 @@ def rewrite(model: Any, weights: Mapping[Key, tuple[Weight, Choice]]) -> Any:
     becomes sparse in place, and its operators get the version that allows it.
 
     Args:
-        model: A ``ModelT``. It is left as it is.
+        model: A ``ModelT``. It is not changed.
         weights: What to change.
 
     Returns:
@@ -113,7 +113,7 @@ def trimmed(model: Any) -> Any:
     """Return a model without what no interpreter reads.
 
     Args:
-        model: A ``ModelT``. It is left as it is.
+        model: A ``ModelT``. It is not changed.
 
     Returns:
         The new ``ModelT``, which shares the bytes of the constants.

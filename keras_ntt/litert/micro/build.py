@@ -1,4 +1,4 @@
-"""From a densely stored file to one for a microcontroller, checked against its twin to the bit."""
+"""Build a file for a microcontroller from a dense file, and compare both bit by bit."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ def build(
     """Make a file for a microcontroller.
 
     Args:
-        model: The ``ModelT`` of the dense file. It is left as it is.
+        model: The ``ModelT`` of the dense file. It is not changed.
         dense_size: Bytes of the dense file.
-        inputs: What to run both files on, ``[samples, ...]`` an input, in the file's types, each
-            with the file's own axis of the batch.
+        inputs: The inputs to run both files on, ``[samples, ...]`` per input, in the file's types,
+            each with the file's own axis of the batch.
         huffman: Whether HUFFMAN may be used.
         arena_limit: Bytes of memory, ``"dense"``, or None.
         npu: The NPU whose compiler is to take the file, which stays dense then; or None.

@@ -30,7 +30,7 @@ class Constant:
         name: Its name.
         operators: Names of the operators that read it.
         array: Its values.
-        encoded: Its encoded form, or None if it stays as it is.
+        encoded: Its encoded form, or None if it is not changed.
         reason: Why.
     """
 

@@ -1,6 +1,6 @@
 """Cut layers into pieces that compute some outputs each, so that less is unpacked at a time.
 
-The outputs are the same to the bit: each output channel has its own weights, bias and scale, and
+The outputs are identical bit by bit: each output channel has its own weights, bias and scale, and
 CONCATENATION of tensors of one scale copies.
 """
 
@@ -67,8 +67,8 @@ def cut(model: Any, pieces: Mapping[Key, int]) -> Any:
     """Return a copy of a model in which some layers are cut.
 
     Args:
-        model: A ``ModelT``. It is left as it is.
-        pieces: Into how many pieces, by graph and tensor of the weight.
+        model: A ``ModelT``. It is not changed.
+        pieces: The number of pieces, by graph and tensor of the weight.
 
     Returns:
         The new ``ModelT``. The whole weights are still in it, but nothing reads them.

@@ -78,7 +78,7 @@ def prune(array: np.ndarray, channels: Channels | None = None) -> Encoded:
     """Encode a weight as one bit an entry, and the values of the entries that are kept.
 
     An entry that equals its zero point takes no value. The zero of floats is +0.0 alone: -0.0 is
-    kept, so that unpacked weights are the same to the bit.
+    kept, so that unpacked weights are identical bit by bit.
 
     Args:
         array: A weight of one of `PRUNING_TYPES`.

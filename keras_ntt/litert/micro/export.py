@@ -39,8 +39,8 @@ def write(
 ) -> Written:
     """Make a file for a microcontroller and put it in its place.
 
-    The dense file is run by LiteRT and compared with the model; the file for the microcontroller
-    is compared with the dense one, to the bit.
+    LiteRT runs the dense file, and its outputs are compared with those of the model. The file for
+    the microcontroller is compared with the dense file bit by bit.
 
     Args:
         dense: The ``ModelT`` of the dense file.
@@ -95,8 +95,8 @@ def with_levels(model: Any, count: int, samples: Sequence[np.ndarray]) -> tuple[
     """Round the weights of a model to few levels, and refit its biases.
 
     Args:
-        model: A ``ModelT`` that computes in integers. It is left as it is.
-        count: Number of levels a tensor.
+        model: A ``ModelT`` that computes in integers. It is not changed.
+        count: Number of levels per tensor.
         samples: Calibration inputs ``[n, ...]``, in the order of the file.
 
     Returns:

@@ -52,7 +52,7 @@ def pack(
     """Return a model for a microcontroller: slim, its weights encoded where that is smaller.
 
     Args:
-        model: A ``ModelT`` with dense weights. It is left as it is.
+        model: A ``ModelT`` with dense weights. It is not changed.
         huffman: Whether HUFFMAN may be used.
         npu: Whether the compiler of an NPU is to take the file: weights stay dense, and biases
             keep their scales.
@@ -84,7 +84,7 @@ def within(model: Any, limit: int | str, *, huffman: bool = False) -> Packed:
     threshold that does is taken; the memory is that of the planner, not of the sums.
 
     Args:
-        model: A ``ModelT`` with dense weights. It is left as it is.
+        model: A ``ModelT`` with dense weights. It is not changed.
         limit: Bytes of the whole arena, or ``"dense"``: no higher peak of activations and unpacked
             weights than the dense model has.
         huffman: Whether HUFFMAN may be used.

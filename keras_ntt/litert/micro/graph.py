@@ -137,7 +137,7 @@ def insert(model: Any, weights: Mapping[Key, Encoded]) -> Any:
     this operator reads. Readers of one weight share its encoded form.
 
     Args:
-        model: A ``ModelT`` with these weights as constants. It is left as it is.
+        model: A ``ModelT`` with these weights as constants. It is not changed.
         weights: The encoded form of each, by graph and tensor.
 
     Returns:
@@ -209,7 +209,7 @@ def resolve(model: Any) -> Any:
     """Return a copy of a model whose encoded weights are constants again.
 
     Args:
-        model: A ``ModelT``. It is left as it is.
+        model: A ``ModelT``. It is not changed.
 
     Returns:
         The new ``ModelT``, without DECODE operators.

@@ -97,8 +97,8 @@ def few_levels(model: Any, count: int) -> Rounded:
     Weights of depthwise convolutions stay: they are few, and outputs depend on them much.
 
     Args:
-        model: A ``ModelT`` that computes in integers, whose first graph alone is looked at. It is
-            left as it is.
+        model: A ``ModelT`` that computes in integers, whose first graph alone is used. It is
+            not changed.
         count: Number of levels a tensor, zero not counted.
 
     Returns:

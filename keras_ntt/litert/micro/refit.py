@@ -31,7 +31,7 @@ def refit_biases(
 
     Args:
         model: The ``ModelT`` with the weights as they were, of fixed shapes.
-        rounded: The same with rounded weights and their scales. It is left as it is.
+        rounded: The same with rounded weights and their scales. It is not changed.
         keys: The weights that were rounded.
         samples: Inputs ``[n, ...]``, in the order of the file.
 

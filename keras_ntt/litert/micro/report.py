@@ -129,9 +129,9 @@ class MicroReport:
             f"peak of activations and weights {self.peak:,}, {self.dense_peak:,} dense",
             f"time: {self.decoded:,} weights unpacked per run, and {self.products:,} "
             "multiplications",
-            f"same as the dense twin: {self.constants} constants to the bit; "
+            f"same as the dense twin: {self.constants} constants bit by bit; "
             + (
-                f"outputs of TensorFlow Lite Micro to the bit on {self.runs} inputs"
+                f"outputs of TensorFlow Lite Micro bit by bit on {self.runs} inputs"
                 if self.runs
                 else "not run in TensorFlow Lite Micro (pip install 'keras-ntt[micro]')"
             ),
@@ -233,7 +233,7 @@ def products(model: Any) -> int:
 
 
 def micro_warnings(report: MicroReport) -> Iterator[str]:
-    """Yield what one should not expect of a file.
+    """Yield what not to expect of a file.
 
     Args:
         report: Its figures.

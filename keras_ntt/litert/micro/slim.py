@@ -19,7 +19,7 @@ def slim(model: Any, *, micro: bool) -> Any:
     """Return a model without what no runtime reads.
 
     Args:
-        model: A ``ModelT``. It is left as it is.
+        model: A ``ModelT``. It is not changed.
         micro: Whether TensorFlow Lite Micro alone is to run it, which reads no signatures, no names
             of inputs and outputs, and no scales of biases. LiteRT refuses a bias with fewer scales
             than channels.

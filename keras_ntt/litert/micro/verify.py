@@ -1,4 +1,4 @@
-"""Prove that a file for a microcontroller computes what its dense twin computes, to the bit.
+"""Prove that a file for a microcontroller equals its dense twin bit by bit.
 
 All of the file's weights are unpacked again in NumPy. Then the operators of both models are gone
 through side by side: the same kinds and options, and the same bytes in all constants.

@@ -38,7 +38,7 @@ _CHANGES = (
         "make convolutions larger than 1x1 a depthwise convolution and a 1x1 convolution, and "
         "begin with a 3x3 convolution of stride 2 on three channels",
     ),
-    ("POOL_2D", "let depthwise convolutions of stride 2 take the place of pooling"),
+    ("POOL_2D", "replace pooling by depthwise convolutions of stride 2"),
     ("no global average pooling", "end the convolutions with GlobalAveragePooling2D"),
     ("PRELU", "take another activation than PReLU, such as ReLU, LeakyReLU or hard_silu"),
 )
