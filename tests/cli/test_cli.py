@@ -586,7 +586,7 @@ def test_models_with_pickled_code_are_refused(folder, capsys):
         ("prune model.keras --inputs x.npy -s 0.5 -o o.keras --steps 1 --epochs 1", "exclude"),
         ("prune model.keras --inputs x.npy -s 0.5 -o o.keras --memory-limit many", "2GiB"),
         ("prune model.keras -s 0.5 -o o.keras --method snip", "magnitude"),
-        ("prune model.keras -s 0.5 -o o.keras --method random --pattern 4:2", "none of 2:4"),
+        ("prune model.keras -s 0.5 -o o.keras --method random --pattern 4:2", "not a pattern"),
         ("compare model.keras --data data.npz -s 0.5 -m none", "dense"),
         ("prine model.keras", "No such command"),
     ],

@@ -184,7 +184,7 @@ def test_two_inputs_in_a_tuple_are_refused_with_how_to_write_them():
     pairs = tf.data.Dataset.from_tensor_slices(tuple(pair)).batch(8)
     for wrong in (tuple(pair), pairs):
         with pytest.raises(
-            ValueError, match=r"takes 2 input.*taken for inputs.*\[a, b\].* 1 array"
+            ValueError, match=r"takes 2 input.*read as inputs.*\[a, b\].* 1 array"
         ):
             keras_ntt.prune_neural_tangent(model, wrong, **options)
     # Both ways that the message names.

@@ -363,7 +363,7 @@ WRONG = {
     "quantization": ({"quantization": "int4"}, "quantization must be one of 'float16'"),
     "cpu": ({"cpu": "gpu"}, "cpu must be one of"),
     "int8 without data": ({"target": "int8"}, "Pass representative_data"),
-    "int8 twice": ({"target": "int8", "quantization": "float16"}, "no choice of quantization"),
+    "int8 twice": ({"target": "int8", "quantization": "float16"}, "quantization cannot be chosen"),
 }
 
 

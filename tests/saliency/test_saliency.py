@@ -262,7 +262,7 @@ COLLAPSE = (4, 1, 1, 4), [[1.1, 1.2, 1, 0.9], [1], [1.05, 1.04, 1.03, 1.02]]
 @pytest.mark.parametrize("rounds", [1, 2])
 def test_synflow_in_too_few_rounds_removes_a_layer(rounds):
     model = linear_chain(*COLLAPSE)
-    with warned("SynFlow would remove all of.*as allow_empty_layers=True"):
+    with warned("SynFlow would remove all of.*because allow_empty_layers=True"):
         pruned = prune_at_init(
             model,
             sparsity=6 / 9,
