@@ -1,7 +1,7 @@
 """Judge a file by its faults: differences from the dense file of the same quantization.
 
-These are weights of other values, or outputs that differ by more than the order of sums explains.
-What the quantization itself does to a model is judged in `rounding`.
+Faults are weights with other values, or outputs that differ by more than another order of sums
+explains. `rounding` judges the effect of the quantization itself.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from keras_ntt.litert.format.weights import Source, axis_of, source_of, weights_
 from keras_ntt.litert.runtime import run as runs
 from keras_ntt.litert.runtime.run import ExportError
 
-EXACT = 1e-4  # relative to the largest output: what the order of sums in float32 may change
+EXACT = 1e-4  # relative to the largest output: the effect of another order of sums in float32
 _STEP = 0.5 / 126  # half a step of int8; scales are rounded up by 1/127 at most
 
 
@@ -36,8 +36,8 @@ def check_weights(content: bytes, dense: Any, name: str) -> None:
     Args:
         content: The file.
         dense: The ``ModelT`` of the converter's dense file. Where it has floats and the file int8,
-            weights may be off by half a step, with one step a channel of 1/127 of its largest
-            weight. Channels below `storage.DEAD` times the largest weight may be zeros.
+            weights may be off by half a step. The step of a channel is 1/127 of its largest weight.
+            Channels below `storage.DEAD` times the largest weight may be zeros.
         name: The name of the model.
     """
     ours, theirs = (list(_weights_of(model)) for model in (fb.read(content), dense))
@@ -63,7 +63,7 @@ def check_weights(content: bytes, dense: Any, name: str) -> None:
 
 
 def _weights_of(model: Any) -> Iterator[_Read]:
-    """Yield what operators read as their weights, in order."""
+    """Yield the weights that operators read, in order."""
     for number, graph in enumerate(model.subgraphs):
         producers = fb.producers(graph)
         for operator in graph.operators:
@@ -85,7 +85,7 @@ def twin_of(dense: Any, content: bytes) -> bytes:
     """Return a file that has all weights of another one, each stored densely.
 
     Args:
-        dense: The ``ModelT`` that the file was made of.
+        dense: The ``ModelT`` from which the file was made.
         content: The file.
 
     Returns:
@@ -109,10 +109,10 @@ def check_alike(
     expected: Sequence[tuple[runs.Way, Sequence[np.ndarray]]],
     name: str,
 ) -> None:
-    """Raise an ExportError if a file computes something else than its dense twin.
+    """Raise an ExportError if the outputs of a file differ from those of its dense twin.
 
     Args:
-        found: What `run.outputs_by` has returned of the file.
+        found: The result of `run.outputs_by` for the file.
         expected: The same of the twin, on the same samples.
         name: The name of the model.
     """

@@ -15,12 +15,12 @@ from keras_ntt.masks.computed import computed_kernels
 from keras_ntt.masks.names import names_by_id
 from keras_ntt.masks.natural_zeros import kernels_with_layers
 
-_PRUNED = 0.3  # below it nobody calls a weight pruned
+_PRUNED = 0.3  # below it a weight does not count as pruned
 _LOST = 0.05
 
 
 def model_notes(model: keras.Model, weights: Sequence[StoredWeight]) -> list[str]:
-    """Return what the file does not have of a model's zeros, and what the model has not yet.
+    """Return which zeros of a model the file lacks, and which the model itself lacks so far.
 
     Args:
         model: The model.
@@ -38,8 +38,8 @@ def model_notes(model: keras.Model, weights: Sequence[StoredWeight]) -> list[str
 def lost_zeros(model: keras.Model, weights: Sequence[StoredWeight]) -> Iterator[str]:
     """Yield a note for each weight that has clearly more zeros in the model than in the file.
 
-    Names and layouts differ between the two. So the weights of one size are compared in the order
-    of their sparsity; those that the file has cut in parts or joined are left out.
+    Names and layouts differ between the two. So weights of the same size are compared in the order
+    of their sparsity. Weights that the file has split or joined are left out.
 
     Args:
         model: The model.
@@ -65,7 +65,7 @@ def lost_zeros(model: keras.Model, weights: Sequence[StoredWeight]) -> Iterator[
 
 
 def weights_computed_with(model: keras.Model) -> list[np.ndarray]:
-    """Return the weights of a model as it computes with them, LoRA's products in the kernels."""
+    """Return the weights with which a model computes: with LoRA, the sums."""
     computed = computed_kernels(model)
     layers = [x for x in host.layers_of(model) if getattr(x, "lora_enabled", False)]
     parts = {id(v) for x in layers for v in x.weights if v.name.startswith("lora_")}

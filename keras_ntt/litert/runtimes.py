@@ -1,4 +1,4 @@
-"""Which runtime takes a LiteRT file, read off its operators and tensors."""
+"""Find out from operators and tensors which runtime can run a LiteRT file."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from keras_ntt.litert.format.weights import WEIGHT_AXIS
 from keras_ntt.litert.micro.graph import CODE
 
 LITERT, MICRO, VELA = "LiteRT", "TensorFlow Lite Micro", "Vela (Ethos-U)"
-_WOULD = "it would"  # begins what goes wrong without an error
+_WOULD = "it would"  # the beginning of notes on silent errors
 _MARK = b"not for microcontrollers"  # the name of a tensor that nothing reads
 
 
 def runtimes_of(model: Any) -> dict[str, str]:
-    """Return which runtimes take a model.
+    """Return which runtimes can run a model.
 
     Args:
         model: A ``ModelT``.
 
     Returns:
-        By the name of the runtime ``"yes"``, or why not. Of TensorFlow Lite Micro ``"yes"`` says
-        that nothing of the file's form is in the way; it may still lack an operator.
+        For each runtime ``"yes"``, or the reason why not. For TensorFlow Lite Micro ``"yes"`` means
+        that the form of the file is supported; an operator may still be missing.
     """
     names = {fb.operator_name(model, op) for graph in model.subgraphs for op in graph.operators}
     decoded = CODE.decode() in names
@@ -43,7 +43,7 @@ def runtimes_of(model: Any) -> dict[str, str]:
 
 
 def dangers(model: Any) -> Iterator[str]:
-    """Yield what a file would do on a microcontroller without an error, if it were loaded.
+    """Yield the silent errors of a file on a microcontroller, if it were loaded.
 
     Args:
         model: A ``ModelT``.
@@ -60,14 +60,15 @@ def dangers(model: Any) -> Iterator[str]:
 def closed(model: Any) -> Any:
     """Return a model that TensorFlow Lite Micro refuses, if it would load it and compute wrongly.
 
-    A tensor of strings that nothing reads is added. That runtime has no strings and ends with an
-    error when it allocates tensors; others give such a tensor no memory and pass over it.
+    A tensor of strings that nothing reads is added. TensorFlow Lite Micro does not support strings
+    and ends with an error when it allocates tensors. Other runtimes give such a tensor no memory
+    and ignore it.
 
     Args:
         model: A ``ModelT``. It is not changed.
 
     Returns:
-        The model itself if nothing would go wrong in silence, else a copy with the tensor.
+        The model itself if there is no silent error, else a copy with the tensor.
     """
     if _WOULD not in runtimes_of(model)[MICRO] or is_closed(model):
         return model
@@ -90,7 +91,7 @@ def is_closed(model: Any) -> bool:
 
 
 def _against_micro(model: Any, names: set[str]) -> Iterator[str]:
-    """Yield what is in the way of TensorFlow Lite Micro, the worst first."""
+    """Yield why TensorFlow Lite Micro cannot run a model, the worst reason first."""
     channels = False
     for graph in model.subgraphs:
         if any(tensor.sparsity is not None for tensor in graph.tensors) and "DENSIFY" not in names:

@@ -1,4 +1,4 @@
-"""What inputs and outputs of integers and a fixed batch would save in a file that has neither."""
+"""Compute what integer inputs and outputs, and a fixed batch size, would save in a file."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from keras_ntt.litert.options import Options
 
 
 def savings(model: Any, options: Options, batch: int | None) -> Iterator[str]:
-    """Yield the arguments that would make a file for devices smaller, and what they save.
+    """Yield the arguments that would make a file for devices smaller, and the saved bytes.
 
     Args:
         model: A ``ModelT`` that computes in integers.
-        options: How it was made.
-        batch: The number of samples at a time that it fixes, or None.
+        options: The options of the export.
+        batch: The fixed batch size, or None.
     """
     integer = options.quantization
     given = {"inference_input_type": options.input_type}
@@ -42,7 +42,7 @@ def savings(model: Any, options: Options, batch: int | None) -> Iterator[str]:
 
 
 def without_float_ports(model: Any) -> Any:
-    """Return a model that takes and returns the integers that it computes in.
+    """Return a model whose inputs and outputs are the integers in which it computes.
 
     Args:
         model: A ``ModelT``. It is not changed.
@@ -77,12 +77,12 @@ def without_float_ports(model: Any) -> Any:
 
 
 def _empty(tensor: Any) -> None:
-    """Leave a tensor that nothing reads without bytes, which the planner would place."""
+    """Remove the bytes of a tensor that nothing reads, so that the planner does not place it."""
     tensor.shape = [0]
 
 
 def shape_operators(model: Any) -> list[str]:
-    """Return the names of the operators whose results follow from shapes alone.
+    """Return the names of the operators whose results depend only on shapes.
 
     Args:
         model: A ``ModelT``.

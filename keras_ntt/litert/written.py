@@ -1,4 +1,4 @@
-"""What an export compares a file with, and what came of it."""
+"""The expected outputs of an exported file, and the written file."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from keras_ntt.litert.samples import Samples, outputs_of
 
 
 class Expected(NamedTuple):
-    """What a file should compute.
+    """The expected outputs of a file.
 
     Attributes:
         name: The name of the model.
-        outputs: Its outputs ``[n, ...]`` on the samples that are given.
-        held_out: Its outputs on those that are held out.
-        labels: Class numbers of the samples that rounding is judged on, or None.
+        outputs: Its outputs ``[n, ...]`` on the given samples.
+        held_out: Its outputs on the held-out samples.
+        labels: Class numbers of the samples on which rounding is judged, or None.
     """
 
     name: str
@@ -33,16 +33,16 @@ class Expected(NamedTuple):
 
     @property
     def of(self) -> str:
-        """What computes the outputs, in words."""
+        """The name of what computes the outputs."""
         return f"the model {self.name!r}"
 
 
 def expected_of(model: keras.Model, samples: Samples, labels: Any) -> Expected:
-    """Return what a file should compute, and the labels that go with it.
+    """Return the expected outputs of a file, and the labels.
 
     Args:
         model: The model.
-        samples: What it is run on.
+        samples: The samples to run it on.
         labels: Class numbers ``[n]`` or ``[n, 1]``, or a row for each sample with a weight for each
             class; None for none.
 
@@ -50,7 +50,7 @@ def expected_of(model: keras.Model, samples: Samples, labels: Any) -> Expected:
         The outputs, and the class numbers of the samples that rounding is judged on.
 
     Raises:
-        ValueError: If there are too few labels, or they are none.
+        ValueError: If there are too few labels, or they are not class numbers.
     """
     outputs = outputs_of(model, samples.given, samples.ports)
     held_out = outputs
@@ -79,11 +79,11 @@ def expected_of(model: keras.Model, samples: Samples, labels: Any) -> Expected:
 
 
 class Written(NamedTuple):
-    """A file that has taken its place.
+    """A file that was moved to its path.
 
     Attributes:
         content: Its bytes.
-        dense: The ``ModelT`` whose constants it holds, with all of them unpacked.
+        dense: The ``ModelT`` with its constants, all unpacked.
         tensors: How each weight is stored, and why.
         runs: The ways in which it, or its dense twin, was run and compared.
         difference: Largest difference of an output from the expected one, of those compared.

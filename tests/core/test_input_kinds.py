@@ -183,9 +183,7 @@ def test_two_inputs_in_a_tuple_are_refused_with_how_to_write_them():
     options = {"sparsity": 0.5, "epochs": 1, "verbose": 0}
     pairs = tf.data.Dataset.from_tensor_slices(tuple(pair)).batch(8)
     for wrong in (tuple(pair), pairs):
-        with pytest.raises(
-            ValueError, match=r"takes 2 input.*read as inputs.*\[a, b\].* 1 array"
-        ):
+        with pytest.raises(ValueError, match=r"takes 2 input.*read as inputs.*\[a, b\].* 1 array"):
             keras_ntt.prune_neural_tangent(model, wrong, **options)
     # Both ways that the message names.
     for right in (list(pair), tf.data.Dataset.from_tensor_slices((tuple(pair),)).batch(8)):

@@ -1,4 +1,4 @@
-"""How many bytes a file has, raw and compressed, and how few it could have."""
+"""The size of a file, raw and compressed, and its lower limit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Sizes:
     """Bytes of a file.
 
     Attributes:
-        raw: As it is.
+        raw: Without compression.
         gzip: Compressed by gzip, level 9.
         zstd: Compressed by Zstandard, level 19 (3 above 32 MiB), or None where Python has
             neither `compression.zstd` nor the package zstandard.
@@ -82,11 +82,11 @@ def entropy(probabilities: np.ndarray) -> float:
 
 
 def limit(array: np.ndarray) -> float:
-    """Return the bytes that an array with zeros at random places needs at least.
+    """Return the minimum number of bytes of an array with zeros at random positions.
 
     The mask costs its entropy, n H(density); each non-zero costs the bits of its type, or for
-    integers the entropy of their distribution. Floats are taken as incompressible, of which a
-    good compressor saves some: the exponents of weights are alike.
+    integers the entropy of their distribution. Floats count as incompressible, although a good
+    compressor saves some bytes, because the exponents of weights are similar.
 
     Args:
         array: A weight as its values are stored.
@@ -108,14 +108,14 @@ def limit(array: np.ndarray) -> float:
 
 
 def limit_of_model(model: Any) -> float:
-    """Return the bytes that the constants of a model need at least.
+    """Return the minimum number of bytes of the constants of a model.
 
     Args:
         model: A ``ModelT``.
 
     Returns:
         The sum of `limit` over the weights of convolutions, fully-connected operators and lookups,
-        and of the bytes of all other constants as they are.
+        and of the bytes of all other constants.
     """
     total, seen = 0.0, set()
     for subgraph in model.subgraphs:

@@ -31,7 +31,7 @@ class Choice:
 
     Attributes:
         storage: ``"dense"``, ``"densify"`` (sparse, unpacked when the file is loaded) or
-            ``"direct"`` (sparse, computed with as it is).
+            ``"direct"`` (sparse, used without unpacking).
         dtype: Type of the stored values: ``"float32"``, ``"float16"`` or ``"int8"``.
         layout: The sparse layout, or None.
         size: Bytes of the stored data.
@@ -46,17 +46,17 @@ class Choice:
 
     @property
     def total(self) -> int:
-        """Bytes with the tables that the storage brings."""
+        """Bytes including the tables of the storage."""
         return self.size + _OVERHEAD[self.storage] + _OVERHEAD["dequantize"] * (self.is_packed)
 
     @property
     def is_packed(self) -> bool:
-        """Whether integers are stored for floats."""
+        """Whether floats are stored as integers."""
         return self.dtype == "int8"
 
 
 def quantize(array: np.ndarray, axis: int, *, mixed: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Round weights to int8 with one scale an output channel, symmetric about zero.
+    """Round weights to int8 with one scale per output channel, symmetric about zero.
 
     Args:
         array: Float weights.
@@ -85,13 +85,13 @@ def quantize(array: np.ndarray, axis: int, *, mixed: bool = False) -> tuple[np.n
 
 
 def _shortened(scales: np.ndarray) -> np.ndarray:
-    """Round scales up to what half as many bytes hold, so that they compress: by 0.8 % at most."""
+    """Round scales up to half as many bytes, by at most 0.8 %, so that they compress."""
     bits = scales.view(np.uint32).astype(np.uint64)
     return ((bits + 0xFFFF) & 0xFFFF0000).astype(np.uint32).view(np.float32)
 
 
 def dequantize(rounded: np.ndarray, scales: np.ndarray, axis: int) -> np.ndarray:
-    """Return the floats that the integers of `quantize` stand for."""
+    """Return the floats for the integers of `quantize`."""
     shape = [1] * rounded.ndim
     shape[axis] = -1
     return rounded.astype(np.float32) * scales.reshape(shape)
@@ -115,9 +115,9 @@ def break_even(weight: Weight, cpu: str) -> float:
 def smallest(weight: Weight, *, int8: bool, densify: bool) -> Choice:
     """Choose the storage of the fewest bytes.
 
-    Fully-connected weights with at least 90 % zeros are computed with as they are stored where
-    that costs at most 2 % more bytes than the smallest form that is unpacked: it saves the
-    memory of the dense weight.
+    Fully-connected weights with at least 90 % zeros are used without unpacking if this costs at
+    most 2 % more bytes than the smallest form with unpacking: it saves the memory of the dense
+    weight.
 
     Args:
         weight: The weight.
@@ -151,14 +151,14 @@ def _candidates(weight: Weight, int8: bool, densify: bool) -> Iterator[Choice]:
     if weight.may_be_direct and array.ndim == 2:
         yield direct(weight)
     # The converter rounds no tables, and a row, which is read alone, would need its own scale.
-    # XNNPACK unpacks int8 with one scale a channel right only for operators that it computes.
+    # XNNPACK unpacks int8 with a scale per channel correctly only for operators that it computes.
     may_round = not (weight.half or weight.is_table or LSTM in weight.operators)
     if int8 and may_round and array.size >= _MIN_QUANTIZED:
         rounded, scales = quantize(array, weight.axis, mixed=weight.mixed)
         parameters = 12 * len(scales)
         reason = "int8 for each weight is the smallest"
         yield Choice("dense", "int8", None, array.size + parameters, reason)
-        # XNNPACK computes transposed convolutions wrongly by int8 that is unpacked first.
+        # XNNPACK computes transposed convolutions wrongly with unpacked int8.
         if densify and "TRANSPOSE_CONV" not in weight.operators:
             choice = _unpacked(Cost(rounded), "int8", rounded)
             yield Choice("densify", "int8", choice.layout, choice.size + parameters, choice.reason)
@@ -170,7 +170,7 @@ def _unpacked(cost: Cost, dtype: str, array: np.ndarray) -> Choice:
 
 
 def dense(weight: Weight, reason: str) -> Choice:
-    """Return the choice to leave a weight as it is."""
+    """Return the choice not to change a weight."""
     return Choice("dense", weight.array.dtype.name, None, weight.array.nbytes, reason)
 
 
@@ -182,13 +182,13 @@ def direct(weight: Weight) -> Choice:
 
 
 def densified(weight: Weight, *, int8: bool, reason: str) -> Choice:
-    """Return the smallest choice that DENSIFY unpacks, whatever a dense one would cost."""
+    """Return the smallest choice that DENSIFY unpacks, whatever the dense size."""
     candidates = [c for c in _candidates(weight, int8, True) if c.storage == "densify"]
     return replace(min(candidates, key=lambda c: c.total), reason=reason)
 
 
 def fastest(weight: Weight, *, cpu: str, sparse_inference: bool, int8: bool) -> Choice:
-    """Choose the storage that is computed with fastest at batch 1.
+    """Choose the storage that is fastest at batch size 1.
 
     Args:
         weight: The weight.

@@ -1,4 +1,4 @@
-"""The weights of a LiteRT model that may be stored otherwise, and the sparse ones it has."""
+"""The weights of a LiteRT model that can be stored sparsely, and its sparse weights."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ class Weight:
 
     @property
     def half(self) -> bool:
-        """Whether it is float16, which the model converts where it is read."""
+        """Whether it is float16, which the model converts when it is read."""
         return self.array.dtype == np.float16
 
     @property
     def may_be_direct(self) -> bool:
-        """Whether all that read it are fully-connected operators that may read it sparse."""
+        """Whether only fully-connected operators that accept sparse weights read it."""
         return self.operators == ("FULLY_CONNECTED",) and not self.half
 
     @property
     def may_be_unpacked(self) -> bool:
-        """Whether all that read it give the right outputs where DENSIFY unpacks it.
+        """Whether all operators that read it give the right outputs after DENSIFY.
 
         XNNPACK gives NaN for transposed convolutions by float16 once the batch has been resized,
         for lookups in float16, and LiteRT for an LSTM.
@@ -75,15 +75,15 @@ class Weight:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a weight comes from.
+    """The origin of a weight.
 
     Attributes:
         array: The constant's values as stored, or None if the weight is computed.
         way: Names of the operators between it and the one that reads it, last first.
         tensor: Number of the constant's tensor, -1 if there is none.
-        scales: What integers are multiplied by, one number or one a channel; None for floats.
+        scales: The factors of integers, one number or one per channel; None for floats.
         axis: The axis of these channels.
-        encoded: Its encoded form, if DECODE unpacks it; `tensor` is what it is unpacked to.
+        encoded: Its encoded form, if DECODE unpacks it; `tensor` is then the unpacked tensor.
     """
 
     array: np.ndarray | None
@@ -100,7 +100,7 @@ class Source:
 
     @property
     def numbers(self) -> np.ndarray | None:
-        """The float32 numbers that the stored values stand for, zero points being 0."""
+        """The float32 numbers for the stored values, with zero points of 0."""
         if self.array is None or self.array.dtype.kind == "f" or self.scales is None:
             return None if self.array is None else self.array.astype(np.float32)
         shape = [1] * self.array.ndim
@@ -114,11 +114,10 @@ class Source:
 
 
 def weights_of(model: Any) -> list[Weight]:
-    """List the float weights that may be stored otherwise.
+    """List the float weights that can be stored sparsely.
 
-    These are constants that nothing but the weight input of fully-connected operators and
-    convolutions reads, directly or, in float16 files, through DEQUANTIZE, and tables whose rows are
-    looked up.
+    These are constants that only fully-connected operators and convolutions read, as their weight,
+    directly or, in float16 files, through DEQUANTIZE; and tables whose rows are looked up.
 
     Args:
         model: A ``ModelT``.
@@ -186,15 +185,15 @@ def _is_weight(model: Any, use: fb.Use) -> bool:
 
 
 def unmixed(model: Any, subgraph: Any) -> set[int]:
-    """Return the tensors from which a way leads to an output past all weights that mix channels.
+    """Return the tensors that reach an output without weights that mix channels.
 
     Args:
         model: A ``ModelT``.
         subgraph: One of its graphs.
 
     Returns:
-        Their numbers: outputs, and what is computed to them without a convolution or a
-        fully-connected operator; a depthwise convolution mixes nothing.
+        Their numbers: outputs, and tensors from which outputs are computed without a convolution or
+        a fully-connected operator. A depthwise convolution does not mix channels.
     """
     found = {int(index) for index in subgraph.outputs}
     for operator in reversed(subgraph.operators):
@@ -276,16 +275,16 @@ def sparse_bytes(sparse: Sparse) -> int:
 
 
 def source_of(model: Any, subgraph: Any, producers: dict[int, Any], index: int) -> Source:
-    """Follow a weight back to the constant it is made of.
+    """Follow a weight back to its constant.
 
     Args:
         model: A ``ModelT``.
         subgraph: One of its graphs.
-        producers: Of that graph, as `flatbuffer.producers` gives them.
+        producers: The result of `flatbuffer.producers` for that graph.
         index: The tensor that an operator reads.
 
     Returns:
-        The constant and the way to it.
+        The constant and the path to it.
     """
     way: list[str] = []
     scaled: Any = None

@@ -1,9 +1,10 @@
-"""The memory that TensorFlow Lite Micro takes for a model, computed from the graph.
+"""The memory that TensorFlow Lite Micro needs for a model, computed from the graph.
 
-The runtime has one block of memory, the arena. At its head lie activations, unpacked weights and
-scratch, placed by a greedy planner: the largest buffer first, each at the lowest address that is
-free as long as it lives. At its tail lie structures that stay. The head is the same on all targets
-with the reference kernels; the tail is that of a 64-bit host, larger than a microcontroller's.
+The runtime has one block of memory, the arena. Its head has activations, unpacked weights and
+scratch buffers. A greedy planner places them: the largest buffer first, each at the lowest address
+that is free during its lifetime. Its tail has persistent structures. The head is the same on all
+targets with the reference kernels. The tail is that of a 64-bit host, which is larger than on a
+microcontroller.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class Plan(NamedTuple):
 
     Attributes:
         head: The peak of activations, unpacked weights and scratch.
-        tail: Persistent structures on a 64-bit host, to within some dozen bytes.
+        tail: Persistent structures on a 64-bit host, within a few dozen bytes.
         known: Whether all operators are among those whose memory is known. Otherwise the head may
             lack scratch memory.
     """
@@ -90,7 +91,7 @@ class Buffer(NamedTuple):
 
     Attributes:
         size: Bytes, a multiple of `ALIGNMENT`.
-        first: The operator before or in which it begins to live, counted from 1; 0 for inputs.
+        first: The operator before or in which its lifetime begins, counted from 1; 0 for inputs.
         last: The last operator that reads it.
     """
 
@@ -100,7 +101,7 @@ class Buffer(NamedTuple):
 
 
 def plan(model: Any) -> Plan:
-    """Return the memory that TensorFlow Lite Micro takes for a model.
+    """Return the memory that TensorFlow Lite Micro needs for a model.
 
     Args:
         model: A ``ModelT`` of fixed shapes.
@@ -122,7 +123,7 @@ def peak(buffers: list[Buffer]) -> int:
     """Return the bytes that the greedy planner needs for some buffers.
 
     Args:
-        buffers: In the order in which the runtime meets them; of equal ones the last comes first.
+        buffers: The buffers in the order of the runtime; of equal ones the last comes first.
 
     Returns:
         The end of the highest buffer.
@@ -149,14 +150,14 @@ def peak(buffers: list[Buffer]) -> int:
 
 
 def buffers_of(model: Any, subgraph: Any) -> list[Buffer]:
-    """Return what of a graph lies in the head: tensors without data, and scratch.
+    """Return the buffers of a graph in the head: tensors without data, and scratch.
 
     Args:
         model: A ``ModelT``.
         subgraph: One of its graphs.
 
     Returns:
-        The buffers, in the order in which the runtime meets them.
+        The buffers, in the order of the runtime.
     """
     first = {int(i): 0 for i in (*subgraph.inputs, *subgraph.outputs)}
     last = dict(first)
@@ -224,7 +225,7 @@ def _tail_of(model: Any, subgraph: Any, names: list[str]) -> int:
 
 
 def _channels(model: Any, subgraph: Any, operator: Any, name: str) -> int:
-    """Return how many multipliers a kernel keeps: one a channel."""
+    """Return how many multipliers a kernel keeps: one per channel."""
     weight = subgraph.tensors[int(operator.inputs[1])]
     if name == "FULLY_CONNECTED":
         scales = getattr(weight.quantization, "scale", None)

@@ -24,7 +24,7 @@ from keras_ntt.litert.runtime import vela
 from keras_ntt.litert.runtime.run import ExportError
 from keras_ntt.litert.runtimes import MICRO, runtimes_of
 
-_TRIES = 4  # to get under a limit by what the interpreter takes
+_TRIES = 4  # attempts to stay below a limit, as measured with the interpreter
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Built:
     Attributes:
         content: Its bytes.
         tensors: How each constant is stored, and why.
-        report: What a firmware needs to know.
+        report: The figures for a firmware.
     """
 
     content: bytes
@@ -60,14 +60,14 @@ def build(
             each with the file's own axis of the batch.
         huffman: Whether HUFFMAN may be used.
         arena_limit: Bytes of memory, ``"dense"``, or None.
-        npu: The NPU whose compiler is to take the file, which stays dense then; or None.
+        npu: The NPU for whose compiler the file is, which then stays dense; or None.
 
     Returns:
         The file.
 
     Raises:
-        ArenaLimitError: If no form of it keeps within the limit.
-        ExportError: If TensorFlow Lite Micro does not run it, or it computes something else.
+        ArenaLimitError: If no form of it stays within the limit.
+        ExportError: If TensorFlow Lite Micro does not run it, or its outputs are wrong.
     """
     refusal = runtimes_of(model)[MICRO]
     if refusal != "yes":
@@ -119,9 +119,10 @@ def build(
 def _within(
     model: Any, arena_limit: int, huffman: bool, measured: Callable[[fit.Packed], int]
 ) -> tuple[fit.Packed, int]:
-    """Return the smallest form within a limit, and the arena that it is measured to need.
+    """Return the smallest form within a limit, and its measured arena.
 
-    The interpreter may need more than is computed: then a lower limit is set for the computed one.
+    The interpreter may need more than the computed size: then the limit for the computed size is
+    reduced.
     """
     limit, is_smallest = arena_limit, False
     for _ in range(_TRIES):
@@ -141,7 +142,7 @@ def _within(
 def _run(
     model: Any, content: bytes, inputs: Sequence[np.ndarray]
 ) -> tuple[tuple[np.ndarray, ...], int]:
-    """Return the outputs of a file, and the smallest arena that it works in."""
+    """Return the outputs of a file, and the smallest arena with which it works."""
     found = runtime.run(content, inputs, outputs=len(model.subgraphs[0].outputs))
     return found.outputs, runtime.smallest_arena(content, found.arena.total)
 
@@ -163,13 +164,13 @@ def _compare(
 
 
 def corners(model: Any) -> list[np.ndarray]:
-    """Return inputs at the ends of their type: ``[3, ...]`` an input, or of floats -1, 0 and 1.
+    """Return extreme inputs of their types: ``[3, ...]`` per input; for floats -1, 0 and 1.
 
     Args:
         model: A ``ModelT`` of fixed shapes.
 
     Returns:
-        One array an input.
+        One array per input.
     """
     graph, found = model.subgraphs[0], []
     for index in map(int, graph.inputs):

@@ -1,4 +1,4 @@
-"""A file as C source: an array for the flash of a microcontroller, and what goes with it."""
+"""A file as C source: an array for the flash of a microcontroller, and its header."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _BYTES_A_LINE = 12
 
 
 def paths_of(path: str | os.PathLike) -> tuple[pathlib.Path, pathlib.Path]:
-    """Return the files that a path stands for.
+    """Return the two files of a path.
 
     Args:
-        path: Of either file, or of both without a suffix.
+        path: The path of either file, or of both without a suffix.
 
     Returns:
         The header and the source.
 
     Raises:
         FileNotFoundError: If their folder does not exist.
-        TypeError: If `path` is no path.
+        TypeError: If `path` is not a path.
         ValueError: If no C identifier can be made of the name.
     """
     found = atomic_files.as_path(path, "c_array")
@@ -57,9 +57,9 @@ def write(path: str | os.PathLike, content: bytes, report: MicroReport) -> tuple
     """Write a file as C source.
 
     Args:
-        path: Of either file, or of both without a suffix.
+        path: The path of either file, or of both without a suffix.
         content: The file.
-        report: What is known of it.
+        report: Its figures.
 
     Returns:
         The header and the source.
@@ -84,7 +84,7 @@ def header_text(name: str, content: bytes, report: MicroReport) -> str:
     Args:
         name: C identifier of the array.
         content: The file.
-        report: What is known of it.
+        report: Its figures.
 
     Returns:
         The text.

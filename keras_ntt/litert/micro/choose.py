@@ -1,4 +1,4 @@
-"""Which form each constant of a microcontroller's file gets, and why: the fewest bytes."""
+"""Choose the form of each constant in a file for microcontrollers: the fewest bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from keras_ntt.litert.micro.decode import PRUNING_TYPES, Encoded, compress, prun
 from keras_ntt.litert.micro.graph import Key, channels_of
 
 _OVERHEAD = 160  # bytes of tables that an encoded weight adds: two tensors, an operator
-_LISTED = 64  # bytes from which a constant stands in the table
+_LISTED = 64  # constants from this size on are in the table
 
 # Operators whose kernels need a constant while they prepare.
 _RECURRENT = ("UNIDIRECTIONAL_SEQUENCE_LSTM", "LSTM", "SVDF", "UNIDIRECTIONAL_SEQUENCE_RNN", "RNN")
@@ -23,7 +23,7 @@ _RECURRENT = ("UNIDIRECTIONAL_SEQUENCE_LSTM", "LSTM", "SVDF", "UNIDIRECTIONAL_SE
 
 @dataclass(frozen=True)
 class Constant:
-    """A constant of a model, and the form it gets.
+    """A constant of a model, and its chosen form.
 
     Attributes:
         key: Graph and tensor.
@@ -31,7 +31,7 @@ class Constant:
         operators: Names of the operators that read it.
         array: Its values.
         encoded: Its encoded form, or None if it is not changed.
-        reason: Why.
+        reason: The reason.
     """
 
     key: Key
@@ -42,7 +42,7 @@ class Constant:
     reason: str
 
     def row(self) -> StoredWeight:
-        """Return what stands in the report."""
+        """Return the row of the report."""
         storage = "dense" if self.encoded is None else self.encoded.method
         return StoredWeight(
             self.name.split(";")[0],
@@ -60,13 +60,13 @@ class Constant:
 def constants_of(model: Any, *, huffman: bool) -> list[Constant]:
     """Choose a form for each constant of a model.
 
-    Encoded are weights that nothing but convolutions and fully-connected operators reads: their
-    kernels read weights when they run, on all targets. A weight that shares its bytes with another
-    constant is encoded only if the other one is as well.
+    Only weights that convolutions and fully-connected operators read are encoded: their kernels
+    read weights when they run, on all targets. A weight that shares its bytes with another constant
+    is encoded only if the other one is as well.
 
     Args:
         model: A ``ModelT`` whose weights are stored densely.
-        huffman: Whether HUFFMAN may be used, which takes some 3 times longer to unpack.
+        huffman: Whether HUFFMAN may be used. Unpacking then takes about 3 times as long.
 
     Returns:
         The constants of 64 bytes or more, in the order of their tensors.
@@ -101,7 +101,7 @@ def _judged(model: Any, huffman: bool) -> Iterator[Constant]:
 
 
 def refusal(model: Any, places: list[fb.Use], tensor: Any, array: np.ndarray) -> str:
-    """Return why a constant has to stay as it is; empty if it has not.
+    """Return why a constant cannot be encoded; empty if it can.
 
     Args:
         model: A ``ModelT``.
@@ -139,7 +139,7 @@ def smallest(tensor: Any, array: np.ndarray, *, huffman: bool) -> tuple[Encoded 
         huffman: Whether HUFFMAN may be used.
 
     Returns:
-        The form, None if it is not smaller than the weight as it is, and the reason.
+        The form, None if it is not smaller than the weight itself, and the reason.
     """
     forms = [prune(array, channels_of(tensor))]
     if huffman and array.dtype.name in ("int8", "int16"):

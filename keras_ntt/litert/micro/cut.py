@@ -1,4 +1,4 @@
-"""Cut layers into pieces that compute some outputs each, so that less is unpacked at a time.
+"""Cut layers into pieces with some outputs each, so that less is unpacked at a time.
 
 The outputs are identical bit by bit: each output channel has its own weights, bias and scale, and
 CONCATENATION of tensors of one scale copies.
@@ -25,7 +25,7 @@ def bounds(channels: int, pieces: int) -> list[tuple[int, int]]:
 
     Args:
         channels: Output channels.
-        pieces: How many pieces are wanted at most.
+        pieces: The maximum number of pieces.
 
     Returns:
         First channel and end of each piece.

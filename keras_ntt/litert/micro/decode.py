@@ -1,8 +1,8 @@
-"""Weights as TensorFlow Lite Micro's DECODE operator unpacks them: the byte format, both ways.
+"""The byte format of TensorFlow Lite Micro's DECODE operator: encode and unpack weights.
 
-An encoded weight is two vectors of bytes. The *encoded* one holds a bit, a code word or an index an
-entry; the *ancillary* one begins with a header of 16 bytes, then holds values or tables. The format
-is that of the kernels `decode_state_prune`, `decode_state_huffman` and `decode_state_lut` of
+An encoded weight has two vectors of bytes. The *encoded* vector has a bit, a code word or an index
+per entry. The *ancillary* vector has a header of 16 bytes, then values or tables. The format is
+that of the kernels `decode_state_prune`, `decode_state_huffman` and `decode_state_lut` of
 TensorFlow Lite Micro. They check no lengths, so what is written here must be right.
 """
 
@@ -27,7 +27,7 @@ class Encoded(NamedTuple):
 
     Attributes:
         method: ``"pruning"``, ``"huffman"`` or ``"lut"``.
-        encoded: uint8 ``[bytes]``, one bit, code word or index an entry.
+        encoded: uint8 ``[bytes]``, one bit, code word or index per entry.
         ancillary: uint8 ``[bytes]``, the header, then values or tables.
     """
 
@@ -42,7 +42,7 @@ class Encoded(NamedTuple):
 
 
 class Channels(NamedTuple):
-    """The zero points of a weight, one a channel.
+    """The zero points of a weight, one per channel.
 
     Attributes:
         zero_points: Integers ``[channels]``; empty stands for zero everywhere.
@@ -56,7 +56,7 @@ class Channels(NamedTuple):
         """Return the zero point of each entry of a weight, with shape ``[entries]``.
 
         Args:
-            shape: Of the weight.
+            shape: The shape of the weight.
 
         Returns:
             Integers, in the order of the weight's memory.
@@ -75,10 +75,10 @@ class Channels(NamedTuple):
 
 
 def prune(array: np.ndarray, channels: Channels | None = None) -> Encoded:
-    """Encode a weight as one bit an entry, and the values of the entries that are kept.
+    """Encode a weight as one bit per entry, and the values of the kept entries.
 
-    An entry that equals its zero point takes no value. The zero of floats is +0.0 alone: -0.0 is
-    kept, so that unpacked weights are identical bit by bit.
+    An entry that equals its zero point has no value. For floats only +0.0 is a zero: -0.0 is kept,
+    so that unpacked weights are identical bit by bit.
 
     Args:
         array: A weight of one of `PRUNING_TYPES`.
@@ -143,14 +143,14 @@ def decode(
     dtype: np.dtype,
     channels: Channels | None = None,
 ) -> np.ndarray:
-    """Unpack a weight as the runtime does, but check that nothing is missing.
+    """Unpack a weight as the runtime does, with checks that nothing is missing.
 
     Args:
         encoded: uint8 ``[bytes]``.
         ancillary: uint8 ``[bytes]``.
-        shape: Of the weight.
+        shape: The shape of the weight.
         dtype: Its type.
-        channels: Its quantization: zero points, one a scale, and their axis.
+        channels: Its quantization: zero points, one per scale, and their axis.
 
     Returns:
         The weight.

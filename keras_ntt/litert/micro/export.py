@@ -26,7 +26,7 @@ from keras_ntt.litert.runtime.run import quantized
 from keras_ntt.litert.samples import Samples
 from keras_ntt.litert.written import Expected, Written
 
-_MOST = 32  # calibration inputs that the interpreter's outputs are compared on
+_MOST = 32  # calibration inputs to compare the interpreter's outputs on
 
 
 def write(
@@ -37,7 +37,7 @@ def write(
     options: Options,
     exact: bytes,
 ) -> Written:
-    """Make a file for a microcontroller and put it in its place.
+    """Make a file for a microcontroller and move it to its path.
 
     LiteRT runs the dense file, and its outputs are compared with those of the model. The file for
     the microcontroller is compared with the dense file bit by bit.
@@ -45,17 +45,17 @@ def write(
     Args:
         dense: The ``ModelT`` of the dense file.
         path: The file to write.
-        samples: What to run it on.
-        expected: What the dense file should compute.
-        options: What is wanted.
+        samples: The samples to run it on.
+        expected: The expected outputs of the dense file.
+        options: The options of the export.
         exact: The dense float32 file.
 
     Returns:
-        What was written.
+        The written file.
 
     Raises:
-        ArenaLimitError: If no form of the model keeps within the limit of the arena.
-        ExportError: If a file does not run, or computes something else.
+        ArenaLimitError: If no form of the model stays within the limit of the arena.
+        ExportError: If a file does not run, or has wrong outputs.
         OSError: If a file cannot be written.
     """
     wanted, effect = options.micro, None
@@ -100,7 +100,7 @@ def with_levels(model: Any, count: int, samples: Sequence[np.ndarray]) -> tuple[
         samples: Calibration inputs ``[n, ...]``, in the order of the file.
 
     Returns:
-        The new ``ModelT``, and what rounding does to the outputs on the samples.
+        The new ``ModelT``, and the effect of rounding on the outputs for the samples.
     """
     rounded = few_levels(model, count)
     result = refit_biases(model, rounded.model, rounded.keys, samples)
@@ -114,10 +114,10 @@ def with_levels(model: Any, count: int, samples: Sequence[np.ndarray]) -> tuple[
 
 
 def put(built: Built, path: pathlib.Path, c_array: str | os.PathLike | None) -> None:
-    """Put a file and its C source in their places, or neither.
+    """Move a file and its C source to their paths, or neither.
 
     Args:
-        built: What was made.
+        built: The file.
         path: The file to write.
         c_array: Where to write C source, or None.
 
@@ -131,14 +131,14 @@ def put(built: Built, path: pathlib.Path, c_array: str | os.PathLike | None) -> 
 
 
 def inputs_of(model: Any, samples: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Return what to run a file on: corner inputs, then the first calibration inputs.
+    """Return the inputs to run a file on: extreme inputs, then the first calibration inputs.
 
     Args:
         model: A ``ModelT`` of fixed shapes.
         samples: Calibration inputs ``[n, ...]``, in the order of the file.
 
     Returns:
-        One array ``[runs, batch, ...]`` an input, in the file's types.
+        One array ``[runs, batch, ...]`` per input, in the types of the file.
     """
     graph, found = model.subgraphs[0], []
     for index, array, ends in zip(graph.inputs, samples, corners(model), strict=True):

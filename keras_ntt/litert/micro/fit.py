@@ -1,4 +1,4 @@
-"""Encode weights so that the arena keeps within a limit: leave some dense, cut others."""
+"""Encode weights so that the arena stays within a limit: leave some dense, cut others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Packed(NamedTuple):
     Attributes:
         model: The ``ModelT``.
         constants: Its constants, with the form of each.
-        plan: The memory it takes.
+        plan: Its memory.
     """
 
     model: Any
@@ -29,7 +29,7 @@ class ArenaLimitError(ValueError):
     """No form of a model keeps its arena within a limit.
 
     Attributes:
-        smallest: The form of the smallest arena, as computed.
+        smallest: The form with the smallest computed arena.
     """
 
     def __init__(self, limit: int | str, bytes_needed: int, smallest: Packed) -> None:
@@ -54,15 +54,15 @@ def pack(
     Args:
         model: A ``ModelT`` with dense weights. It is not changed.
         huffman: Whether HUFFMAN may be used.
-        npu: Whether the compiler of an NPU is to take the file: weights stay dense, and biases
-            keep their scales.
-        pieces: Into how many pieces to cut the layers of a weight.
+        npu: Whether the file is for the compiler of an NPU: weights stay dense, and biases keep
+            their scales.
+        pieces: The number of pieces of the layers of a weight.
         dense: Weights that are not encoded.
 
     Returns:
         The new model.
     """
-    base = cut.cut(model, pieces or {})  # which only adds tensors, so keys stay
+    base = cut.cut(model, pieces or {})  # this only adds tensors, so keys do not change
     found = []
     for constant in constants_of(base, huffman=huffman):
         if constant.encoded is not None and (npu or constant.key in dense):
@@ -77,11 +77,11 @@ def pack(
 
 
 def within(model: Any, limit: int | str, *, huffman: bool = False) -> Packed:
-    """Return the smallest file whose arena keeps within a limit.
+    """Return the smallest file whose arena stays within a limit.
 
-    Each weight that is unpacked costs its bytes where its layer runs. A threshold on that sum says
+    Each unpacked weight needs its bytes while its layer runs. A threshold on that sum determines
     which layers stay whole, into how many pieces others are cut, and which stay dense. The largest
-    threshold that does is taken; the memory is that of the planner, not of the sums.
+    threshold that keeps the limit is used. The memory is that of the planner, not of the sums.
 
     Args:
         model: A ``ModelT`` with dense weights. It is not changed.
@@ -93,7 +93,7 @@ def within(model: Any, limit: int | str, *, huffman: bool = False) -> Packed:
         The new model.
 
     Raises:
-        ArenaLimitError: If there is none.
+        ArenaLimitError: If there is no such file.
     """
     whole = pack(model, huffman=huffman)
     dense_peak = arena.plan(slim.slim(model, micro=True)).head

@@ -43,10 +43,10 @@ def decoded_of(operator: Any) -> list[Decoded]:
         operator: The operator.
 
     Returns:
-        One entry an output.
+        One entry per output.
 
     Raises:
-        FileFormatError: If it has not two inputs for each output.
+        FileFormatError: If it does not have two inputs for each output.
     """
     inputs, outputs = [[int(i) for i in side] for side in (operator.inputs, operator.outputs)]
     if len(inputs) != 2 * len(outputs) or min([*inputs, *outputs], default=-1) < 0:
@@ -69,7 +69,7 @@ def encoded_of(model: Any, subgraph: Any, entry: Decoded) -> Encoded:
         The encoded weight.
 
     Raises:
-        FileFormatError: If they are no constants of bytes.
+        FileFormatError: If they are not constants of bytes.
     """
     vectors = [fb.constant(model, subgraph.tensors[i]) for i in entry[1:]]
     encoded, ancillary = [
@@ -84,7 +84,7 @@ def encoded_of(model: Any, subgraph: Any, entry: Decoded) -> Encoded:
 
 
 def channels_of(tensor: Any) -> Channels:
-    """Return the zero points of a tensor, one a scale, and their axis."""
+    """Return the zero points of a tensor, one per scale, and their axis."""
     quantization = tensor.quantization
     zero_points = getattr(quantization, "zeroPoint", None)
     if zero_points is None or len(zero_points) == 0:
@@ -133,8 +133,8 @@ def decodes(model: Any) -> Iterator[tuple[Any, Decoded]]:
 def insert(model: Any, weights: Mapping[Key, Encoded]) -> Any:
     """Return a copy of a model in which DECODE operators unpack some weights.
 
-    One DECODE stands directly before each operator that reads such weights, and unpacks all that
-    this operator reads. Readers of one weight share its encoded form.
+    One DECODE is inserted directly before each operator that reads such weights, and unpacks all
+    weights of this operator. Operators that read the same weight share its encoded form.
 
     Args:
         model: A ``ModelT`` with these weights as constants. It is not changed.
@@ -234,7 +234,7 @@ def resolve(model: Any) -> Any:
 
 
 def drop_codes(model: Any) -> None:
-    """Remove what no operator is from the model's list of operators."""
+    """Remove unused entries from the model's list of operators."""
     operators = [op for subgraph in model.subgraphs for op in subgraph.operators]
     kept = sorted({op.opcodeIndex for op in operators})
     for operator in operators:
@@ -243,7 +243,7 @@ def drop_codes(model: Any) -> None:
 
 
 def drop_tensors(model: Any) -> None:
-    """Remove the tensors that no operator reads or writes and that are no inputs or outputs.
+    """Remove the tensors that no operator reads or writes and that are not inputs or outputs.
 
     TensorFlow Lite Micro gives memory to each tensor without data, whether it is read or not.
     """

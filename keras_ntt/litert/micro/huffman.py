@@ -1,9 +1,9 @@
 """Huffman codes (Huffman 1952, A Method for the Construction of Minimum-Redundancy Codes).
 
 The tables are those of the HUFFMAN decoder of TensorFlow Lite Micro's DECODE operator. A table of k
-bits has 2^k entries. An entry is a symbol, with the bits that its code takes of these k, or the way
-to the next table. The tables written here have one bit each: two entries a branch of the code's
-tree, the fewest bytes.
+bits has 2^k entries. An entry is a symbol, with the number of bits of its code among these k, or
+the offset of the next table. The tables written here have one bit each: two entries per branch of
+the code's tree, which takes the fewest bytes.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-_SPARE_BITS = 32  # behind the last code word; decoders read ahead
-_WINDOW = 16  # bits of a code that the fast way of unpacking takes
+_SPARE_BITS = 32  # after the last code word, because decoders read ahead
+_WINDOW = 16  # maximum bits of a code for fast unpacking
 
 
 class Code(NamedTuple):
@@ -30,7 +30,7 @@ class Code(NamedTuple):
 
 
 class Form(NamedTuple):
-    """How an entry of a table holds its parts.
+    """The layout of an entry of a table.
 
     Attributes:
         dtype: Type of an entry.
@@ -50,14 +50,14 @@ WIDE = Form(np.uint32, 31, 27, 0x7FFFFFF)
 
 
 def code_of(values: np.ndarray) -> Code:
-    """Return the code of the fewest bits for some values.
+    """Return the code with the fewest bits for given values.
 
     Args:
         values: Integers ``[n]``, at least one.
 
     Returns:
-        A code for all that occur. Equal counts are ordered by value, so the code is the same in
-        every run.
+        A code for all values that occur. Equal counts are ordered by value, so the code is the same
+        in every run.
 
     Raises:
         ValueError: If there is no value.
@@ -177,7 +177,7 @@ def unpack(encoded: np.ndarray, data: np.ndarray, first: int, wide: bool, count:
     entries = np.frombuffer(data[: len(data) // size * size].tobytes(), f"<u{size}").tolist()
     width = 16 if wide else 8
     words: dict[tuple[int, int], int] = {}  # (length, bits) -> symbol
-    todo = [(0, first, 0, 0)]  # a table's place and bits, and the code word up to it
+    todo = [(0, first, 0, 0)]  # a table's position and bits, and the code word up to it
     steps = 0
     while todo:
         place, bits, length, prefix = todo.pop()
@@ -200,7 +200,7 @@ def unpack(encoded: np.ndarray, data: np.ndarray, first: int, wide: bool, count:
 
 
 def _read(encoded: np.ndarray, words: dict[tuple[int, int], int], count: int) -> np.ndarray:
-    """Read code words, the short ones by a table of all numbers of 16 bits."""
+    """Read code words, the short ones with a table of all 16-bit numbers."""
     symbols = np.zeros(1 << _WINDOW, np.int64)
     lengths = np.zeros(1 << _WINDOW, np.int64)
     long = {key: symbol for key, symbol in words.items() if key[0] > _WINDOW}

@@ -1,8 +1,8 @@
 """Few levels of weights, by one-dimensional k-means (Wang & Song 2011, Ckmeans.1d.dp).
 
-An int8 weight has up to 255 values. Rounded to a few of them it takes fewer bits by a Huffman code.
-All channels of a tensor share their levels as integers, so that one code serves them, and each
-channel's own scale makes numbers of them: it is fitted to the channel by least squares.
+An int8 weight has up to 255 values. Rounded to a few of them, it takes fewer bits in a Huffman
+code. All channels of a tensor share the levels as integers, so that one code serves them. Each
+channel has its own scale, which is fitted by least squares.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Rounded(NamedTuple):
     Attributes:
         model: The ``ModelT``.
         keys: The weights that were rounded, by graph and tensor.
-        candidates: Number of weights that are large enough to have a form at all.
+        candidates: Number of weights that are large enough to be encoded.
     """
 
     model: Any
@@ -32,17 +32,17 @@ class Rounded(NamedTuple):
 
 
 def levels_of(values: np.ndarray, count: int) -> np.ndarray:
-    """Return the integers that stand for some integers with the least sum of squared errors.
+    """Return the integers that represent given integers with the least sum of squared errors.
 
     The clusters of the best choice are intervals, so dynamic programming over the sorted values
     finds it.
 
     Args:
-        values: Integers, of which zeros stay zero and count for nothing.
+        values: Integers. Zeros stay zero and do not count.
         count: Number of levels, none of them zero.
 
     Returns:
-        int64 ``[levels]``, sorted; the values themselves where there are no more than `count`.
+        int64 ``[levels]``, sorted; the values themselves if there are at most `count`.
 
     Examples:
         >>> levels_of(np.array([0, 1, 1, 2, 9, 10, 11, -5]), 3).tolist()
@@ -94,15 +94,16 @@ def rounded_to(values: np.ndarray, levels: np.ndarray) -> np.ndarray:
 def few_levels(model: Any, count: int) -> Rounded:
     """Round the int8 weights of a model to few levels where that makes the file smaller.
 
-    Weights of depthwise convolutions stay: they are few, and outputs depend on them much.
+    Weights of depthwise convolutions are not rounded: they are few, and outputs depend on them
+    strongly.
 
     Args:
         model: A ``ModelT`` that computes in integers, whose first graph alone is used. It is
             not changed.
-        count: Number of levels a tensor, zero not counted.
+        count: Number of levels per tensor, without zero.
 
     Returns:
-        A copy with the rounded weights and their scales. Biases are as they were: `refit_biases`
+        A copy with the rounded weights and their scales. Biases are not changed: `refit_biases`
         fits them to the new scales.
     """
     result = fb.copy_of(model)
@@ -130,7 +131,7 @@ def few_levels(model: Any, count: int) -> Rounded:
 
 
 def _store(model: Any, tensor: Any, before: np.ndarray, after: np.ndarray, axis: int) -> None:
-    """Make a tensor hold rounded integers, with the scales that fit the old ones best."""
+    """Set a tensor to rounded integers, with the scales that fit the old values best."""
     tensor.buffer = fb.add_buffer(model, after)
     scales = np.asarray(tensor.quantization.scale, np.float64)
     others = tuple(i for i in range(before.ndim) if i != axis) if len(scales) > 1 else None

@@ -1,9 +1,9 @@
 """Refit biases to rounded weights: empirical bias correction (Nagel et al. 2019, section 4.2).
 
-Rounding weights moves the mean of what a layer computes. A layer is linear up to its activation,
-so the mean follows from the mean of its inputs, and its bias takes the difference back. Layers are
-refitted in their order, each with the inputs that it gets behind the ones before it. That needs
-inputs, and no labels.
+Rounding weights changes the mean of a layer's outputs. A layer is linear up to its activation, so
+this mean follows from the mean of its inputs, and the bias can correct it. Layers are refitted in
+their order, each with the inputs from the refitted layers before it. This needs inputs, but no
+labels.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from keras_ntt.litert.format import flatbuffer as fb
 from keras_ntt.litert.micro.graph import Key
 from keras_ntt.litert.runtime.record import means_of
 
-_MOST = 64  # samples that means are taken over
+_MOST = 64  # samples for the means
 _VALID = 1  # number of the padding in the schema
 
 
@@ -30,7 +30,7 @@ def refit_biases(
     """Return a model with rounded weights whose layers have the mean outputs of another model.
 
     Args:
-        model: The ``ModelT`` with the weights as they were, of fixed shapes.
+        model: The ``ModelT`` with the original weights, of fixed shapes.
         rounded: The same with rounded weights and their scales. It is not changed.
         keys: The weights that were rounded.
         samples: Inputs ``[n, ...]``, in the order of the file.
@@ -61,13 +61,13 @@ def refit_biases(
 
 
 def mean_patch(name: str, options: Any, mean: np.ndarray, shapes: Sequence[Any]) -> np.ndarray:
-    """Return the mean input that each entry of a filter meets.
+    """Return the mean input of each entry of a filter.
 
     Args:
         name: The operator.
         options: Its options.
-        mean: Mean of its input over samples, less the zero point: ``[rows, in]`` of fully-connected
-            operators, else ``[batch, height, width, in]``.
+        mean: Mean of its input over samples, minus the zero point: ``[rows, in]`` of
+            fully-connected operators, else ``[batch, height, width, in]``.
         shapes: The shapes of weight and output.
 
     Returns:
@@ -114,7 +114,7 @@ def _met(
     options: Any,
     is_transposed: bool,
 ) -> np.ndarray:
-    """Return the positions of an axis of the input that one place of a filter meets."""
+    """Return the positions of an input axis at which one entry of a filter is applied."""
     small, large = (inputs, outputs) if is_transposed else (outputs, inputs)
     span = (small - 1) * stride + (size - 1) * rate + 1
     padding = 0 if options.padding == _VALID else max(span - large, 0) // 2
@@ -124,7 +124,7 @@ def _met(
 
 
 def _refit(model: Any, result: Any, operator: Any, before: np.ndarray, after: np.ndarray) -> None:
-    """Give a layer the bias by which the mean of its outputs is what it was."""
+    """Set the bias of a layer so that the mean of its outputs does not change."""
     graph, name = result.subgraphs[0], fb.operator_name(result, operator)
     index = int(operator.inputs[1])
     tensors = [side.subgraphs[0].tensors[index] for side in (model, result)]

@@ -1,6 +1,6 @@
 """Remove what a runtime does not read: names, metadata, ranges, scales of biases.
 
-Half of a small int8 file is not weights. What is removed here changes no output. Equal vectors are
+Half of a small int8 file is not weights. Removing these parts changes no output. Equal vectors are
 stored once by `flatbuffer.write`, whatever the target.
 """
 
@@ -11,17 +11,17 @@ from typing import Any
 from keras_ntt.litert.format import flatbuffer as fb
 from keras_ntt.litert.micro.graph import drop_codes, drop_tensors
 
-# Where operators with one scale a channel read their bias.
+# The input of operators with one scale per channel that is their bias.
 _BIAS = {"CONV_2D": 2, "DEPTHWISE_CONV_2D": 2, "FULLY_CONNECTED": 2, "TRANSPOSE_CONV": 3}
 
 
 def slim(model: Any, *, micro: bool) -> Any:
-    """Return a model without what no runtime reads.
+    """Return a model without the parts that no runtime reads.
 
     Args:
         model: A ``ModelT``. It is not changed.
-        micro: Whether TensorFlow Lite Micro alone is to run it, which reads no signatures, no names
-            of inputs and outputs, and no scales of biases. LiteRT refuses a bias with fewer scales
+        micro: Whether only TensorFlow Lite Micro runs it, which reads no signatures, no names of
+            inputs and outputs, and no scales of biases. LiteRT refuses a bias with fewer scales
             than channels.
 
     Returns:
@@ -65,7 +65,7 @@ def _strip(tensor: Any, *, micro: bool, named: bool) -> None:
 
 
 def _merge_scales_of_biases(model: Any) -> None:
-    """Leave one scale and one zero point to a bias: it is added as the integers it is."""
+    """Keep only one scale and one zero point of a bias: it is added as integers."""
     for subgraph in model.subgraphs:
         readers = fb.uses(subgraph)
         for index, tensor in enumerate(subgraph.tensors):

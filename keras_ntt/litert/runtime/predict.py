@@ -15,14 +15,15 @@ from keras_ntt.litert.runtime import run as runs
 def tflite_predict(path: str | os.PathLike, x: Any) -> Any:
     """Run a LiteRT file.
 
-    A file may take and return quantized integers. Floats are then rounded as the file says, and
-    its outputs are given as floats; integers go in as they are, and integers come out.
+    A file may take and return quantized integers. Floats are then rounded with the scales of the
+    file, and its outputs are returned as floats. Integers are passed unchanged, and integers are
+    returned.
 
     Args:
         path: The file.
-        x: Inputs ``[n, ...]``, any number of them, also where the file fixes the batch: an array,
-            or for a file with several inputs a list of arrays in its order or a dictionary by the
-            names of its signature.
+        x: Inputs ``[n, ...]``, any number of them, also if the file has a fixed batch size. They
+            are an array or, for a file with several inputs, a list of arrays in its order or a
+            dictionary with the names of its signature.
 
     Returns:
         Outputs ``[n, ...]``: an array, or for a file with several outputs a list in its order.
@@ -30,7 +31,7 @@ def tflite_predict(path: str | os.PathLike, x: Any) -> Any:
     Raises:
         ImportError: If `ai_edge_litert` is not installed.
         ExportError: If the file does not run.
-        TypeError: If `path` is no path.
+        TypeError: If `path` is not a path.
         ValueError: If `x` holds no arrays of samples, or different numbers of them.
     """
     names = list(x) if isinstance(x, Mapping) else None

@@ -1,4 +1,4 @@
-"""What the tensors inside a LiteRT file are while it runs: their means over samples."""
+"""Record the means over samples of tensors inside a LiteRT file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def means_of(
         tensors: Numbers of tensors of its first graph.
 
     Returns:
-        float64 arrays of the tensors' shapes, by number: integers less their zero points.
+        float64 arrays of the tensors' shapes, by number: integers minus their zero points.
 
     Raises:
         ExportError: If the file does not run.

@@ -1,4 +1,4 @@
-"""Run LiteRT files in every way they will be run, and compare with what they should compute."""
+"""Run LiteRT files in every usual way, and compare their outputs with the expected ones."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ class ExportError(RuntimeError):
 
 @dataclass(frozen=True)
 class Run:
-    """One way to run a file, and what came of it.
+    """One way to run a file, and the result.
 
     Attributes:
         xnnpack: Whether the XNNPACK delegate ran, as it does by default.
         threads: Number of threads.
-        batch: Samples at a time.
-        differences: Largest difference from the expected one, of each output.
+        batch: The batch size.
+        differences: Largest difference of each output from the expected output.
     """
 
     xnnpack: bool
@@ -35,7 +35,7 @@ class Run:
         return float(np.max(self.differences))
 
     def __str__(self) -> str:
-        """Return the way to run in words."""
+        """Return the way to run as text."""
         delegate = "XNNPACK" if self.xnnpack else "no delegate"
         threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
         return f"{delegate}, {threads}, batch {self.batch}"
@@ -77,15 +77,15 @@ def run(
 ) -> list[np.ndarray]:
     """Run a file.
 
-    Floats for an input of quantized integers are rounded as the file says.
+    Floats for a quantized input are rounded with its scale.
 
     Args:
         path: The file.
         x: Inputs ``[n, ...]`` in the order of the file, or by name.
-        batch: Samples at a time; None takes as many as the file fixes, or all at once.
+        batch: The batch size; None takes that of the file, or all samples at once.
         xnnpack: Whether to use the XNNPACK delegate.
         threads: Number of threads.
-        dequantize: Whether outputs of quantized integers are given as the floats they stand for.
+        dequantize: Whether to return quantized outputs as floats.
 
     Returns:
         Outputs ``[n, ...]`` in the order of the file.
@@ -154,7 +154,7 @@ def _floats_of(output: np.ndarray, scale: tuple[float, int]) -> np.ndarray:
 def _in_order(
     loaded: Any, x: Sequence[np.ndarray] | Mapping[str, np.ndarray]
 ) -> list[tuple[dict[str, Any], np.ndarray]]:
-    """Return what the file says of each input, and the array for it."""
+    """Return the details of each input of a file, and its array."""
     ports: Any = loaded.get_input_details()
     if isinstance(x, Mapping):
         signatures = list(loaded.get_signature_list())
@@ -178,7 +178,7 @@ class Way(NamedTuple):
     Attributes:
         xnnpack: Whether the XNNPACK delegate runs.
         threads: Number of threads.
-        batch: Samples at a time.
+        batch: The batch size.
     """
 
     xnnpack: bool
@@ -189,7 +189,7 @@ class Way(NamedTuple):
 def outputs_by(
     path: str, samples: Sequence[np.ndarray], *, batch: int | None
 ) -> list[tuple[Way, list[np.ndarray]]]:
-    """Run a file with XNNPACK and without, on one and two threads, singly and in batches.
+    """Run a file with and without XNNPACK, on one and two threads, one by one and in batches.
 
     Args:
         path: The file.
@@ -197,8 +197,8 @@ def outputs_by(
         batch: The batch size if the file fixes it, else None.
 
     Returns:
-        Each way and its outputs ``[n, ...]``, as floats; where the file leaves the batch open, the
-        ways that take one sample at a time run the first four.
+        Each way and its outputs ``[n, ...]``, as floats. If the file takes any batch size, the ways
+        with one sample at a time run only the first four.
 
     Raises:
         ImportError: If `ai_edge_litert` is not installed.
@@ -220,15 +220,15 @@ def compare(
     found: Sequence[tuple[Way, Sequence[np.ndarray]]],
     expected: Sequence[tuple[Way, Sequence[np.ndarray]]] | Sequence[np.ndarray],
 ) -> tuple[Run, ...]:
-    """Compare the outputs of all ways to run a file with what they should be.
+    """Compare the outputs of all ways to run a file with the expected outputs.
 
     Args:
-        found: What `outputs_by` has returned.
-        expected: The outputs ``[n, ...]`` there should be; or what `outputs_by` has returned of
-            another file, each way to be compared with its own, as delegates round differently.
+        found: The result of `outputs_by`.
+        expected: The expected outputs ``[n, ...]``; or the result of `outputs_by` for another file.
+            Then each way is compared with the same way, because delegates round differently.
 
     Returns:
-        What came of each way.
+        The result of each way.
     """
     runs = []
     for i, (way, outputs) in enumerate(found):
@@ -241,20 +241,20 @@ def compare(
 
 def _difference(found: np.ndarray, expected: np.ndarray) -> float:
     with np.errstate(invalid="ignore", over="ignore"):
-        # In float64, because integers would wrap and booleans have no difference.
+        # In float64, because integers would overflow and booleans have no difference.
         return float(np.abs(found.astype(np.float64) - expected[: len(found)]).max())
 
 
 def judge(
     name: str, found: Sequence[Run], expected: Sequence[np.ndarray], tolerance: float
 ) -> tuple[float, float]:
-    """Return the difference and the limit of the output that is nearest to its limit.
+    """Return the difference and the limit of the output that is closest to its limit.
 
     Args:
         name: What the file is compared with, in words.
         found: The ways in which it was run.
         expected: The outputs that it should give.
-        tolerance: Largest difference allowed, relative to the largest number of an output.
+        tolerance: Largest allowed difference, relative to the largest number of an output.
 
     Returns:
         The difference, and the limit.
@@ -281,7 +281,7 @@ def judge(
 
 
 def _above(ratio: float) -> str:
-    """Return a round number above a ratio, or what stands for a number that is none."""
+    """Return a round number above a ratio, or the text for one that is not finite."""
     if not np.isfinite(ratio) or ratio <= 0:
         return "..."
     step = 10.0 ** np.floor(np.log10(ratio))

@@ -1,4 +1,4 @@
-"""Compile a file for an Ethos-U NPU with Vela, where it is installed, and read what it says."""
+"""Compile a file for an Ethos-U NPU with Vela, if it is installed, and read its report."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def is_installed() -> bool:
 
 
 def compiled(content: bytes) -> dict[str, Any] | None:
-    """Return what Vela makes of a file.
+    """Return the result of Vela for a file.
 
     Args:
         content: The file.
 
     Returns:
         By name the accelerator, the bytes of weights, dense and encoded, of flash and of SRAM, and
-        the number of operators that are left to the CPU; or under ``"error"`` what Vela said if it
-        does not take the file. None if it is not installed.
+        the number of operators on the CPU; or the message of Vela under ``"error"`` if it refuses
+        the file. None if it is not installed.
     """
     if not is_installed():
         return None
@@ -56,7 +56,7 @@ def read(row: dict[str, str], printed: str) -> dict[str, Any]:
 
     Args:
         row: The row of its table.
-        printed: What it has printed.
+        printed: Its printed output.
 
     Returns:
         The figures, by name.
