@@ -18,8 +18,8 @@ class Blocks(NamedTuple):
     """The sizes of a Monarch matrix.
 
     Attributes:
-        first: Of the blocks that read the inputs, ``(k, q, p)``.
-        second: Of the blocks that make the outputs, ``(l, s, r)``.
+        first: The sizes of the blocks that read the inputs, ``(k, q, p)``.
+        second: The sizes of the blocks that compute the outputs, ``(l, s, r)``.
     """
 
     first: tuple[int, int, int]
@@ -27,12 +27,12 @@ class Blocks(NamedTuple):
 
     @property
     def parameters(self) -> int:
-        """How many numbers it has, as many as multiply-adds."""
+        """The number of its parameters, which is also the number of multiply-adds."""
         return int(np.prod(self.first) + np.prod(self.second))
 
 
 def blocks_of(inputs: int, outputs: int, blocks: int) -> Blocks:
-    """Return the sizes for a number of blocks, inputs and outputs filled up to a multiple of it.
+    """Return the sizes for a number of blocks; inputs and outputs are padded to a multiple of it.
 
     >>> blocks_of(784, 300, 4).parameters
     81300
@@ -43,10 +43,10 @@ def blocks_of(inputs: int, outputs: int, blocks: int) -> Blocks:
 
 
 def project(matrix: np.ndarray, sizes: Blocks) -> tuple[np.ndarray, np.ndarray]:
-    """Return the Monarch matrix nearest to a matrix, by the sum of squares.
+    """Return the Monarch matrix nearest to a matrix, in the sum of squares.
 
-    What leads from block i of the inputs to block j of the outputs has the rank of the numbers in
-    the middle that both have; each such slice is cut to that rank by its singular values.
+    The slice from block i of the inputs to block j of the outputs has the rank of the middle
+    numbers that both share. Each slice is truncated to that rank by its singular values.
 
     Args:
         matrix: ``[inputs, outputs]``, at most ``k * p`` and ``l * s``.
@@ -72,7 +72,7 @@ def project(matrix: np.ndarray, sizes: Blocks) -> tuple[np.ndarray, np.ndarray]:
 
 
 def as_matrix(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return the matrix ``[k * p, l * s]`` that two factors stand for."""
+    """Return the matrix ``[k * p, l * s]`` of two factors."""
     (k, q, p), (l, s, _) = first.shape, second.shape  # noqa: E741, the letters of the paper
     found = np.zeros((k * p, l * s))
     for i in range(k):
@@ -84,13 +84,13 @@ def as_matrix(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 @keras.saving.register_keras_serializable("keras_ntt")
 class MonarchDense(keras.layers.Layer):
-    """A Dense layer of fewer weights and multiply-adds, ``2 / blocks`` of those of a square one.
+    """A Dense layer with fewer weights and multiply-adds: ``2 / blocks`` of those of a square one.
 
-    Train with it, or make it of a trained Dense layer by `keras_ntt.to_monarch`.
+    Train with it, or convert a trained Dense layer with `keras_ntt.to_monarch`.
 
     Args:
         units: Number of outputs.
-        blocks: Number of blocks of either factor.
+        blocks: Number of blocks of each factor.
         activation: As of ``keras.layers.Dense``.
         use_bias: As of ``keras.layers.Dense``.
         **options: As of ``keras.layers.Layer``.
@@ -137,14 +137,14 @@ class MonarchDense(keras.layers.Layer):
             self.bias = self.add_weight(shape=(self.units,), name="bias", initializer="zeros")
 
     def middle(self, x: Any) -> Any:
-        """Return what each block of the second factor reads, ``[l, n, r]``."""
+        """Return the inputs of each block of the second factor, ``[l, n, r]``."""
         (k, q, p), (l, _, r) = self.sizes  # noqa: E741, the letters of the paper
         x = ops.reshape(x, (-1, x.shape[-1]))
         if x.shape[-1] < k * p:
             x = ops.pad(x, [(0, 0), (0, k * p - x.shape[-1])])
         x = ops.transpose(ops.reshape(x, (-1, k, p)), (1, 0, 2))
         x = ops.matmul(x, ops.transpose(self.first, (0, 2, 1)))  # [k, n, q]
-        if (k, q) == (r, l):  # LiteRT's converter makes a wrong reshape of what is below
+        if (k, q) == (r, l):  # LiteRT's converter makes a wrong reshape of the operation below
             return ops.transpose(x, (2, 1, 0))
         x = ops.reshape(ops.transpose(x, (1, 0, 2)), (-1, r, l))
         return ops.transpose(x, (2, 0, 1))
@@ -169,7 +169,7 @@ class MonarchDense(keras.layers.Layer):
         return [self.first, self.second]
 
     def get_config(self) -> dict[str, Any]:
-        """Return what makes the layer again."""
+        """Return the arguments to rebuild the layer from."""
         return {
             **super().get_config(),
             "units": self.units,

@@ -1,8 +1,8 @@
 """The sparse difference of a model to another one, or to a seed, in a file.
 
-A model of which few entries were trained is its base and those entries. The base is a model that
-the reader has as well, or a seed of which `keras_ntt.core.philox` makes the same values anywhere
-(Wimmer et al., "FreezeNet", 2020). The bits come back as they were.
+If few entries of a model were trained, the model is its base and these entries. The base is a model
+that the reader also has, or a seed from which `keras_ntt.core.philox` computes the same values on
+any machine (Wimmer et al., "FreezeNet", 2020). The values are restored bit by bit.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def save_difference(model: keras.Model, base: keras.Model | int, path: Path) -> 
 
 
 def load_difference(base: keras.Model, path: Path) -> keras.Model:
-    """Return the model that a file and its base make.
+    """Return the model from a file and its base.
 
     Args:
         base: The base of the difference; it is not changed. If the base was a seed, any model with
@@ -96,7 +96,7 @@ def load_difference(base: keras.Model, path: Path) -> keras.Model:
     Raises:
         FileNotFoundError: If there is no such file.
         TypeError: If `base` is not a Keras 3 model.
-        ValueError: If it is no such file, is damaged, or was made for another base.
+        ValueError: If it is not such a file, is damaged, or was made for another base.
     """
     checks.check_built(base, "base")
     written = as_path(path).read_bytes()
@@ -104,7 +104,7 @@ def load_difference(base: keras.Model, path: Path) -> keras.Model:
     size = sum(b.nbytes for b in bases)
     try:
         header = difference_format.decode_header(written, size)
-    except Exception as error:  # bytes of any origin: whatever fails, they are no difference
+    except Exception as error:  # the bytes may be anything
         raise _not_whole(path, error) from error
     if header.shapes != _shapes(bases):
         raise ValueError(
@@ -133,7 +133,7 @@ def load_difference(base: keras.Model, path: Path) -> keras.Model:
 
 
 def fingerprint(values: list[np.ndarray]) -> str:
-    """Return what tells the weights of a model from any others: SHA-256 of shapes, types, bytes."""
+    """Return a fingerprint of the weights of a model: SHA-256 of shapes, types and bytes."""
     found = hashlib.sha256()
     for value in values:
         found.update(f"{value.dtype.name} {value.shape};".encode())
@@ -142,9 +142,9 @@ def fingerprint(values: list[np.ndarray]) -> str:
 
 
 def limits_of(model: keras.Model) -> list[float | None]:
-    """Return the bounds of uniform first values for each weight of a model.
+    """Return the bounds of uniform initial values for each weight of a model.
 
-    They have the variance of the weight's initializer where that is known, else Glorot's.
+    They have the variance of the weight's initializer if it is known, else that of Glorot's.
 
     Returns:
         A bound for each weight of two axes or more, rounded to float32; None for the others.
@@ -159,7 +159,7 @@ def limits_of(model: keras.Model) -> list[float | None]:
 
 
 def seeded(like: np.ndarray, seed: int, weight: int, limit: float) -> np.ndarray:
-    """Return the first values that a seed gives a weight, in the shape and type of an array."""
+    """Return the initial values of a weight from a seed, in the shape and type of an array."""
     values = philox.uniform(seed, weight, like.size, limit)
     return values.reshape(like.shape).astype(like.dtype)
 
@@ -182,7 +182,7 @@ def _limit(shape: tuple[int, ...], initializer: Any) -> float:
 
 
 def _seeded_part(value: np.ndarray, seed: int, weight: int, limit: float | None) -> Part:
-    """Return a weight with the base that has more of its entries: the seed's values or zeros."""
+    """Return a weight with the base that shares more entries: the seed's values or zeros."""
     zeros = np.zeros_like(value)
     if limit is None:
         return Part(value, zeros, None)

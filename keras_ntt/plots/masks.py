@@ -1,4 +1,4 @@
-"""Masks: which weights are kept in each layer, and how many."""
+"""Plot masks: which weights are kept in each layer, and how many."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_PIXELS = 100  # of a map along either axis, at most
+_PIXELS = 100  # maximum along each axis of a map
 
 
 def mask_maps(
@@ -41,17 +41,17 @@ def mask_maps(
 
     A mask is drawn as a matrix, with the inputs of a unit (for convolutions: everything under its
     filter) from top to bottom and the units from left to right. Masks of more than 100 rows or
-    columns are drawn in blocks, whose colour is the fraction of weights that is kept. Where the
-    first layer is dense and reads an image, its mask is drawn as that image instead, each pixel
-    with the number of kept weights that read it.
+    columns are drawn in blocks, whose colour is the fraction of kept weights. If the first layer is
+    dense and reads an image, its mask is drawn as that image: each pixel shows the number of kept
+    weights that read it.
 
     Args:
         masks: A model with masks, or with exact zeros if it was stripped; or masks by path, as
             `keras_ntt.get_masks` returns them.
         image_shape: Height and width, with or without channels, of the image that the first
             weight reads. None takes that of the model's input, if it is an image.
-        limit: Number of layers to draw at most, from the first.
-        title: None says how the kept weights of the first layer are spread.
+        limit: Maximum number of layers to draw, from the first.
+        title: The title; None says how the kept weights of the first layer are spread.
 
     Returns:
         The figure.
@@ -114,7 +114,7 @@ def pixel_coverage(mask: Any, image_shape: tuple[int, ...]) -> np.ndarray:
         Numbers ``[height, width]``, summed over channels.
 
     Raises:
-        ValueError: If the image has not as many entries as the kernel has rows.
+        ValueError: If the number of entries of the image is not that of the kernel's rows.
 
     >>> pixel_coverage([[1, 1], [0, 0], [1, 0], [0, 0]], (2, 2)).tolist()
     [[2, 0], [1, 0]]
@@ -130,7 +130,7 @@ def pixel_coverage(mask: Any, image_shape: tuple[int, ...]) -> np.ndarray:
 
 
 def in_blocks(matrix: Any, most: int) -> np.ndarray:
-    """Return the means of the blocks of a matrix, of no more than so many rows and columns.
+    """Return the means of the blocks of a matrix, with a maximum number of rows and columns.
 
     >>> in_blocks([[1, 1, 0, 0], [1, 0, 0, 0]], 2).tolist()
     [[1.0, 0.0], [0.5, 0.0]]
@@ -147,12 +147,12 @@ def in_blocks(matrix: Any, most: int) -> np.ndarray:
 
 
 def sparsity_by_layer(models: Any, *, title: str | None = None, ax: Axes | None = None) -> Figure:
-    """Draw how many of each layer's weights are kept, on a logarithmic axis.
+    """Draw the fraction of kept weights of each layer, on a logarithmic axis.
 
     Args:
-        models: A model or a `SparsityReport`; or several by name, of the same layers, for example
+        models: A model or a `SparsityReport`; or several by name with the same layers, for example
             of different allocations.
-        title: None says which layers are the densest and the sparsest.
+        title: The title; None says which layers are the densest and the sparsest.
         ax: Axes to draw in; None makes a figure.
 
     Returns:
@@ -233,7 +233,7 @@ def _masks_of(masks: Any) -> dict[str, np.ndarray]:
 
 
 def _short(paths: Iterable[str]) -> list[str]:
-    """Return paths without what all of them begin and end with.
+    """Return paths without their common beginning and end.
 
     >>> _short(["model/a/kernel", "model/b/kernel"]), _short(["model/a/kernel"])
     (['a', 'b'], ['a'])
@@ -287,7 +287,7 @@ def _extremes(rows: Mapping[str, Mapping[str, tuple[int, int]]]) -> str:
 
 
 def _most_disputed(rows: Mapping[str, Mapping[str, tuple[int, int]]]) -> str:
-    """Say which layer's share differs the most between models."""
+    """Say for which layer the kept fraction differs most between models."""
     shares = {
         layer: {name: row[layer][0] / row[layer][1] for name, row in rows.items()}
         for layer in next(iter(rows.values()))

@@ -1,4 +1,4 @@
-"""What all pictures share: the look of curves, titles and legends."""
+"""The style that all pictures share: curves, titles and legends."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _LOOK: dict[Any, Any] = {
 
 
 class Style(NamedTuple):
-    """How one series is drawn, alike in every picture of the same names."""
+    """The style of one series, the same in every picture with the same names."""
 
     color: str
     dash: Any
@@ -78,7 +78,7 @@ def drawing(
     size: tuple[float, float] = (7.0, 4.4),
     **options: Any,
 ) -> Iterator[tuple[Figure, list[Axes]]]:
-    """Draw in the package's look, in given axes or a new figure.
+    """Draw in the style of the package, in given axes or a new figure.
 
     Args:
         ax: Axes to draw in; None makes a figure.
@@ -127,13 +127,13 @@ def add_title(ax: Axes, text: str, own: bool, *, beside: int = 0) -> None:
 def add_legend(
     ax: Axes, own: bool, series: Sequence[tuple[str, Any]], *, note: str | None = None
 ) -> None:
-    """Add a legend: under the axes of a figure of ours, within those of somebody else's.
+    """Add a legend: below the axes of our figures, inside the axes of other figures.
 
     Args:
         ax: Axes with curves; curves of others that have labels are in the legend as well.
         own: Whether the figure is ours.
-        series: Our curves: what each is called, and what was drawn.
-        note: What the legend is headed by.
+        series: Our curves: their names, and what was drawn.
+        note: The title of the legend.
     """
     ours = {id(handle) for _, handle in series}
     labelled = zip(*ax.get_legend_handles_labels(), strict=True)
@@ -162,13 +162,13 @@ def add_legend(
 
 
 def as_written(texts: Iterable[Text]) -> None:
-    """Show texts as they are: what stands between two "$" is not set as mathematics."""
+    """Show texts unchanged: text between two "$" is not set as mathematics."""
     for text in texts:
         text.set_parse_math(False)
 
 
 def percent(fraction: float) -> str:
-    """Return a fraction in per cent, with as many digits as it takes to tell it from 100 %.
+    """Return a fraction in per cent, with enough digits to distinguish it from 100 %.
 
     >>> percent(0.9), percent(0.995), percent(2 / 3)
     ('90%', '99.5%', '66.7%')

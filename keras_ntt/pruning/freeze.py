@@ -35,32 +35,32 @@ def freeze_at_init(
     batch_size: int = BATCH_SIZE,
     seed: int | None = 0,
 ) -> keras.Model:
-    """Return a copy of a model of which few entries are trained; the others stay random.
+    """Return a copy of a model in which only a few entries are trained; the others stay random.
 
-    Its file is a seed and the trained entries: ``save_difference(model, seed, path)``. What runs is
-    dense, so no time or memory is saved, only bytes to store and to send, and state of the
-    optimizer that does not count. With ``seed=None`` the entries stay as they are in `model`, a
-    shared pretrained one for example, and the file is the difference to it:
+    Its file is a seed and the trained entries: ``save_difference(model, seed, path)``. The model
+    runs densely, so no time or memory is saved, only bytes to store and to send; the optimizer's
+    state for frozen entries does not count. With ``seed=None`` the frozen entries keep their values
+    in `model`, for example a shared pretrained one, and the file is the difference to it:
     ``save_difference(trained, model, path)``.
 
     Args:
         model: A built model. It is not changed.
         frozen: Fraction of the kernels' entries that are not trained, in [0, 1).
         data: Samples with labels, ``(x, y)``, see `saliency_scores`.
-        saliency: The score by which entries are chosen, see `saliency_scores`. None is FreezeNet's
-            ``|dL/dw|``, `keras_ntt.saliency.LossGradient`: that of SNIP without the weight, which
-            is not removed. A Keras loss can be given to it.
+        saliency: The score of the entries to train, see `saliency_scores`. None is FreezeNet's
+            ``|dL/dw|``, `keras_ntt.saliency.LossGradient`: SNIP's score without the weight, because
+            no weight is removed. It accepts a Keras loss.
         allocation: How many entries are trained in each weight, see `prune_at_init`.
         allow_empty_layers: Whether a whole kernel may be frozen.
-        filters: Which layers, see `NeuralTangentTransfer`. The others are trained.
+        filters: Which layers to freeze, see `NeuralTangentTransfer`. The others are trained.
         pruning_policy: See `NeuralTangentTransfer`.
-        batch_size: Samples a batch, for arrays.
-        seed: Seed of the kernels' first values, uniform with the variance of their initializers,
-            the same on any machine (Philox, see `keras_ntt.core.philox`). None keeps those of
-            `model`.
+        batch_size: Samples per batch, for arrays.
+        seed: Seed of the kernels' initial values. They are uniform with the variance of their
+            initializers, and the same on any machine (Philox, see `keras_ntt.core.philox`). None
+            keeps the values of `model`.
 
     Returns:
-        The copy, whose frozen entries stay as they are in the training that follows.
+        The copy. Training does not change its frozen entries.
 
     Raises:
         TypeError: If `model` is not a Keras 3 model.
@@ -85,7 +85,7 @@ def freeze_at_init(
     number = None if seed is None else checks.check_seed(seed)
     function = LossGradient() if saliency is None else as_saliency(saliency)
     function.check(data)
-    # Refused before anything is computed: filters, policies and allocations that do not fit.
+    # Filters, policies and allocations that do not fit are refused before anything is computed.
     chosen = choose_weights(model, filters=filters, pruning_policy=pruning_policy).weights
     recipe_of(model, chosen, function, allocation=allocation)
     sample = None

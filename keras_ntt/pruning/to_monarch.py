@@ -1,4 +1,4 @@
-"""Dense layers of a trained model as Monarch matrices (Dao et al., ICML 2022), without labels."""
+"""Convert Dense layers to Monarch matrices (Dao et al., ICML 2022), without labels."""
 
 from __future__ import annotations
 
@@ -29,16 +29,17 @@ def to_monarch(
 ) -> keras.Model:
     """Return a copy of a model whose Dense layers are products of two block matrices.
 
-    Each kernel is projected by singular values, and with `inputs` the second factor and the bias
-    are fitted to what the dense layer returns, layer after layer. Square matrices are seldom near a
+    Each kernel is projected by singular values. With `inputs`, the second factor and the bias are
+    fitted to the outputs of the dense layer, layer by layer. Square matrices are seldom close to a
     Monarch matrix: train the copy afterwards, on labels or on the outputs of `model`.
 
     Args:
         model: A built Sequential or functional model. It is not changed.
         inputs: Unlabelled inputs for the fit, see `keras_ntt.prune_post_training`; None for none.
-        blocks: Blocks of either factor. Layers that would not become smaller stay as they are.
-        filters: Which Dense layers, see `NeuralTangentTransfer`.
-        samples: The most inputs that are used.
+        blocks: Number of blocks of each factor. Layers that would not become smaller are not
+            changed.
+        filters: Which Dense layers to replace, see `NeuralTangentTransfer`.
+        samples: The maximum number of inputs to use.
         seed: Seed of their choice.
 
     Returns:
@@ -119,7 +120,7 @@ def _chosen(model: keras.Model, filters: Filters, blocks: int) -> list[str]:
 
 
 def _fit(dense: keras.Model, copy: keras.Model, name: str, batches: list[Any]) -> None:
-    """Fit the second factor and the bias of a layer to what the dense layer computes."""
+    """Fit the second factor and the bias of a layer to the outputs of the dense layer."""
     theirs, mine = dense.get_layer(name), copy.get_layer(name)
     read, wanted = (_before(m, layer) for m, layer in ((copy, mine), (dense, theirs)))
     kernel = host.array_of(theirs.kernel).astype("float64")
@@ -148,5 +149,5 @@ def _fit(dense: keras.Model, copy: keras.Model, name: str, batches: list[Any]) -
 
 
 def _before(model: keras.Model, layer: Any) -> keras.Model:
-    """Return a model of what goes into a layer."""
+    """Return a model whose outputs are the inputs of a layer."""
     return keras.Model(host.input_structure(host.functional_of(model)), layer.input)

@@ -1,8 +1,9 @@
-"""For users of tf_keras and tensorflow-model-optimization: their models, wrappers, schedules.
+"""Models of tf_keras, and wrappers and schedules of tensorflow-model-optimization.
 
-Importing this package imports tensorflow-model-optimization, which turns TensorFlow's own Keras
-into tf_keras for the whole process; nothing else in keras_ntt does. A tf_keras model goes through
-the same core as any: by a Keras 3 twin with its weights, whose result is copied back.
+Importing this package imports tensorflow-model-optimization, which replaces TensorFlow's Keras by
+tf_keras in the whole process. Nothing else in keras_ntt does this. A tf_keras model is pruned by
+the same code as any other: a Keras 3 twin with its weights is pruned, and the result is copied
+back.
 """
 
 from keras_ntt.keras2.to_keras3 import to_keras3

@@ -41,7 +41,7 @@ except ImportError as error:
         f"pip install 'keras-ntt[tfmot]'. Received: {error}"
     ) from error
 
-# A step that no training reaches: the masks of a wrapper with this beginning stay.
+# A step that no training reaches: the masks of a wrapper with this begin_step do not change.
 _NEVER = 2**31 - 1
 
 
@@ -50,8 +50,9 @@ class NTTSchedule(tfmot.sparsity.keras.PruningSchedule):
 
     Args:
         sparsity: Fraction of zeros, in [0, 1).
-        frequency: Steps from one refresh of the masks to the next; None holds the first masks.
-        end_step: The last step of the run, in whose last interval the masks rest; None for none.
+        frequency: Steps from one update of the masks to the next; None keeps the first masks.
+        end_step: The last step of the run. The masks are not updated in the last interval. None for
+            none.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -80,12 +81,12 @@ class NTTSchedule(tfmot.sparsity.keras.PruningSchedule):
 
 
 class PruneSupportedLayers(tfmot.sparsity.keras.PruningPolicy):
-    """A policy of tfmot that wraps what tfmot can wrap and leaves the rest as it is.
+    """A policy of tfmot that wraps the layers that tfmot can wrap, and no others.
 
-    Without a policy one layer that tfmot does not know makes it refuse the whole model.
+    Without a policy tfmot refuses the whole model if it does not know one layer.
 
     Args:
-        layers: The layers to prune; None for all that are supported.
+        layers: The layers to prune; None for all supported ones.
     """
 
     def __init__(self, layers: Any = None):
@@ -109,11 +110,11 @@ def as_tfmot_schedule(schedule: Any) -> Any:
             a schedule of tfmot, which is returned as it is.
 
     Returns:
-        The schedule of tfmot. Unlike ours, its `PolynomialDecay` misses the final sparsity where
-        `frequency` does not divide the interval.
+        The schedule of tfmot. Its `PolynomialDecay`, unlike that of this package, misses the final
+        sparsity if `frequency` does not divide the interval.
 
     Raises:
-        ValueError: If there is none that means the same.
+        ValueError: If there is no equivalent one.
     """
     if isinstance(schedule, tfmot.sparsity.keras.PruningSchedule):
         return schedule
@@ -162,15 +163,15 @@ def prune_neural_tangent(
         inputs: Unlabelled inputs, see `keras_ntt.prune_neural_tangent`.
         sparsity: Fraction of zeros, or a schedule, also one of tfmot.
         epochs: Passes over the inputs.
-        wrapped: Whether the result has tfmot's wrappers around its pruned layers, whose masks
-            stay: train it with tfmot's ``UpdatePruningStep()``, then ``strip_pruning``. False
-            returns plain layers with zeros that training would fill.
+        wrapped: Whether the result has tfmot's wrappers around its pruned layers, with fixed masks:
+            train it with tfmot's ``UpdatePruningStep()``, then call ``strip_pruning``. False
+            returns plain layers, whose zeros training would fill.
         twin: A Keras 3 model that computes the same, if it cannot be made automatically; the
             weights are copied from `model`.
-        teacher: A dense model to be matched instead, of tf_keras or Keras 3.
-        pruning_policy: A policy of tfmot, which is asked about the tf_keras layers, or one of
-            this package, which is asked about the twin's.
-        **settings: As in `keras_ntt.prune_neural_tangent`; ``filters=`` sees the twin's layers.
+        teacher: A dense model to match instead of `model`, of tf_keras or Keras 3.
+        pruning_policy: A policy of tfmot, which gets the tf_keras layers, or one of this package,
+            which gets the layers of the twin.
+        **settings: As in `keras_ntt.prune_neural_tangent`; ``filters=`` gets the twin's layers.
 
     Returns:
         A sparse copy of the model, of tf_keras.
@@ -190,7 +191,7 @@ def prune_neural_tangent(
     if isinstance(pruning_policy, tfmot.sparsity.keras.PruningPolicy):
         pruning_policy.ensure_model_supports_pruning(model)
         pruning_policy = _OnTwin(pruning_policy, model, twin)
-    if wrapped:  # a trial, so that what tfmot cannot wrap is known before the training
+    if wrapped:  # a trial, so that layers that tfmot cannot wrap are known before the training
         filters = settings.get("filters")
         choice = policies.choose_weights(twin, filters=filters, pruning_policy=pruning_policy)
         chosen = {id(v) for v in choice.weights}
@@ -213,16 +214,16 @@ def prune_neural_tangent(
 
 
 class _OnTwin:
-    """A policy of tfmot, asked about the tf_keras layer for each layer of the twin."""
+    """A policy of tfmot, called with the tf_keras layer of each layer of the twin."""
 
     def __init__(self, policy: Any, model: Any, twin: keras.Model):
         theirs = {id(v): layer for layer in leaves_of(model) for v in layer.weights}
         self._policy = policy
-        # By path, because what is asked about is a layer of a copy of the twin.
+        # By path, because the layer belongs to a copy of the twin.
         self._layers = {b.path: theirs[id(a)] for _, a, _, b in paired(model, twin)}
 
     def allow_pruning(self, layer: keras.layers.Layer) -> bool:
-        """Return what the policy says of the tf_keras layer with the same weights."""
+        """Return the answer of the policy for the tf_keras layer with the same weights."""
         return all(self._policy.allow_pruning(self._layers[v.path]) for v in layer.weights)
 
 
@@ -257,11 +258,11 @@ def _wrappers(model: Any) -> list[Any]:
 
 
 def wrap_with_masks(model: Any, masks: Mapping[str, Any]) -> Any:
-    """Put tfmot's wrappers with masks that stay around the layers that have one.
+    """Wrap the layers that have a mask in tfmot's wrappers, with fixed masks.
 
-    The wrappers' schedule begins at a step that no training reaches, so that tfmot's own
-    ``UpdatePruningStep``, ``strip_pruning``, ``prune_scope`` and savers work and every zero is
-    kept.
+    The schedule of the wrappers begins at a step that no training reaches. So tfmot's
+    ``UpdatePruningStep``, ``strip_pruning``, ``prune_scope`` and saving code work, and every zero
+    is kept.
 
     Args:
         model: A built tf_keras model without wrappers. It is not changed.
