@@ -8,7 +8,7 @@ from _tables import missing, read, table
 
 
 def networks(results: Path) -> str:
-    """Return what is left of networks without a part of their channels."""
+    """Return sizes and times of networks without a part of their channels."""
     found = read(results / "channel_networks.json")
     if found is None:
         return missing("benchmarks.export.channels")
@@ -37,7 +37,7 @@ def networks(results: Path) -> str:
 
 
 def peers(results: Path) -> str:
-    """Return the accuracy that other programs leave without labels, beside ours."""
+    """Return the accuracy that other programs leave without labels, and ours."""
     found = read(results / "channel_peers.json")
     if found is None:
         return missing("benchmarks.accuracy.channel_peers")

@@ -205,7 +205,7 @@ def text(rows: list[dict[str, Any]]) -> str:
             parts.append(f"{one['ratio']:.2f}" if known else "-")
         cost = [f"{row['seconds']:.1f}", f"{row['added_memory'] / 1e6:,.0f}"]
         body.append([row["network"], what, *shares, *parts, *cost])
-    title = "what is left, as a fraction of the whole network; time in turns, batch 1, one thread"
+    title = "the smaller network as a fraction of the whole network; time in turns, batch 1, one thread"
     return f"{title}\n{table(head, body, right=range(2, len(head)))}"
 
 
