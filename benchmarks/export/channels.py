@@ -86,7 +86,7 @@ def main() -> int:
 
 
 def in_a_process(name: str, asked: argparse.Namespace) -> dict[str, Any]:
-    """Return the figures of a network, from a process of its own."""
+    """Return the figures of a network, from a process for itself."""
     command = [sys.executable, "-m", "benchmarks.export.channels", "--one", name]
     command += ["--rounds", str(asked.rounds), "--kinds", *asked.kinds]
     command += ["--allocation", asked.allocation]
@@ -205,7 +205,7 @@ def text(rows: list[dict[str, Any]]) -> str:
             parts.append(f"{one['ratio']:.2f}" if known else "-")
         cost = [f"{row['seconds']:.1f}", f"{row['added_memory'] / 1e6:,.0f}"]
         body.append([row["network"], what, *shares, *parts, *cost])
-    title = "the smaller network as a fraction of the whole network; time in turns, batch 1, one thread"
+    title = "fractions of the whole network; time in turns, batch 1, one thread"
     return f"{title}\n{table(head, body, right=range(2, len(head)))}"
 
 
