@@ -5,8 +5,8 @@
 
 removes half of the channels, rounded to 8, of networks of keras.applications with random weights, a
 U-Net and, with data, those of MLPerf Tiny; or, with ``--flops``, a fraction of the multiply-adds.
-Channels go by magnitude, since only the shapes count here. Each network runs in a process of its
-own, which tells the memory that pruning takes. Files of the smaller and of the whole network, in
+Channels go by magnitude, since only the shapes count here. Each network runs in its own
+process, which tells the memory that pruning takes. Files of the smaller and of the whole network, in
 float and in int8, are timed in turns at batch 1 on one thread; the ratio is that of the least
 times, which a busy machine changes little. Rows that the file of results has already are not run
 again. Prints a table and writes JSON.
@@ -86,7 +86,7 @@ def main() -> int:
 
 
 def in_a_process(name: str, asked: argparse.Namespace) -> dict[str, Any]:
-    """Return the figures of a network, from a process for itself."""
+    """Return the figures of a network, measured in another process."""
     command = [sys.executable, "-m", "benchmarks.export.channels", "--one", name]
     command += ["--rounds", str(asked.rounds), "--kinds", *asked.kinds]
     command += ["--allocation", asked.allocation]
