@@ -313,8 +313,8 @@ class SparseGAN(keras.callbacks.Callback):
 
 
 def _number(name: str, value: Any) -> float:
-    if not checks.is_number(value):
-        raise ValueError(f"{name} must be a number. Received: {name}={value!r}")
+    if not checks.is_number(value) or not abs(value) <= 1e30:
+        raise ValueError(f"{name} must be a number of at most 1e30. Received: {name}={value!r}")
     return float(value)
 
 

@@ -61,6 +61,30 @@ def test_the_example_of_several_devices():
     assert output.splitlines()[-1] == "90.0% zeros on each of 2 replicas"
 
 
+@pytest.mark.long
+def test_the_example_of_two_networks(tmp_path):
+    short = ("--steps", 12, "--width", 4, "--output", tmp_path / "gan")
+    output = run("examples/sparse_gan.py", *short)
+    rows = json.loads((tmp_path / "gan.json").read_text())
+    assert [round(row["generator"], 2) for row in rows.values()] == [0.0, 0.9, 0.9]
+    assert [len(row["ratios"]) for row in rows.values()] == [12, 12, 12]
+    assert len(rows["ADAPT"]["densities"]) == 1
+    assert len(output.splitlines()) == 3
+    assert (tmp_path / "gan.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.long
+def test_the_example_of_reinforcement_learning(tmp_path):
+    pytest.importorskip("gymnasium", reason="the extra rl is not installed")
+    short = ("--steps", 240, "--every", 8, "--seeds", 1, "--sparsities", 0.9)
+    run("examples/sparse_dqn.py", *short, "--output", tmp_path)
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert len(rows) == 6
+    sizes = {row["method"]: row["bytes"] for row in rows}
+    assert sizes["static"] < sizes["dense"] / 2
+    assert (tmp_path / "returns.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.soak
 def test_the_example_of_an_edge_cpu(tmp_path):
     short = ("--samples", 128, "--transfer-epochs", 1, "--epochs", 1)
