@@ -44,7 +44,7 @@ def small_width(sparsity: float) -> int:
 
 
 def initialize(model: keras.Model, seed: int) -> None:
-    """Draw what is kept anew, for the connections that each unit has."""
+    """Draw what is kept again, for the connections that each unit has."""
     rng, masks = np.random.default_rng(seed), keras_ntt.get_masks(model)
     for variable in model.trainable_variables:
         mask = masks.get(variable.path)

@@ -34,7 +34,7 @@ CONTROLS: dict[str, dict[str, Any]] = {
 class SparseGAN(keras.callbacks.Callback):
     """Trains the generator and the discriminator of a GAN sparsely, and keeps them in balance.
 
-    The model has the two networks as attributes, and a `train_step` of its own that updates each by
+    The model has the two networks as attributes, and its own `train_step`, which updates each by
     an optimizer of Keras, the discriminator first. Both get random masks of an Erdős-Rényi
     allocation, unless they hold masks already. Every `ratio_frequency` steps the *balance ratio* is
     measured,
