@@ -47,6 +47,14 @@ def test_a_transfer_that_is_killed_goes_on_to_the_same_masks(tmp_path):
     assert counts["files_looked_at"] > 0
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("job", ["RigL", "SET"])
+def test_masks_that_move_go_on_after_a_kill(tmp_path, job):
+    counts = kill(tmp_path, 2, job)[job]
+    assert counts["runs_ended"] >= 1
+    assert counts["kills"] >= 2
+
+
 @pytest.mark.soak
 def test_jobs_that_are_killed_a_hundred_times(tmp_path):
     assert all(counts["runs_ended"] for counts in kill(tmp_path, 100).values())
