@@ -48,6 +48,7 @@ from .pruning.post_training.choose_samples import choose_samples
 from .pruning.post_training.prune import prune_post_training
 from .pruning.scheduled_mask import advance_pruning
 from .pruning.sniper import SNIPER
+from .pruning.sparse_gan import SparseGAN
 from .pruning.summaries import PruningSummaries, UpdatePruningStep
 from .pruning.to_monarch import to_monarch
 from .selection.allocations import erdos_renyi
@@ -76,6 +77,7 @@ __all__ = [  # noqa: RUF022, grouped by job
     "advance_pruning",
     "GraNet",
     "RigL",
+    "SparseGAN",
     "SET",
     "SNIPER",
     "UpdatePruningStep",

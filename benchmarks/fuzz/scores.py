@@ -173,6 +173,31 @@ for _method in (keras_ntt.RigL, keras_ntt.SET):
     )
 
 
+entry(keras_ntt.SparseGAN, weight=3)(
+    real=of(np.zeros((4, 3), "float32"), bad=values.nasty),
+    noise=of(3, bad=values.nasty),
+    sparsity=of(0.5, 0.9),
+    discriminator_sparsity=of(None, 0.5),
+    control=of("static", "dda", "adapt", "adapt_strict"),
+    end_step=of(9, 100),
+    lower=of(None, 0.3),
+    upper=of(None, 0.8),
+    frequency=of(None, 10),
+    change=of(0.05),
+    min_density=of(0.05),
+    max_density=of(None, 0.5),
+    window=of(100),
+    ratio_frequency=of(10),
+    exchange_frequency=of(50),
+    drop_fraction=of(0.5),
+    drop_fraction_end=of(0.005),
+    batch_size=of(8),
+    networks=of(("generator", "discriminator"), bad=values.nasty),
+    seed=SEED,
+    **chosen("filters", "pruning_policy"),
+)
+
+
 def _train(make: Callable[..., Any], seen: Any, **options: Any) -> None:
     """Begin and take part in training as Keras does, on a new model."""
     callback = make(**options)

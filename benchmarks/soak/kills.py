@@ -8,6 +8,7 @@ it runs, and after each kill, every file it writes must be whole.
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
 import os
@@ -290,13 +291,13 @@ def _transfer(place: pathlib.Path) -> dict[str, str]:
     return _digest(student, keras_ntt.get_masks(student))
 
 
-def _fit(model: keras.Model, place: pathlib.Path) -> None:
+def _fit(model: keras.Model, place: pathlib.Path, *callbacks: keras.callbacks.Callback) -> None:
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(1e-2), loss)
     backup = keras_ntt.BackupAndRestore(place / "backup")
     model.fit(
         _inputs(), _labels(), batch_size=BATCH, epochs=EPOCHS, shuffle=False, verbose=0,
-        callbacks=[backup],
+        callbacks=[*callbacks, backup],
     )  # fmt: skip
 
 
@@ -316,6 +317,12 @@ def _scheduled(place: pathlib.Path) -> dict[str, str]:
     schedule = keras_ntt.PolynomialDecay(0.2, 0.9, 2, 30, frequency=2)
     keras_ntt.prune_low_magnitude(model, schedule)
     _fit(model, place)
+    return _digest(model, keras_ntt.get_masks(model))
+
+
+def _exchanged(method: Any, scope: str, place: pathlib.Path) -> dict[str, str]:
+    model = keras_ntt.prune_at_init(_network(), sparsity=0.9, saliency="random", seed=0)
+    _fit(model, place, method(end_step=4 * EPOCHS, frequency=3, scope=scope))
     return _digest(model, keras_ntt.get_masks(model))
 
 
@@ -379,6 +386,8 @@ JOBS = {
     "transfer": Job(_transfer, _check_result),
     "training": Job(_training, _check_result),
     "scheduled pruning": Job(_scheduled, _check_result),
+    "RigL": Job(functools.partial(_exchanged, keras_ntt.RigL, "layerwise"), _check_result),
+    "SET": Job(functools.partial(_exchanged, keras_ntt.SET, "global"), _check_result),
     "export": Job(_export, _check_written(64)),
     "mask save": Job(_mask_save, _check_written(40_000)),
     "model save": Job(_model_save, _check_written(40_000)),

@@ -15,7 +15,9 @@ SCORES: dict[str, tuple[str, str | None]] = {
     "ntk_sap": ("ntk_sap", None),
     "ntk_trace": ("ntk_trace", None),
 }
-METHODS = ("dense", "ntt", *SCORES)
+# Methods that begin with random masks, by ERK, and move them in training on the labels.
+MOVING = ("set", "rigl")
+METHODS = ("dense", "ntt", *SCORES, *MOVING)
 DEFAULT = ("dense", "ntt", "magnitude", "random", "erk", "balanced", "snip", "synflow")
 
 # The scores of keras_ntt.saliency.SALIENCIES that need no labels; those of them that need inputs.

@@ -24,9 +24,9 @@ from keras_ntt.masks.filters import Filters, check_filters
 from keras_ntt.masks.policies import check_policy, choose_weights
 from keras_ntt.pruning.exchange import drop_count, drop_nearest_zero, drop_smallest, grow
 from keras_ntt.pruning.exchange_step import Rule, Together, alone
-from keras_ntt.saliency.names import as_saliency
+from keras_ntt.pruning.random_masks import random_masks
 from keras_ntt.selection.compiled_schedule import Timetable
-from keras_ntt.selection.find_masks import find_masks, paths_of, recipe_of, subject_of
+from keras_ntt.selection.find_masks import paths_of
 from keras_ntt.selection.schedules import PruningSchedule
 
 ANNEALS = ("cosine", "constant")
@@ -169,9 +169,8 @@ class _Exchange(keras.callbacks.Callback, ABC):
                 "holds no masks. Pass sparsity=, or call keras_ntt.prune_at_init(model, ...) "
                 f"first. Received: sparsity=None, model={self.model.name!r}"
             )
-        subject = subject_of(self.model, variables, None, seed=self._seed)
-        recipe = recipe_of(self.model, variables, as_saliency("random"), allocation="erk")
-        return dict(zip(paths, find_masks(subject, recipe, self.sparsity), strict=True))
+        masks = random_masks(self.model, variables, self.sparsity, self._seed)
+        return dict(zip(paths, masks, strict=True))
 
     def _due(self, step: tf.Tensor) -> tf.Tensor:
         return tf.logical_and(self.due_at(step), step < tf.convert_to_tensor(self._end_of_batch))

@@ -310,7 +310,7 @@ def test_report_counts_what_is_in_the_file(folder, capsys):
 @pytest.mark.long
 def test_compare_trains_every_method(folder, capsys):
     command = "compare model.keras --data data.npz -s 0.6 --epochs 20 --transfer-epochs 1"
-    methods = ("dense", "ntt", "snip")
+    methods = ("dense", "ntt", "snip", "rigl")
     words = [*command.split(), *(word for m in methods for word in ("-m", m))]
     assert run(*words, "--learning-rate", 0.03, "--batch-size", 96, "--json") == 0
     captured = capsys.readouterr()
@@ -320,6 +320,7 @@ def test_compare_trains_every_method(folder, capsys):
     counts = {m: row["nonzeros"] for m, row in found["methods"].items()}
     assert counts["dense"] >= 220  # biases may end at zero
     assert all(88 <= counts[m] <= 88 + biases for m in ("ntt", "snip"))
+    assert 80 <= counts["rigl"] <= 88 + biases  # what has grown may be zero still
     assert found["methods"]["dense"]["accuracy"][0] > 0.6  # a third by chance
     assert {m for m, row in found["methods"].items() if row["labels"]} == {"snip"}
     assert compare_job.table(found) in captured.err
@@ -337,6 +338,19 @@ def test_the_table_ranks_by_mean_accuracy():
         ["snip", "85.0", "±", "7.1", "99", "yes", "3.0"],
         ["erk", "60.0", "±", "14.1", "1,234", "no", "1.5"],
     ]
+
+
+def test_compare_has_rows_of_masks_that_move():
+    settings = {"sparsity": 0.6, "allocation": "layerwise", "epochs": 3, "batch_size": 64}
+    settings |= {"transfer_epochs": 1, "learning_rate": 1e-3, "transfer_rate": 1e-3, "l2": 0.0}
+    chosen = compare_job.Settings(
+        **settings, methods=(), seeds=1, redraw=False, ntk_weight=0.0, divide_by=None, seed=0
+    )
+    (rigl,) = compare_job.moving("rigl", 100, chosen, 0)  # two steps an epoch, six in all
+    assert [t for t in range(6) if bool(rigl.due_at(t))] == [0, 1, 2, 3]
+    (by_epoch,) = compare_job.moving("set", 100, chosen, 0)
+    assert [t for t in range(6) if bool(by_epoch.due_at(t))] == [1, 3, 5]
+    assert compare_job.moving("erk", 100, chosen, 0) == []
 
 
 def test_compare_names_methods_that_do_not_fit(folder, capsys):

@@ -47,6 +47,14 @@ def test_a_transfer_that_is_killed_goes_on_to_the_same_masks(tmp_path):
     assert counts["files_looked_at"] > 0
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("job", ["RigL", "SET"])
+def test_masks_that_move_go_on_after_a_kill(tmp_path, job):
+    counts = kill(tmp_path, 2, job)[job]
+    assert counts["runs_ended"] >= 1
+    assert counts["kills"] >= 2
+
+
 @pytest.mark.soak
 def test_jobs_that_are_killed_a_hundred_times(tmp_path):
     assert all(counts["runs_ended"] for counts in kill(tmp_path, 100).values())
@@ -59,6 +67,30 @@ def test_jobs_that_are_killed_a_hundred_times(tmp_path):
 def test_the_example_of_several_devices():
     output = run("examples/distributed.py", "--samples", 256, "--epochs", 1)
     assert output.splitlines()[-1] == "90.0% zeros on each of 2 replicas"
+
+
+@pytest.mark.long
+def test_the_example_of_two_networks(tmp_path):
+    short = ("--steps", 12, "--width", 4, "--output", tmp_path / "gan")
+    output = run("examples/sparse_gan.py", *short)
+    rows = json.loads((tmp_path / "gan.json").read_text())
+    assert [round(row["generator"], 2) for row in rows.values()] == [0.0, 0.9, 0.9]
+    assert [len(row["ratios"]) for row in rows.values()] == [12, 12, 12]
+    assert len(rows["ADAPT"]["densities"]) == 1
+    assert len(output.splitlines()) == 3
+    assert (tmp_path / "gan.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.long
+def test_the_example_of_reinforcement_learning(tmp_path):
+    pytest.importorskip("gymnasium", reason="the extra rl is not installed")
+    short = ("--steps", 240, "--every", 8, "--seeds", 1, "--sparsities", 0.9)
+    run("examples/sparse_dqn.py", *short, "--output", tmp_path)
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert len(rows) == 6
+    sizes = {row["method"]: row["bytes"] for row in rows}
+    assert sizes["static"] < sizes["dense"] / 2
+    assert (tmp_path / "returns.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.soak

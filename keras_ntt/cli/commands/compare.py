@@ -33,7 +33,7 @@ from keras_ntt.selection.allocation_names import ALLOCATIONS
     type=click.Choice(ALLOCATIONS),
     default="layerwise",
     show_default=True,
-    help="How the sparsity is allocated across layers. erk and balanced have their own.",
+    help="How the sparsity is allocated across layers. erk, balanced, set and rigl have their own.",
 )
 @click.option(
     "--seeds", type=options.POSITIVE, default=1, show_default=True, help="Number of runs."
@@ -81,8 +81,8 @@ def command(
     """Compare methods of pruning the Keras MODEL before training.
 
     Each method's network is trained on the labels in the same way; the table has the accuracy on
-    the test part. Methods that do not fit the model are named, with the reason, and the exit
-    code is then 1.
+    the test part. set and rigl begin with the masks of erk and move them meanwhile. Methods that do
+    not fit the model are named, with the reason, and the exit code is then 1.
 
     \b
     Examples:

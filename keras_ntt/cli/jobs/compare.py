@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -12,12 +13,12 @@ import numpy as np
 
 import keras_ntt
 from keras_ntt.cli import data, printing
-from keras_ntt.cli.methods import SCORES
+from keras_ntt.cli.methods import MOVING, SCORES
 from keras_ntt.core.copies import copy_of, redrawn
 from keras_ntt.core.logits import looks_like_probabilities
 from keras_ntt.core.tables import table as text_table
 
-LABELS = ("snip", "grasp")  # the methods that look at them
+LABELS = ("snip", "grasp")  # the methods that look at them before training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +72,9 @@ def run(path: pathlib.Path, source: str, settings: Settings) -> dict[str, Any]:
                 continue
             seconds = time.perf_counter() - begun
             row = rows.setdefault(method, {"accuracy": [], "seconds": []})
-            row["accuracy"].append(accuracy_after_training(model, labelled, loss, settings, seed))
+            moves = moving(method, len(labelled.y), settings, seed)
+            accuracy = accuracy_after_training(model, labelled, loss, settings, seed, moves)
+            row["accuracy"].append(accuracy)
             row["seconds"].append(seconds)
             row["nonzeros"] = sum(int(np.count_nonzero(w)) for w in model.get_weights())
             row["labels"] = method in LABELS
@@ -114,7 +117,7 @@ def sparse_version(
             seed=seed,
             verbose=0,
         )
-    saliency, allocation = SCORES[method]
+    saliency, allocation = SCORES["erk" if method in MOVING else method]
     return keras_ntt.prune_at_init(
         dense,
         sparsity=settings.sparsity,
@@ -124,6 +127,24 @@ def sparse_version(
         seed=seed,
         verbose=0,
     )
+
+
+def moving(
+    method: str, samples: int, settings: Settings, seed: int
+) -> list[keras.callbacks.Callback]:
+    """Return the callback of a method that moves its masks in training, in a list; else none.
+
+    SET moves them after each epoch. RigL does so a hundred times in the first three quarters of the
+    training, or every 100 steps where it is long.
+    """
+    if method not in MOVING:
+        return []
+    epoch = -(-samples // settings.batch_size)
+    steps = epoch * settings.epochs
+    if method == "set":
+        return [keras_ntt.SET(begin_step=epoch - 1, end_step=steps, frequency=epoch, seed=seed)]
+    end = max(round(0.75 * steps), 1)
+    return [keras_ntt.RigL(end_step=end, frequency=min(max(end // 100, 1), 100), seed=seed)]
 
 
 def loss_for(model: keras.Model, labelled: data.Labelled) -> keras.losses.Loss:
@@ -158,12 +179,14 @@ def accuracy_after_training(
     loss: keras.losses.Loss,
     settings: Settings,
     seed: int,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> float:
     """Train a model on labels and return its accuracy on the test part."""
     keras.utils.set_random_seed(seed)
     model.compile(keras.optimizers.Adam(settings.learning_rate), loss)
     x, y = labelled.x, labelled.y
-    model.fit(x, y, batch_size=settings.batch_size, epochs=settings.epochs, verbose=0)
+    size, epochs = settings.batch_size, settings.epochs
+    model.fit(x, y, batch_size=size, epochs=epochs, verbose=0, callbacks=list(callbacks))
     # Not with `predict`: TensorFlow would trace its function for every model, and warn.
     starts = range(0, len(labelled.y_test), 256)
     parts = [_rows(labelled.x_test, slice(start, start + 256)) for start in starts]
