@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import _matrix
+import _sizes
 import _trust
 from _tables import machine, missing, ms, read, table
 
@@ -368,6 +369,8 @@ FIGURES = {
     "matrix_channels": _matrix.channels,
     "matrix_from_scratch": _matrix.from_scratch,
     "conversion": conversion,
+    "difference": _sizes.difference,
+    "monarch": _sizes.monarch,
     "micro": micro,
     "micro_fuzz": micro_fuzz,
     "step_times": step_times,

@@ -160,7 +160,7 @@ def random_ternary_features(
 
     Research: for a linear classifier on top, where features are high-dimensional. Weights are 0
     with the probability `zeros`, else plus or minus one constant: 0.57 bits each at 0.9. The
-    conjugate kernel is that of ReLU layers but for a multiple of the identity, and but for what
+    conjugate kernel is that of ReLU layers except for a multiple of the identity, and for what
     finite widths make of it; both kernels are those of centred, scaled layers without biases.
 
     Args:

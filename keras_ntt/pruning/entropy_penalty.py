@@ -2,8 +2,8 @@
 
 Research. LilNetX (Girish et al., "LilNetX: Lightweight networks with EXtreme model compression and
 structured sparsification") trains weights whose entropy-coded size is small: the loss has the bits
-that a model of their distribution needs for them. Here that model is one logistic distribution a
-kernel, fitted anew each epoch, where the paper trains a network; decoders are a step size.
+that a model of their distribution needs for them. Here that model is one logistic distribution per
+kernel, fitted again each epoch. The paper trains a network for it. Decoders are a step size here.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class EntropyPenalty(keras.callbacks.Callback):
     """Adds the bits that kernels need after entropy coding to the loss, and rounds them at the end.
 
     Research: for sizes in storage, where the reader unpacks an entropy code. Each kernel becomes
-    multiples of one step; most of them 0. `keras_ntt.export_tflite` with quantization chooses
-    steps of its own.
+    multiples of one step, most of them 0. `keras_ntt.export_tflite` with quantization chooses its
+    own steps.
 
     Args:
         weight: Weight of the mean bits an entry, over all chosen kernels.

@@ -123,9 +123,9 @@ def objective(pair: Pair, x: Any) -> NTTLoss:
     outputs, drawn for each sample. For independent vectors r and s of random signs, the expectation
     of ``(r^T d s)^2`` is the sum of the squares of the matrix d, so the estimate is unbiased.
 
-    With `normalize` the first distance is divided by the mean of ntk_t^2 over the same entries, and
-    the second by the variance of f_t, the mean over outputs of that over the batch: both are then
-    free of units, and 1 is the distance of a kernel of zeros, or of outputs that are the mean.
+    With `normalize` the first distance is divided by the mean of ntk_t^2 over the same entries. The
+    second is divided by the variance of f_t over the batch, averaged over the outputs. Both then
+    have no units: a kernel of zeros has the distance 1, and so have outputs that equal the mean.
 
     Args:
         pair: Student, teacher and settings.
