@@ -16,6 +16,7 @@ from typing import Any
 
 import _channels
 import _matrix
+import _sizes
 import _trust
 from _tables import machine, missing, ms, read, table
 
@@ -371,6 +372,8 @@ FIGURES = {
     "channel_peers": _channels.peers,
     "matrix_from_scratch": _matrix.from_scratch,
     "conversion": conversion,
+    "difference": _sizes.difference,
+    "monarch": _sizes.monarch,
     "micro": micro,
     "micro_fuzz": micro_fuzz,
     "step_times": step_times,

@@ -5,6 +5,7 @@ from .core.channels.groups import ChannelGroup, ChannelGroups, channel_groups
 from .core.channels.rules.table import register_channel_rule
 from .keras2.load import load_model
 from .layers.monarch import MonarchDense
+from .layers.ternary import random_ternary_features
 from .litert.export import export_tflite
 from .litert.inspect import FileReport, inspect_tflite
 from .litert.report import ExportReport
@@ -35,6 +36,7 @@ from .pruning.dynamics import (
     ntk_alignment,
     ntk_distance,
 )
+from .pruning.entropy_penalty import EntropyPenalty
 from .pruning.freeze import freeze_at_init
 from .pruning.granet import GraNet
 from .pruning.low_magnitude import prune_low_magnitude, prune_scope
@@ -80,6 +82,7 @@ __all__ = [  # noqa: RUF022, grouped by job
     "SparseGAN",
     "SET",
     "SNIPER",
+    "EntropyPenalty",
     "UpdatePruningStep",
     "PruningSummaries",
     # Prune before training
@@ -152,6 +155,7 @@ __all__ = [  # noqa: RUF022, grouped by job
     "Prediction",
     "effective_gradient_flow",
     "TrainingDynamics",
+    "random_ternary_features",
     "layer_rules",
     "register_layer_rule",
 ]

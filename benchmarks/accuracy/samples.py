@@ -3,7 +3,7 @@
     python -m benchmarks.accuracy.samples --data-dir DATA --output samples.json
 
 ResNet-8 (MLPerf Tiny) on CIFAR-10 is pruned without labels by `keras_ntt.prune_post_training` on
-a few images of a pool of 10,000, which are drawn uniformly or chosen by
+a few images of a larger pool, which are drawn uniformly or chosen by
 `keras_ntt.choose_samples`. Accuracy is that on 5,000 other training images. Rows that the output
 has already are not run again.
 """
@@ -28,7 +28,6 @@ from benchmarks.accuracy.trained import IMAGES, NETWORK, VALIDATION, accuracy, d
 from benchmarks.common.table import machine
 from keras_ntt.core.tables import table
 
-POOL = 10_000
 WAYS = ("random", "norm", "gram_schmidt")
 
 
@@ -39,6 +38,8 @@ def options() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("samples.json"))
     parser.add_argument("--sparsities", type=float, nargs="+", default=[0.9])
     parser.add_argument("--images", type=int, nargs="+", default=[128, 256, 512])
+    parser.add_argument("--method", default="obc", help="of prune_post_training")
+    parser.add_argument("--pool", type=int, default=10_000, help="images to choose from")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no run after so many")
     return parser.parse_args()
@@ -70,10 +71,11 @@ def main() -> None:
     x, y = decoded(file, "train", held), file["train_labels"].ravel()[held]
     found["dense_validation"] = accuracy(dense, x, y)
     for seed in range(asked.seeds):
-        some = np.random.default_rng(seed + 1).permutation(others)[:POOL]
+        some = np.random.default_rng(seed + 1).permutation(others)[: asked.pool]
         pool: np.ndarray | None = None
         for sparsity, n, way in itertools.product(asked.sparsities, asked.images, WAYS):
             row = {"sparsity": sparsity, "images": n, "way": way, "seed": seed}
+            row |= {"method": asked.method, "pool": asked.pool}
             if any(row.items() <= other.items() for other in found["rows"]):
                 continue
             if time.monotonic() - start > 60 * asked.minutes:
@@ -81,7 +83,7 @@ def main() -> None:
             pool = decoded(file, "train", some) if pool is None else pool
             images = pool[chosen(way, dense, pool, n, seed)]
             sparse = keras_ntt.prune_post_training(
-                dense, images, sparsity=sparsity, seed=seed, verbose=0
+                dense, images, sparsity=sparsity, method=asked.method, seed=seed, verbose=0
             )
             row["accuracy"] = accuracy(sparse, x, y)
             found["rows"].append(row)

@@ -126,6 +126,7 @@ CHOICE: dict[str, Argument] = {
     "output_projections": of(None, spoil=0.5),
     "ntk_weight": of(1e-3, 0),
     "l2": of(0.0, 1e-5),
+    "normalize": of(False, True),
     "filters": FILTERS,
     "pruning_policy": POLICY,
 }

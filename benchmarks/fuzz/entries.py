@@ -116,6 +116,13 @@ entry(keras_ntt.to_monarch, weight=1)(
     samples=of(4, 1024),
     seed=SEED,
 )
+entry(keras_ntt.random_ternary_features)(
+    widths=of([3], [4, 2]),
+    data=of(np.ones((3, 4)), bad=lambda rng: rng.choice([None, "a", np.zeros((2, 2)), np.ones(3)])),
+    zeros=of(0.0, 0.9),
+    seed=SEED,
+)
+entry(keras_ntt.EntropyPenalty)(weight=of(0.0, 1e-4), levels=of(1, 127), filters=FILTERS, seed=SEED)
 entry(keras_ntt.MonarchDense)(units=of(1, 7), blocks=of(1, 4))
 entry(keras_ntt.channel_groups, weight=2)(model=model())
 entry(keras_ntt.prune_channels, weight=3)(
@@ -213,7 +220,7 @@ entry(keras_ntt.ntt_loss, weight=1.5)(
     sparsity=of(0.5, 0, np.float32(0.9)),
     seed=SEED,
     masks=Argument(lambda rng, world: None, bad_masks),
-    **chosen("ntk_weight", "l2", "wrt", "outputs", "output_projections"),
+    **chosen("ntk_weight", "l2", "normalize", "wrt", "outputs", "output_projections"),
 )
 TRANSFER = dict(
     pruning_schedule=SCHEDULE,

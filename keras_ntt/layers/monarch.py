@@ -13,6 +13,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_ntt.core import checks
+
 
 class Blocks(NamedTuple):
     """The sizes of a Monarch matrix.
@@ -112,10 +114,11 @@ class MonarchDense(keras.layers.Layer):
         **options: Any,
     ):
         super().__init__(**options)
-        for name, value in (("units", units), ("blocks", blocks)):
-            if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} must be a positive integer. Received: {name}={value!r}")
-        self.units, self.blocks, self.use_bias = int(units), int(blocks), bool(use_bias)
+        self.units, self.blocks = (
+            checks.check_count(name, value)
+            for name, value in (("units", units), ("blocks", blocks))
+        )
+        self.use_bias = bool(use_bias)
         self.activation = keras.activations.get(activation)
 
     def build(self, input_shape: Any) -> None:

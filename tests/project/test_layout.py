@@ -15,7 +15,7 @@ PACKAGE = ROOT / "keras_ntt"
 # Folder -> the folders that it may import, in reading order.
 MAY_IMPORT = {
     "core": set(),
-    "layers": set(),
+    "layers": {"core"},
     "masks": {"core"},
     "ntk": {"core", "masks"},
     "litert": {"core", "masks"},

@@ -19,7 +19,9 @@ from keras_ntt.pruning.neural_tangent.objective import (
     Pair,
     distances,
     halves,
+    nonzero,
     objective,
+    output_size,
     sum_up,
 )
 
@@ -74,6 +76,7 @@ def _by_blocks(
 ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
     """Return the distances and the gradient of their weighted sum."""
     whole = halves(pair, x)
+    dtype = tf.float64 if any(v.dtype == tf.float64 for v in sources) else tf.float32
     lengths = [tf.shape(keras.tree.flatten(half.x)[0])[0] for half in whole]
     sizes = [-(-n // parts) for n in lengths]
     counts = [-(-n // size) for n, size in zip(lengths, sizes, strict=True)]
@@ -85,26 +88,43 @@ def _by_blocks(
         directions = None if half.directions is None else half.directions[start:end]
         return Half(keras.tree.map_structure(lambda leaf: leaf[start:end], half.x), directions)
 
-    def add(block: tf.Tensor, *sums: tf.Tensor) -> list[tf.Tensor]:
+    def compare(block: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         row, column = block // counts[1], block % counts[1]
+        return distances(
+            pair,
+            part(0, row),
+            part(1, column),
+            # Each sample is in many blocks, but its outputs count once.
+            counted=(tf.cast(column == 0, tf.float32), tf.cast(row == 0, tf.float32)),
+            samples=(lengths[0], lengths[1]),
+        )
+
+    blocks = counts[0] * counts[1]
+    sizes_of_teacher = tf.ones([2], dtype)
+    if pair.weighting.normalize:
+        _, size = tf.while_loop(
+            lambda block, _: block < blocks,
+            lambda block, total: (block + 1, total + tf.cast(compare(block)[2], dtype)),
+            (tf.constant(0), tf.zeros([], dtype)),
+            parallel_iterations=1,
+        )
+        sizes_of_teacher = tf.stack([nonzero(size), output_size(pair, x, dtype)])
+
+    def add(block: tf.Tensor, *sums: tf.Tensor) -> list[tf.Tensor]:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(sources)
-            # Each sample is in many blocks, but its outputs count once.
-            found = distances(
-                pair,
-                part(0, row),
-                part(1, column),
-                counted=(tf.cast(column == 0, tf.float32), tf.cast(row == 0, tf.float32)),
-                samples=(lengths[0], lengths[1]),
-            )
+            found = [
+                value / tf.cast(size, value.dtype)
+                for value, size in zip(
+                    compare(block)[:2], tf.unstack(sizes_of_teacher), strict=True
+                )
+            ]
             scaled = scale(pair.weighting.ntk_weight * found[0] + found[1])
         gradients = tape.gradient(scaled, sources, unconnected_gradients="zero")
         terms = [*found, *(tf.convert_to_tensor(g) for g in gradients)]
         added = zip(sums, terms, strict=True)
         return [block + 1, *(total + tf.cast(term, total.dtype) for total, term in added)]
 
-    blocks = counts[0] * counts[1]
-    dtype = tf.float64 if any(v.dtype == tf.float64 for v in sources) else tf.float32
     zeros = [tf.zeros([], dtype)] * 2 + [tf.zeros(v.shape, v.dtype) for v in sources]
     _, ntk_distance, output_distance, *gradients = tf.while_loop(
         lambda block, *_: block < blocks, add, [tf.constant(0), *zeros], parallel_iterations=1

@@ -31,6 +31,7 @@ def ntt_loss(
     wrt: str = "all",
     outputs: str = "full",
     output_projections: int | None = None,
+    normalize: bool = False,
     seed: int = 0,
     masks: Mapping[str, Any] | None = None,
 ) -> NTTLoss:
@@ -57,6 +58,9 @@ def ntt_loss(
         output_projections: Estimate the full distance, without bias, from k random combinations of
             the outputs of each sample. At most 10,000. The cost then does not grow with the square
             of the number of outputs. None uses all outputs.
+        normalize: Whether to divide the kernel distance by the mean square of the teacher's kernel,
+            and the output distance by the variance of the teacher's outputs, both on this batch.
+            `ntk_weight` then has no units. The published form needs another one for each network.
         seed: Seed of the combinations.
         masks: Masks of the student's weights, by variable path. With None these are the masks that
             the student holds or, if it holds none, its exact zeros.
@@ -95,7 +99,7 @@ def ntt_loss(
     warn_of_logits(student_logits, "ntt_loss")
     if not symbolic:
         warn_of_probabilities([student_logits, teacher_logits], x, "ntt_loss")
-    weighting = Weighting(ntk_weight, l2, wrt, outputs, output_projections)
+    weighting = Weighting(ntk_weight, l2, wrt, outputs, output_projections, normalize)
     density = _density_of(sparsity, density)
     seed = checks.check_seed(seed)
     choice = {id(v): v for v in choose_weights(student).weights}

@@ -26,8 +26,10 @@ class NTTLoss(NamedTuple):
 
     Attributes:
         total: The objective.
-        ntk_distance: Mean squared difference of the tangent kernels.
-        output_distance: Mean squared difference of the outputs.
+        ntk_distance: Mean squared difference of the tangent kernels. With ``normalize`` it is
+            divided by the mean square of the teacher's kernel.
+        output_distance: Mean squared difference of the outputs. With ``normalize`` it is divided by
+            the variance of the teacher's outputs.
         l2: Sum of the squares of the kept entries of the pruned kernels, without its weight.
     """
 
@@ -47,6 +49,7 @@ class Weighting:
         wrt: ``"all"`` or ``"kept"``: the weights of the student's kernel.
         outputs: ``"full"``: all pairs of outputs. ``"trace"``: the mean over equal outputs.
         output_projections: Number of random combinations that replace the outputs.
+        normalize: Whether each distance is divided by the teacher's own size on the batch.
     """
 
     ntk_weight: float
@@ -54,12 +57,17 @@ class Weighting:
     wrt: str
     outputs: str = "full"
     output_projections: int | None = None
+    normalize: bool = False
 
     def __post_init__(self) -> None:
         checks.check_number("ntk_weight", self.ntk_weight)
         checks.check_number("l2", self.l2)
         checks.check_choice("wrt", self.wrt, ("all", "kept"))
         checks.check_choice("outputs", self.outputs, ("full", "trace"))
+        if not isinstance(self.normalize, bool):
+            raise ValueError(
+                f"normalize must be True or False. Received: normalize={self.normalize!r}"
+            )
         if self.output_projections is not None:
             count = checks.check_projections(self.output_projections)
             object.__setattr__(self, "output_projections", count)  # 2.0 is 2 from here on
@@ -115,6 +123,10 @@ def objective(pair: Pair, x: Any) -> NTTLoss:
     outputs, drawn for each sample. For independent vectors r and s of random signs, the expectation
     of ``(r^T d s)^2`` is the sum of the squares of the matrix d, so the estimate is unbiased.
 
+    With `normalize` the first distance is divided by the mean of ntk_t^2 over the same entries. The
+    second is divided by the variance of f_t over the batch, averaged over the outputs. Both then
+    have no units: a kernel of zeros has the distance 1, and so have outputs that equal the mean.
+
     Args:
         pair: Student, teacher and settings.
         x: Inputs ``[n, ...]``.
@@ -123,8 +135,29 @@ def objective(pair: Pair, x: Any) -> NTTLoss:
         The `NTTLoss`.
     """
     first, second = halves(pair, x)
-    ntk_distance, output_distance = distances(pair, first, second)
+    ntk_distance, output_distance, size = distances(pair, first, second)
+    if pair.weighting.normalize:
+        ntk_distance /= nonzero(size)
+        output_distance /= output_size(pair, x, output_distance.dtype)
     return sum_up(pair, ntk_distance, output_distance)
+
+
+def nonzero(size: tf.Tensor) -> tf.Tensor:
+    """Return what to divide by: a size, 1 where it is 0 and there is nothing to measure by."""
+    return tf.where(size > 0, size, tf.ones_like(size))
+
+
+def output_size(pair: Pair, x: Any, dtype: tf.DType) -> tf.Tensor:
+    """Return the variance of the teacher's outputs on a batch, the mean over outputs."""
+    with host.values_in_place(pair.teacher_values):
+        outputs = keras.tree.flatten(pair.teacher.model(x, training=False))
+    squares, count = tf.zeros([], dtype), 0
+    for y in outputs:
+        y = tf.cast(y, dtype)
+        centred = tf.square(y - tf.reduce_mean(y, axis=0, keepdims=True))
+        squares += tf.reduce_sum(tf.reduce_mean(centred, axis=0))
+        count += tf.size(y[0])
+    return tf.stop_gradient(nonzero(squares / tf.cast(count, dtype)))
 
 
 class Half(NamedTuple):
@@ -165,7 +198,7 @@ def distances(
     *,
     counted: tuple[tf.Tensor | float, tf.Tensor | float] = (1.0, 1.0),
     samples: tuple[tf.Tensor | int, tf.Tensor | int] | None = None,
-) -> tuple[tf.Tensor, tf.Tensor]:
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Compare kernels and outputs of student and teacher on parts of the halves of a batch.
 
     Args:
@@ -176,7 +209,8 @@ def distances(
         samples: The numbers of samples of the whole halves; None if these are whole.
 
     Returns:
-        Their shares of the mean squared differences of the kernels and of the outputs.
+        Their shares of the mean squared differences of the kernels and of the outputs, and of the
+        mean square of the teacher's kernel.
     """
     both = keras.tree.map_structure(lambda *parts: tf.concat(parts, axis=0), first.x, second.x)
     directions = None
@@ -200,13 +234,14 @@ def distances(
     # A kernel of k combinations has k^2 entries per pair of samples. The expectation of each is the
     # sum over all c^2. A trace is c times the mean that is compared.
     entries = (weighting.output_projections or 1) ** 2 * c**2
-    ntk_distance = squares / tf.cast(n1 * n2 * entries, dtype)
+    counts = tf.cast(n1 * n2 * entries, dtype)
+    size = tf.reduce_sum(tf.square(target_ntk)) / counts
     differences = tf.square(found.outputs - tf.stop_gradient(target.outputs))
     parts = tf.split(tf.reduce_sum(differences, axis=1), sizes, num=2)
     total = tf.add_n(
         [tf.cast(w, dtype) * tf.reduce_sum(p) for w, p in zip(counted, parts, strict=True)]
     )
-    return ntk_distance, total / tf.cast((n1 + n2) * c, dtype)
+    return squares / counts, total / tf.cast((n1 + n2) * c, dtype), size
 
 
 def sum_up(pair: Pair, ntk_distance: tf.Tensor, output_distance: tf.Tensor) -> NTTLoss:

@@ -55,7 +55,7 @@ def prune_neural_tangent(
         verbose: As in `keras.Model.fit`.
         **settings: Further settings of `NeuralTangentTransfer`, which describes them:
             ``pruning_policy``, ``filters``, ``allocation``, ``count_rule``, ``pattern``,
-            ``ntk_weight``, ``l2``, ``wrt``, ``outputs``, ``output_projections``,
+            ``ntk_weight``, ``l2``, ``wrt``, ``outputs``, ``output_projections``, ``normalize``,
             ``memory_limit``, ``adversarial`` and ``seed``.
 
     Returns:

@@ -83,6 +83,8 @@ class NeuralTangentTransfer(host.CompleteModel):
         outputs: ``"full"`` or ``"trace"``, see `keras_ntt.ntt_loss`.
         output_projections: Number of random combinations that replace the outputs, for models with
             many outputs. They are drawn at each step. At most 10,000.
+        normalize: Whether each distance is divided by the teacher's own size on the batch, see
+            `keras_ntt.ntt_loss`.
         memory_limit: Bytes that the tensors of a step may take, as `estimate_memory` estimates
             them. If a batch does not fit, the step is computed in blocks, with the same result, and
             takes longer. ``fit`` must then know the size of a batch: pass arrays, or a
@@ -136,6 +138,7 @@ class NeuralTangentTransfer(host.CompleteModel):
         wrt: str = "all",
         outputs: str = "full",
         output_projections: int | None = None,
+        normalize: bool = False,
         memory_limit: int | None = None,
         adversarial: Attack | None = None,
         seed: int | None = None,
@@ -151,7 +154,7 @@ class NeuralTangentTransfer(host.CompleteModel):
         check_no_masks(student)
         check_attack(adversarial)
         replicas.check_scope(student, "the transfer")
-        weighting = Weighting(ntk_weight, l2, wrt, outputs, output_projections)
+        weighting = Weighting(ntk_weight, l2, wrt, outputs, output_projections, normalize)
         if memory_limit is not None:
             memory_limit = checks.check_count("memory_limit", memory_limit)
         schedule = as_schedule(pruning_schedule)
