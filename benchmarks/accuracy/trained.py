@@ -3,10 +3,11 @@
     python -m benchmarks.accuracy.trained --data-dir DATA --output trained.json
 
 The network is a ResNet-8 (MLPerf Tiny), the images CIFAR-10's, as ``ic_resnet8_jpeg.keras`` and
-``cifar10_jpeg.npz`` in that folder; without them nothing is run. Pruning sees a random part of the
-training images and no labels; test labels are used to report accuracies and for nothing else.
-``--part validation`` measures on 5,000 training images that pruning does not see: choose settings
-on that. Rows that the output has already are not run again.
+``cifar10_jpeg.npz`` in that folder; ``--network`` chooses another one, which is trained first and
+kept. What is missing is told, and nothing is run. Pruning sees a random part of the training inputs
+and no labels; test labels are used to report accuracies and for nothing else. ``--part validation``
+measures on training inputs that pruning does not see: choose settings on that. Rows that the output
+has already are not run again.
 
 The method ``labels`` is the opponent: `keras_ntt.prune_low_magnitude` and cross entropy, with *all*
 labels of the pool, the same number of steps and the same schedule, and BatchNorm statistics taken
@@ -30,12 +31,13 @@ import numpy as np
 import tensorflow as tf
 
 import keras_ntt
+from benchmarks.accuracy.trained_networks import NETWORKS, dense_of
 from benchmarks.common.table import machine
 from keras_ntt.core.tables import table
 
-IMAGES, NETWORK = "cifar10_jpeg.npz", "ic_resnet8_jpeg.keras"
-VALIDATION = 5_000
 COLUMNS = ("method", "recovery", "sparsity", "seed", "images", "steps", "rate")
+ALSO = {"network": "resnet8", "pattern": None}  # what rows without these columns are of
+FIXED = {"2:4": 0.5, "1:4": 0.75}  # sparsities of patterns
 BATCH = 32
 
 
@@ -43,6 +45,17 @@ def options() -> argparse.Namespace:
     """Return what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data-dir", type=Path, help="folder with the network and the images")
+    parser.add_argument(
+        "--idx-dir",
+        type=Path,
+        default=Path("/usr/share/datasets/fashion-mnist"),
+        help="folder with the files of Fashion-MNIST",
+    )
+    parser.add_argument("--network", default="resnet8", choices=list(NETWORKS))
+    parser.add_argument("--pattern", choices=list(FIXED), help="of zeros, which fixes the sparsity")
+    parser.add_argument(
+        "--networks-dir", type=Path, help="where trained networks are kept  [beside --output]"
+    )
     parser.add_argument("--output", type=Path, default=Path("trained.json"))
     parser.add_argument("--sparsities", type=float, nargs="+", default=[0.8, 0.9, 0.95])
     parser.add_argument("--methods", nargs="+", default=["obc"])
@@ -55,13 +68,6 @@ def options() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--part", choices=["test", "validation"], default="test")
     return parser.parse_args()
-
-
-def decoded(file: Any, part: str, indices: np.ndarray) -> np.ndarray:
-    """Return some images of a part as floats from 0 to 255."""
-    data, ends = file[f"{part}_jpeg"], file[f"{part}_offsets"]
-    images = [tf.io.decode_jpeg(data[ends[i] : ends[i + 1]].tobytes()).numpy() for i in indices]
-    return np.stack(images).astype("float32")
 
 
 def accuracy(model: keras.Model, x: np.ndarray, y: np.ndarray) -> float:
@@ -77,6 +83,7 @@ def with_labels(
     steps: int,
     rate: float,
     seed: int,
+    pattern: str | None = None,
 ) -> keras.Model:
     """Prune by magnitude while training on labels, and return the sparse model."""
     keras.utils.set_random_seed(seed)
@@ -84,7 +91,11 @@ def with_labels(
     model.set_weights(dense.get_weights())
     end = max(int(0.75 * steps), 1)
     schedule = keras_ntt.PolynomialDecay(0.5, sparsity, 0, end, frequency=20)
-    model = keras_ntt.prune_low_magnitude(model, pruning_schedule=schedule)
+    if pattern is None:
+        model = keras_ntt.prune_low_magnitude(model, pruning_schedule=schedule)
+    else:  # a pattern has its own sparsity, from the first step on
+        keep, of = (int(number) for number in pattern.split(":"))
+        model = keras_ntt.prune_low_magnitude(model, sparsity_m_by_n=(of - keep, of))
     falling = keras.optimizers.schedules.CosineDecay(rate, steps)
     model.compile(keras.optimizers.Adam(falling), "sparse_categorical_crossentropy")
     data = tf.data.Dataset.from_tensor_slices((images, labels)).shuffle(len(images), seed=seed)
@@ -97,47 +108,52 @@ def with_labels(
 def main() -> None:
     """Run what is missing, and print the table."""
     asked = options()
-    folder = asked.data_dir
-    if folder is None or not (folder / IMAGES).exists() or not (folder / NETWORK).exists():
-        print(f"not run: --data-dir with {IMAGES} and {NETWORK} is needed")
+    network = NETWORKS[asked.network]
+    task = network.task(asked.data_dir, asked.idx_dir)
+    if task is None:
+        print(f"not run: {network.needs} is needed")
         return
     found: dict[str, Any] = {"rows": []}
     if asked.output.exists():
         found = json.loads(asked.output.read_text())
     found["machine"] = machine()
-    dense = keras.models.load_model(folder / NETWORK, compile=False)
-    with np.load(folder / IMAGES) as archive:
-        file = {name: archive[name] for name in archive.files}
-    order = np.random.default_rng(0).permutation(len(file["train_offsets"]) - 1)
-    held, pool = order[:VALIDATION], order[VALIDATION:]
+    order = np.random.default_rng(0).permutation(len(task.train.y))
+    held, pool = order[: network.validation], order[network.validation :]
+    # A network that comes trained was trained on all of them.
+    dense = dense_of(asked.network, task, pool, asked.networks_dir or asked.output.parent)
     if asked.part == "test":
-        part, which = "test", np.arange(len(file["test_offsets"]) - 1)
+        part, which = task.test, np.arange(len(task.test.y))
     else:
-        part, which = "train", held
-    x, y = decoded(file, part, which), file[f"{part}_labels"].ravel()[which]
-    found[f"dense_{asked.part}"] = accuracy(dense, x, y)
+        part, which = task.train, held
+    x, y = part.x(which), part.y[which]
+    found[dense_key(asked)] = accuracy(dense, x, y)
+    sparsities = [FIXED[asked.pattern]] if asked.pattern else asked.sparsities
     for seed in range(asked.seeds):
         some = np.random.default_rng(seed + 1).permutation(pool)
-        images = decoded(file, "train", some if "labels" in asked.methods else some[: asked.images])
-        labels = file["train_labels"].ravel()[some[: len(images)]]
+        some = some if "labels" in asked.methods else some[: asked.images]
+        images, labels = task.train.x(some), task.train.y[some]
         for steps, sparsity, method, recovery, rate in itertools.product(
-            asked.steps, asked.sparsities, asked.methods, asked.recoveries, asked.rates
+            asked.steps, sparsities, asked.methods, asked.recoveries, asked.rates
         ):
             used = len(images) if method == "labels" else min(asked.images, len(images))
             recovery = "labels" if method == "labels" else recovery if steps else ""
             values = (method, recovery, sparsity, seed, used, steps, rate if steps else 0)
             row = {**dict(zip(COLUMNS, values, strict=True)), "part": asked.part}
-            if any(row.items() <= other.items() for other in found["rows"]):
+            row |= {"network": asked.network, "pattern": asked.pattern}
+            if any(row.items() <= {**ALSO, **other}.items() for other in found["rows"]):
                 continue
             wall, cpu = time.perf_counter(), time.process_time()
             if method == "labels":
-                sparse = with_labels(dense, images, labels, sparsity, steps, rate, seed)
+                sparse = with_labels(
+                    dense, images, labels, sparsity, steps, rate, seed, asked.pattern
+                )
             else:
                 sparse = keras_ntt.prune_post_training(
                     dense,
                     images[:used],
                     sparsity=sparsity,
                     method=method,
+                    pattern=asked.pattern,
                     samples=min(2_048, used),
                     epochs=-(-steps * BATCH // used),
                     recovery=recovery or "held",
@@ -150,22 +166,30 @@ def main() -> None:
             row["accuracy"] = accuracy(sparse, x, y)
             found["rows"].append(row)
             asked.output.write_text(json.dumps(found, indent=1) + "\n")
-    print(text(found, asked.part))
+    print(text(found, asked))
 
 
-def text(found: dict[str, Any], part: str) -> str:
-    """Return the rows as a table."""
+def dense_key(asked: argparse.Namespace) -> str:
+    """Return the name under which the dense network's accuracy is kept."""
+    ending = "" if asked.network == "resnet8" else f"_{asked.network}"
+    return f"dense_{asked.part}{ending}"
+
+
+def text(found: dict[str, Any], asked: argparse.Namespace) -> str:
+    """Return the rows of a network and a part as a table."""
+    rows = [{**ALSO, **row} for row in found["rows"]]
+    columns = ("pattern", *COLUMNS) if any(row["pattern"] for row in rows) else COLUMNS
     body = [
         (
-            *(str(row[name]) for name in COLUMNS),
+            *(str(row[name] or "") if name == "pattern" else str(row[name]) for name in columns),
             f"{100 * row['accuracy']:.1f}",
             f"{row['cpu_seconds']:.0f}",
         )
-        for row in sorted(found["rows"], key=lambda row: [str(row[name]) for name in COLUMNS])
-        if row["part"] == part
+        for row in sorted(rows, key=lambda row: [str(row[name]) for name in columns])
+        if (row["part"], row["network"]) == (asked.part, asked.network)
     ]
-    dense = f"dense: {100 * found[f'dense_{part}']:.1f} % ({part} images)"
-    head = (*COLUMNS, "accuracy %", "CPU s")
+    dense = f"{asked.network}, dense: {100 * found[dense_key(asked)]:.1f} % ({asked.part} part)"
+    head = (*columns, "accuracy %", "CPU s")
     return f"{dense}\n{table(head, body, right=range(2, len(head)))}"
 
 

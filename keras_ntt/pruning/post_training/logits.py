@@ -1,33 +1,51 @@
-"""Logits behind a final softmax or sigmoid: outputs before they become probabilities."""
+"""Outputs of two models as they are compared: logits, and what kind of answer they are."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
-from keras import layers
 
-from keras_ntt.core.network import unroll
+from keras_ntt.core import logits as of_models
 
 
-class Head(NamedTuple):
-    """What an output of a model is.
+class Heads(NamedTuple):
+    """A model whose outputs can be compared with another one's.
 
     Attributes:
-        kind: ``"softmax"``, ``"sigmoid"`` or ``"linear"``.
-        layer: The layer that makes the probabilities; None if there is none, or it is not known.
+        model: The model without the softmax or sigmoid that it ends in, with its variables.
+        kinds: What each output of the whole model is, in flat order: ``"softmax"``,
+            ``"sigmoid"`` or ``"linear"``.
+        own: Whether probabilities are made by the user's own code, where no logits are found.
     """
 
-    kind: str
-    layer: Any | None = None
+    model: keras.Model
+    kinds: tuple[str, ...]
+    own: tuple[bool, ...]
+
+    def logits(self, x: Any, *, training: bool) -> list[tf.Tensor]:
+        """Return the flat outputs of the model as logits.
+
+        Args:
+            x: Inputs, nested as the model takes them.
+            training: The mode.
+
+        Returns:
+            Float32 tensors. Probabilities of the user's own code become their logarithms, which
+            are logits but for a constant a sample.
+        """
+        outputs = keras.tree.flatten(self.model(x, training=training))
+        found = [tf.cast(y, tf.float32) for y in outputs]
+        return [
+            tf.math.log(tf.maximum(y, 1e-30)) if own else y
+            for y, own in zip(found, self.own, strict=True)
+        ]
 
 
-def heads_of(model: keras.Model, sample: Any) -> list[Head]:
-    """Return what each output of a model is.
+def heads_of(model: keras.Model, sample: Any) -> Heads:
+    """Return a model for comparisons.
 
     Args:
         model: A built model.
@@ -35,73 +53,20 @@ def heads_of(model: keras.Model, sample: Any) -> list[Head]:
             negative and have the sum 1 along the last axis count as those of a softmax.
 
     Returns:
-        One `Head` an output, in flat order.
+        The `Heads`.
     """
-    network = unroll(model)
-    if network.calls:
-        makers = {slot: call.operation for call in network.calls for slot in call.outputs}
-        return [_head_of(makers.get(slot)) for slot in network.outputs]
-    outputs = [np.asarray(t, np.float64) for t in keras.tree.flatten(model(sample, training=False))]
-    return [Head("softmax" if _are_probabilities(y) else "linear") for y in outputs]
-
-
-def _head_of(operation: Any) -> Head:
-    if isinstance(operation, layers.Softmax):
-        return Head("softmax" if operation.axis in (-1, [-1]) else "linear", operation)
-    activation = getattr(operation, "activation", None)
-    if activation is keras.activations.softmax:
-        return Head("softmax", operation)
-    if activation is keras.activations.sigmoid and not isinstance(operation, layers.RNN):
-        return Head("sigmoid", operation)
-    return Head("linear")
+    found = of_models.logits_of(model)
+    outputs = [np.asarray(y) for y in keras.tree.flatten(found.model(sample, training=False))]
+    names = found.activations or (None,) * len(outputs)
+    own = tuple(
+        name is None and not found.certain and _are_probabilities(y)
+        for name, y in zip(names, outputs, strict=True)
+    )
+    kinds = tuple(
+        name or ("softmax" if mine else "linear") for name, mine in zip(names, own, strict=True)
+    )
+    return Heads(found.model, kinds, own)
 
 
 def _are_probabilities(y: np.ndarray) -> bool:
-    sums = y.ndim > 1 and y.shape[-1] > 1 and np.abs(y.sum(axis=-1) - 1).max() < 1e-3
-    return bool(sums and y.min() >= 0)
-
-
-@contextlib.contextmanager
-def as_logits(heads: list[Head]) -> Iterator[None]:
-    """Let models return logits while the context lasts; they are as they were afterwards.
-
-    Args:
-        heads: The outputs of the models.
-    """
-    changed = [head.layer for head in heads if head.kind != "linear" and head.layer is not None]
-    names = ["call" if isinstance(layer, layers.Softmax) else "activation" for layer in changed]
-    before = [vars(layer).get(name) for layer, name in zip(changed, names, strict=True)]
-    try:
-        for layer, name in zip(changed, names, strict=True):
-            vars(layer)[name] = _unchanged
-        yield
-    finally:
-        for layer, name, held in zip(changed, names, before, strict=True):
-            if held is None:
-                vars(layer).pop(name, None)
-            else:
-                vars(layer)[name] = held
-
-
-def _unchanged(inputs: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
-    return inputs
-
-
-def logits_of(outputs: Any, heads: list[Head]) -> list[tf.Tensor]:
-    """Return the flat outputs of a model as logits.
-
-    Args:
-        outputs: What the model returned inside `as_logits`.
-        heads: What its outputs are.
-
-    Returns:
-        Float32 tensors. Probabilities whose layer is not known become their logarithms, which are
-        logits but for a constant a sample.
-    """
-    found = []
-    for y, head in zip(keras.tree.flatten(outputs), heads, strict=True):
-        y = tf.cast(y, tf.float32)
-        if head.kind == "softmax" and head.layer is None:
-            y = tf.math.log(tf.maximum(y, 1e-30))
-        found.append(y)
-    return found
+    return y.ndim > 1 and of_models.looks_like_probabilities(y.reshape(-1, y.shape[-1]))

@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from keras_ntt.core import checks, host, input_checks
 from keras_ntt.core import inputs as inputs_
-from keras_ntt.pruning.post_training.logits import Head, as_logits, heads_of, logits_of
+from keras_ntt.pruning.post_training.logits import Heads, heads_of
 
 BATCH_SIZE = 32
 LEARNING_RATE = 3e-3
@@ -62,27 +62,23 @@ def distil(
     """
     x = inputs_.without_labels(inputs)
     sample = next(iter(_batches(inputs, x, batch_size)))
-    heads, targets_of = heads_of(teacher, sample), heads_of(student, sample)
+    heads, mine = heads_of(teacher, sample), heads_of(student, sample)
     before = [host.array_of(v) for v in student.variables]
-    with as_logits([*heads, *targets_of]):
-        scales = _scales(logits_of(teacher(sample, training=False), heads), heads)
-        loss = Loss(heads, scales, temperature)
-        known = None
-        if input_checks.is_array(x) and augment is None:
-            data, known = _with_targets(teacher, x, heads, batch_size, seed)
-        elif input_checks.is_array(x):
-            data = _shuffled((_nest(x),), batch_size, seed)
-        else:
-            data = inputs
-        teach = None if known else _Teacher(teacher, heads, augment)
-        trainer = _Trainer(student, heads, loss, teach)
-        steps = epochs * _length(data, x, batch_size)
-        schedule = keras.optimizers.schedules.CosineDecay(learning_rate, max(steps, 1))
-        trainer.compile(optimizer=keras.optimizers.Adam(schedule), jit_compile=False)
-        callbacks = [] if masks is None else [masks(steps)]
-        history = trainer.fit(
-            data, epochs=epochs, verbose=verbose, shuffle=False, callbacks=callbacks
-        )
+    scales = _scales(heads.logits(sample, training=False), heads.kinds)
+    loss = Loss(heads.kinds, scales, temperature)
+    known = None
+    if input_checks.is_array(x) and augment is None:
+        data, known = _with_targets(heads, x, batch_size, seed)
+    elif input_checks.is_array(x):
+        data = _shuffled((_nest(x),), batch_size, seed)
+    else:
+        data = inputs
+    trainer = _Trainer(student, mine, loss, None if known else _Teacher(heads, augment))
+    steps = epochs * _length(data, x, batch_size)
+    schedule = keras.optimizers.schedules.CosineDecay(learning_rate, max(steps, 1))
+    trainer.compile(optimizer=keras.optimizers.Adam(schedule), jit_compile=False)
+    callbacks = [] if masks is None else [masks(steps)]
+    history = trainer.fit(data, epochs=epochs, verbose=verbose, shuffle=False, callbacks=callbacks)
     losses = [float(value) for value in history.history["loss"]]
     values = [host.array_of(v) for v in student.variables]
     floats = [v for v in values if np.issubdtype(v.dtype, np.floating)]
@@ -101,24 +97,24 @@ class Loss:
     """The distance of two models' logits.
 
     Args:
-        heads: What the outputs are.
+        kinds: What the outputs are, see `Heads`.
         scales: Variances that squared errors are divided by, one an output.
         temperature: What logits are divided by.
     """
 
-    def __init__(self, heads: Sequence[Head], scales: Sequence[float], temperature: float):
-        self._heads, self._scales = list(heads), list(scales)
+    def __init__(self, kinds: Sequence[str], scales: Sequence[float], temperature: float):
+        self._kinds, self._scales = list(kinds), list(scales)
         self._temperature = checks.check_number("temperature", temperature) or 1.0
 
     def __call__(self, targets: Sequence[tf.Tensor], found: Sequence[tf.Tensor]) -> tf.Tensor:
         """Return the mean over samples and positions, summed over outputs."""
         heat = self._temperature
         parts = []
-        for head, scale, t, y in zip(self._heads, self._scales, targets, found, strict=True):
-            if head.kind == "softmax":
+        for kind, scale, t, y in zip(self._kinds, self._scales, targets, found, strict=True):
+            if kind == "softmax":
                 p, q = tf.nn.log_softmax(t / heat), tf.nn.log_softmax(y / heat)
                 parts.append(heat**2 * tf.reduce_mean(tf.reduce_sum(tf.exp(p) * (p - q), axis=-1)))
-            elif head.kind == "sigmoid":
+            elif kind == "sigmoid":
                 p, left = tf.math.log_sigmoid(t / heat), tf.math.log_sigmoid(-t / heat)
                 q, right = tf.math.log_sigmoid(y / heat), tf.math.log_sigmoid(-y / heat)
                 two = tf.exp(p) * (p - q) + tf.exp(left) * (left - right)
@@ -134,19 +130,18 @@ class _Teacher:
     Keras does not look for weights in it, so that the teacher's are not trained.
     """
 
-    def __init__(self, model: keras.Model, heads: list[Head], augment: Any):
-        self._model, self._heads, self._augment = model, heads, augment
+    def __init__(self, heads: Heads, augment: Any):
+        self._heads, self._augment = heads, augment
 
     def __call__(self, x: Any) -> tuple[Any, list[tf.Tensor]]:
         x = x if self._augment is None else self._augment(x)
-        targets = logits_of(self._model(x, training=False), self._heads)
-        return x, [tf.stop_gradient(t) for t in targets]
+        return x, [tf.stop_gradient(t) for t in self._heads.logits(x, training=False)]
 
 
 class _Trainer(keras.Model):
     """A model that ``fit`` trains towards targets."""
 
-    def __init__(self, student: keras.Model, heads: list[Head], loss: Loss, teach: _Teacher | None):
+    def __init__(self, student: keras.Model, heads: Heads, loss: Loss, teach: _Teacher | None):
         super().__init__()
         self.student = student
         self._rest = _Hidden(heads, loss, teach)
@@ -163,10 +158,10 @@ class _Trainer(keras.Model):
         x = inputs_.without_labels(data)
         x, targets = rest.teach(x) if rest.teach else (x, list(data[1]))
         with tf.GradientTape() as tape:
-            found = logits_of(self.student(x, training=True), rest.heads)
+            found = rest.heads.logits(x, training=True)
             loss = rest.loss(targets, found)
-            if self.student.losses:
-                loss += tf.add_n([tf.cast(part, loss.dtype) for part in self.student.losses])
+            if rest.heads.model.losses:
+                loss += tf.add_n([tf.cast(part, loss.dtype) for part in rest.heads.model.losses])
         variables = self.student.trainable_variables
         gradients = tape.gradient(loss, [host.raw(v) for v in variables])
         used = [(g, v) for g, v in zip(gradients, variables, strict=True) if g is not None]
@@ -178,14 +173,14 @@ class _Trainer(keras.Model):
 class _Hidden:
     """What a trainer holds and Keras is not to track."""
 
-    def __init__(self, heads: list[Head], loss: Loss, teach: _Teacher | None):
+    def __init__(self, heads: Heads, loss: Loss, teach: _Teacher | None):
         self.heads, self.loss, self.teach = heads, loss, teach
 
 
-def _scales(targets: Sequence[tf.Tensor], heads: Sequence[Head]) -> list[float]:
+def _scales(targets: Sequence[tf.Tensor], kinds: Sequence[str]) -> list[float]:
     return [
-        max(float(tf.math.reduce_variance(t)), 1e-12) if head.kind == "linear" else 1.0
-        for t, head in zip(targets, heads, strict=True)
+        max(float(tf.math.reduce_variance(t)), 1e-12) if kind == "linear" else 1.0
+        for t, kind in zip(targets, kinds, strict=True)
     ]
 
 
@@ -200,14 +195,12 @@ def _shuffled(data: Any, batch_size: int, seed: int) -> tf.data.Dataset:
     return dataset.shuffle(count, seed=seed).batch(batch_size).prefetch(2)
 
 
-def _with_targets(
-    teacher: keras.Model, x: Any, heads: list[Head], batch_size: int, seed: int
-) -> tuple[tf.data.Dataset, bool]:
+def _with_targets(heads: Heads, x: Any, batch_size: int, seed: int) -> tuple[tf.data.Dataset, bool]:
     count = len(keras.tree.flatten(x)[0])
     parts = []
     for start in range(0, count, 256):
         part = keras.tree.map_structure(lambda a, s=start: tf.convert_to_tensor(a[s : s + 256]), x)
-        parts.append(logits_of(teacher(part, training=False), heads))
+        parts.append(heads.logits(part, training=False))
     targets = tuple(tf.concat(outputs, axis=0) for outputs in zip(*parts, strict=True))
     return _shuffled((_nest(x), targets), batch_size, seed), True
 

@@ -16,8 +16,9 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
+from keras_ntt.core import host
 from keras_ntt.core.network import unroll
-from keras_ntt.pruning.post_training.logits import Head, as_logits, heads_of, logits_of
+from keras_ntt.pruning.post_training.logits import Heads, heads_of
 from keras_ntt.pruning.post_training.problems import Problem
 
 _BYTES = 2**30  # of outputs that a derivative holds
@@ -41,15 +42,33 @@ def output_sensitivity(
         each gate. None where the outputs do not depend on it, or no derivative can be taken.
     """
     heads = heads_of(model, batches[0])
-    owners = {id(p.layer): p.layer for p in problems}
+    owners = [_owners(heads.model, problem) for problem in problems]
+    every = {id(layer): layer for some in owners for layer in some}
     sums: dict[int, np.ndarray] = {}
     count = 0
-    with as_logits(heads):
-        for number, batch in enumerate(_in_parts(model, batches)):
-            for key, found in _squares(model, batch, owners, heads, (seed, number)).items():
-                sums[key] = sums.get(key, 0.0) + found
-            count += int(keras.tree.flatten(batch)[0].shape[0])
-    return [_of_problem(p, sums.get(id(p.layer)), count) for p in problems]
+    for number, batch in enumerate(_in_parts(heads.model, batches)):
+        for key, found in _squares(heads, batch, every, (seed, number)).items():
+            sums[key] = sums.get(key, 0.0) + found
+        count += int(keras.tree.flatten(batch)[0].shape[0])
+    totals = [[sums[id(layer)] for layer in some if id(layer) in sums] for some in owners]
+    return [
+        _of_problem(p, np.sum(t, axis=0) if t else None, count)
+        for p, t in zip(problems, totals, strict=True)
+    ]
+
+
+def _owners(model: keras.Model, problem: Problem) -> list[Any]:
+    """Return the layers of a model that use a kernel.
+
+    Without the last activation a model has another layer with the same variables in place of one,
+    or beside one that is called elsewhere, too.
+    """
+    kind, wanted = type(problem.layer), id(problem.variable)
+    return [
+        layer
+        for layer in host.layers_of(model)
+        if type(layer) is kind and any(id(v) == wanted for v in layer.variables)
+    ]
 
 
 def _in_parts(model: keras.Model, batches: Sequence[Any]) -> Iterator[Any]:
@@ -89,16 +108,15 @@ def _of_problem(problem: Problem, total: np.ndarray | None, count: int) -> np.nd
 
 
 def _squares(
-    model: keras.Model,
+    heads: Heads,
     batch: Any,
     owners: dict[int, Any],
-    heads: Sequence[Head],
     seed: tuple[int, int],
 ) -> dict[int, np.ndarray]:
     """Return ``id(layer) -> sum over samples and positions`` of one batch."""
     probes: list[tuple[Any, tf.Tensor]] = []
     with tf.GradientTape() as tape, _probed(owners.values(), probes, tape):
-        logits = logits_of(model(batch, training=False), list(heads))
+        logits = heads.logits(batch, training=False)
         loss = tf.add_n(
             [
                 tf.reduce_sum(

@@ -11,7 +11,7 @@ from keras import layers
 
 from keras_ntt import get_masks, prune_post_training
 from keras_ntt.pruning.post_training.gradual import GradualMasks, lamp
-from keras_ntt.pruning.post_training.logits import Head, as_logits, heads_of, logits_of
+from keras_ntt.pruning.post_training.logits import heads_of
 from keras_ntt.pruning.post_training.recovery import Loss
 
 
@@ -31,13 +31,12 @@ def test_logits_are_found_behind_a_softmax(head, rng):
     model, x = classifier(head), rng.normal(size=(5, 6)).astype("float32")
     before = np.asarray(model(x))
     heads = heads_of(model, x)
-    with as_logits(heads):
-        (found,) = logits_of(model(x), heads)
+    (found,) = heads.logits(x, training=False)
     hidden = np.asarray(keras.Model(model.inputs[0], model.layers[1].output)(x))
     kernel, bias = (np.asarray(v) for v in model.layers[2].weights)
     np.testing.assert_allclose(found, hidden @ kernel + bias, atol=1e-5)
     np.testing.assert_array_equal(model(x), before)
-    assert [h.kind for h in heads] == ["softmax"]
+    assert heads.kinds == ("softmax",)
 
 
 def test_probabilities_of_custom_models_become_logarithms(rng):
@@ -52,7 +51,8 @@ def test_probabilities_of_custom_models_become_logarithms(rng):
     model, x = Own(), rng.normal(size=(5, 2)).astype("float32")
     model(x)
     heads = heads_of(model, x)
-    (found,) = logits_of(model(x), heads)
+    assert (heads.kinds, heads.own) == (("softmax",), (True,))
+    (found,) = heads.logits(x, training=False)
     np.testing.assert_allclose(tf.nn.softmax(found), model(x), atol=1e-6)
     np.testing.assert_allclose(
         found - tf.reduce_mean(found, -1, keepdims=True),
@@ -70,11 +70,11 @@ def test_losses_are_those_of_their_formulas(rng):
         ("softmax", 1.0, divergence),
         ("linear", 2.0, ((t - y) ** 2).mean() / 2),
     ):
-        loss = Loss([Head(kind)], [scale], 3.0)([given[0]], [given[1]])
+        loss = Loss([kind], [scale], 3.0)([given[0]], [given[1]])
         assert float(loss) == pytest.approx(expected)
     a, b = (1 / (1 + np.exp(-z / 3)) for z in (t, y))
     expected = 9 * (a * np.log(a / b) + (1 - a) * np.log((1 - a) / (1 - b))).mean()
-    found = Loss([Head("sigmoid")], [1.0], 3.0)([given[0]], [given[1]])
+    found = Loss(["sigmoid"], [1.0], 3.0)([given[0]], [given[1]])
     assert float(found) == pytest.approx(expected)
 
 
