@@ -5,11 +5,11 @@
 
 removes half of the channels, rounded to 8, of networks of keras.applications with random weights, a
 U-Net and, with data, those of MLPerf Tiny; or, with ``--flops``, a fraction of the multiply-adds.
-Channels go by magnitude, since only the shapes count here. Each network runs in its own
-process, which tells the memory that pruning takes. Files of the smaller and of the whole network, in
-float and in int8, are timed in turns at batch 1 on one thread; the ratio is that of the least
-times, which a busy machine changes little. Rows that the file of results has already are not run
-again. Prints a table and writes JSON.
+Channels go by magnitude, since only the shapes count here. Each network runs in its own process,
+which tells the memory that pruning takes. Files of the smaller and of the whole network, in float
+and in int8, are timed in turns at batch 1 on one thread; the ratio is that of the least times,
+which a busy machine changes little. Rows that the file of results has already are not run again.
+Prints a table and writes JSON.
 """
 
 from __future__ import annotations
