@@ -5,7 +5,7 @@
 A case draws a model of 3 to 12 layers with branches, concatenations, residuals, gates, splits and
 depthwise, grouped, separable and transposed convolutions, sets random channels to zero, and
 removes them, in float64 and in float32. Relative to the largest, outputs may differ by 1e-12 and by
-1e-6, gradients of the weights that stay by 1e-10 in float64. The same seed draws the same cases, so
+4e-6, gradients of the weights that stay by 1e-10 in float64. The same seed draws the same cases, so
 ``--first NUMBER --cases 1`` repeats one.
 """
 
@@ -34,12 +34,13 @@ def main() -> int:
     start, found = time.time(), collections.Counter()
     for number in range(given.first, given.first + given.cases):
         try:
-            for dtype, tolerance in (("float32", 1e-6), ("float64", 1e-12)):
+            for dtype, tolerance in (("float64", 1e-12), ("float32", 4e-6)):
                 keras.config.set_floatx(dtype)
                 keras.config.set_dtype_policy(dtype)
                 model = random_graph(number)
                 removal, smaller = assert_exact(model, number, tolerance=tolerance)
-            assert_gradients(removal, smaller, inputs_of(model, number + 1), 1e-10)
+                if dtype == "float64":
+                    assert_gradients(removal, smaller, inputs_of(model, number + 1), 1e-10)
         except Exception:
             found["failed"] += 1
             print(f"case {number}:\n{traceback.format_exc()}", flush=True)
