@@ -10,7 +10,7 @@ def available(root: str = "/", *, swap: bool = False) -> int | None:
 
     Args:
         root: Where ``proc`` and ``sys`` are.
-        swap: Whether what the machine can move to its disk counts, too.
+        swap: Whether the free swap space of the machine counts as well.
 
     Returns:
         The smaller of what is available on the machine (``MemAvailable`` of ``/proc/meminfo``) and

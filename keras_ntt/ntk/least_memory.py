@@ -44,8 +44,8 @@ def derivatives_memory(
         samples: The number of samples n.
         outputs: The number of outputs c.
         directions: The number k of combinations of outputs, or None for the outputs themselves.
-        weights: The number of weights where each output of each sample is differentiated by itself;
-            None for derivatives that go backwards together, which begin as ``[n * c, c]``.
+        weights: The number of weights if each output of each sample has its own gradient; None for
+            derivatives that go backwards together, which begin as ``[n * c, c]``.
         itemsize: Bytes of a number in the outputs, at most four.
     """
     rows = samples * (outputs if directions is None else directions)

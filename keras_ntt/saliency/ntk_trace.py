@@ -64,7 +64,7 @@ class NTKTrace(NetworkSaliency):
         bytes_each = tf.as_dtype(subject.model.compute_dtype).size
         check_memory(
             derivatives_memory(samples, network.output_size, None, None, bytes_each),
-            "Take saliency='ntk_sap', which estimates the same without derivatives by each output.",
+            "Take saliency='ntk_sap', which estimates the same without derivatives of outputs.",
             lambda: f"{subject.model.name!r} with {network.output_size} outputs",
         )
 
