@@ -70,8 +70,8 @@ def written_as(model: keras.Model, specs: Sequence[tf.TensorSpec], form: str) ->
     with unrolled(model, specs), contextlib.ExitStack() as stack:
         for layer in looped:
             stack.enter_context(_called_as(layer, backwards[id(layer)], _in_loop))
-        for layer in layers if operator else ():
-            if _is_plain(layer):
+        for layer in layers:
+            if operator is not None and _is_plain(layer):
                 run = _as_operator(operator, _weights_of(layer))
                 stack.enter_context(_called_as(layer, backwards[id(layer)], run))
         yield

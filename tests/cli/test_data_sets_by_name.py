@@ -174,7 +174,7 @@ def test_commands_take_data_sets_by_name(folder, capsys):
     prune = "prune model.keras --epochs 1 -s 0.5 -o sparse.keras --inputs"
     assert run(f"{prune} tfds:other_sizes {scaled}") == 0
     capsys.readouterr()
-    export = "export model.keras int8.tflite -t int8 --calibration tfds:equal_sizes"
+    export = "export model.keras int8.tflite --target int8 --calibration tfds:equal_sizes"
     assert run(f"{export} --data tfds:other_sizes {scaled}") == 0
     capsys.readouterr()
     compress = "compress model.keras --inputs tfds:equal_sizes -s 0.5 -o small.tflite --quiet"
