@@ -35,13 +35,14 @@ from keras_ntt.core.tables import table
 from keras_ntt.litert.runtime.run import ExportError, interpreter
 
 SPARSITIES = (0.5, 0.9, 0.97, 0.99)
+FLOATS_AT_THE_ENDS = {"inference_input_type": "float32", "inference_output_type": "float32"}
 FORMS: dict[str, dict[str, Any]] = {
     "size": {"target": "size"},
     "size-float16": {"target": "size", "quantization": "float16"},
     "size-int8-weights": {"target": "size", "quantization": "int8_weights"},
     "latency": {"target": "latency"},
     "dense-float16": {"target": "dense", "quantization": "float16"},
-    "int8": {"target": "int8"},
+    "int8": {"target": "int8", "batch_size": "any", **FLOATS_AT_THE_ENDS},
 }
 
 
@@ -101,6 +102,8 @@ def write(folder: Path) -> tuple[int, list[str]]:
             samples = chance.normal(size=(64, *model.input_shape[1:])).astype("float32")
             for form, settings in FORMS.items():
                 path = folder / f"{name}-{sparsity}-{form}.tflite"
+                if model.input_shape[0] is not None:  # as the model has it
+                    settings = {k: v for k, v in settings.items() if k != "batch_size"}
                 try:
                     keras_ntt.export_tflite(model, path, representative_data=samples, **settings)
                 except ExportError as error:

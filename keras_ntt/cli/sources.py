@@ -70,7 +70,7 @@ def parts_of(source: str, wanted: Wanted, *, labels: bool) -> Parts:
         ValueError: If the file holds no arrays, or not the wanted ones.
     """
     if source.startswith(TFDS):
-        return _parts_of_data_set(source)
+        return _parts_of_data_set(source, wanted)
     path = pathlib.Path(source)
     if path.is_dir():
         return _parts_of_folder(path, wanted, labels)
@@ -220,7 +220,7 @@ def _images(path: pathlib.Path, wanted: Wanted, labels: bool) -> Samples:
 # --- data sets by name -----------------------------------------------------------------------
 
 
-def _parts_of_data_set(source: str) -> Parts:
+def _parts_of_data_set(source: str, wanted: Wanted) -> Parts:
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
@@ -229,16 +229,83 @@ def _parts_of_data_set(source: str) -> Parts:
             f"Received: {source}"
         ) from error
     name = source.removeprefix(TFDS)
-
-    def read(split: str) -> Samples:
-        x, y = tfds.as_numpy(tfds.load(name, split=split, batch_size=-1, as_supervised=True))
-        return Samples(x, y)
-
-    splits = set(tfds.builder(name).info.splits)
+    try:
+        builder = tfds.builder(name)
+    except Exception as error:  # it raises whatever reading its files raises
+        raise ValueError(
+            "tensorflow-datasets has no such data set. Its list is tfds.list_builders(); those of "
+            "your own are looked for in the folder TFDS_DATA_DIR. "
+            f"Received: {source} ({type(error).__name__}: {str(error).splitlines()[0]})"
+        ) from error
+    splits = list(builder.info.splits)
     test = next((part for part in _TEST if part in splits), None)
-    parts: Parts = {}
-    if "train" in splits or test is None:
-        parts["train"] = functools.partial(read, "train")
-    if test is not None:
-        parts["test"] = functools.partial(read, test)
-    return parts
+    train = "train" if "train" in splits else next((part for part in splits if part != test), None)
+    read = functools.partial(_data_set, builder, wanted, source)
+    named = {"train": train, "test": test}
+    return {part: functools.partial(read, split) for part, split in named.items() if split}
+
+
+def _data_set(builder: Any, wanted: Wanted, source: str, split: str) -> Samples:
+    """Read one split of a data set, images resized as a model wants."""
+    import keras
+    import tensorflow as tf
+
+    inputs, label = _features_of(builder.info, wanted, source)
+    builder.download_and_prepare()
+    features = builder.info.features
+    whole = len(wanted.inputs) == 1
+
+    def chosen(row: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        picked = {key: row[key] for key in keras.tree.flatten(inputs)}
+        if whole and type(features[inputs]).__name__ == "Image":
+            picked[inputs] = _as_wanted(row[inputs], wanted.inputs[0].shape)
+        return picked | ({} if label is None else {label: row[label]})
+
+    try:
+        rows = list(builder.as_dataset(split=split).map(chosen).batch(256).as_numpy_iterator())
+    except tf.errors.InvalidArgumentError as error:
+        raise ValueError(
+            "The samples of the data set have different shapes, and the model takes one. Save the "
+            f"inputs as a .npy file instead. Received: {source} ({str(error)[:200]})"
+        ) from error
+    joined = {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
+    x = keras.tree.map_structure(joined.__getitem__, inputs)
+    return Samples(x, None if label is None else joined[label])
+
+
+def _features_of(info: Any, wanted: Wanted, source: str) -> tuple[Any, str | None]:
+    """Return the features that are inputs, nested as a model takes them, and the one of labels."""
+    import keras
+
+    features, keys = dict(info.features), info.supervised_keys
+    labels = [key for key, value in features.items() if type(value).__name__ == "ClassLabel"]
+    names = [] if wanted.names is None else keras.tree.flatten(wanted.names)
+    if len(names) > 1 and all(name in features for name in names):
+        left = [key for key in labels if key not in names]
+        return wanted.names, left[0] if len(left) == 1 else None
+    if keys is not None and all(isinstance(key, str) for key in keys):
+        return keys[0], keys[1]
+    others = [key for key in features if key not in labels]
+    if len(others) == 1 and len(labels) < 2:
+        return others[0], next(iter(labels), None)
+    raise ValueError(
+        "The data set does not say which of its features are inputs. Name the inputs of the model "
+        "as the features, or save the inputs as an .npz file. "
+        f"Received: {source} with the features {', '.join(map(str, features))}"
+    )
+
+
+def _as_wanted(image: Any, shape: tuple[Any, ...]) -> Any:
+    """Return an image of the size and the colours that a model wants, as whole numbers."""
+    import tensorflow as tf
+
+    if len(shape) != 4 or None in shape[1:3] or image.dtype != tf.uint8:
+        return image
+    colours = image.shape[-1]
+    if (colours, shape[3]) == (3, 1):
+        image = tf.image.rgb_to_grayscale(image)
+    elif (colours, shape[3]) == (1, 3):
+        image = tf.image.grayscale_to_rgb(image)
+    if tuple(image.shape[:2]) == tuple(shape[1:3]):
+        return image
+    return tf.cast(tf.round(tf.image.resize(image, shape[1:3])), tf.uint8)

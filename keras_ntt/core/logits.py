@@ -140,7 +140,7 @@ class _Search:
         operation = node.operation
         if node.is_input:
             return _End(tensor)
-        if computes_as(operation, *_MOVE):
+        if computes_as(operation, *_MOVE) or _is_linear(operation):
             return self._moved(tensor, node)
         name = _own_activation(operation)
         if name is not None:
@@ -218,6 +218,12 @@ def _own_activation(operation: Any) -> str | None:
     if isinstance(operation, layers.Activation) and _activates_last(operation):
         return _FUNCTIONS.get(id(operation.activation))
     return None
+
+
+def _is_linear(operation: Any) -> bool:
+    """Tell whether a layer changes the dtype alone, as at the end of mixed-precision networks."""
+    own = isinstance(operation, layers.Activation) and _activates_last(operation)
+    return own and operation.activation is keras.activations.linear
 
 
 def _activates_last(operation: Any) -> bool:

@@ -5,28 +5,39 @@ from __future__ import annotations
 import pathlib
 
 
-def available(root: str = "/") -> int | None:
+def available(root: str = "/", *, swap: bool = False) -> int | None:
     """Return how many bytes a process can still allocate before the system ends it.
 
     Args:
         root: Where ``proc`` and ``sys`` are.
+        swap: Whether the free swap space of the machine counts as well.
 
     Returns:
         The smaller of what is available on the machine (``MemAvailable`` of ``/proc/meminfo``) and
         what remains of the limits of its control groups; None where neither is known.
     """
     base = pathlib.Path(root)
-    known = [of_machine(base), of_control_groups(base)]
-    return min((size for size in known if size is not None), default=None)
+    more = (of_machine(base, "SwapFree") or 0) if swap else 0
+    known = [size for size in (of_machine(base), of_control_groups(base)) if size is not None]
+    return min(known) + more if known else None
 
 
-def of_machine(base: pathlib.Path) -> int | None:
-    """Return the bytes that Linux calls available, None elsewhere."""
+def of_machine(base: pathlib.Path, entry: str = "MemAvailable") -> int | None:
+    """Return the bytes of an entry of what Linux knows of its memory, None elsewhere."""
     for line in _lines(base / "proc" / "meminfo"):
         name, _, rest = line.partition(":")
-        if name == "MemAvailable" and rest.split()[1:] == ["kB"]:
+        if name == entry and rest.split()[1:] == ["kB"]:
             return int(rest.split()[0]) * 1024
     return None
+
+
+def written(size: float) -> str:
+    """Write a number of bytes for a reader.
+
+    >>> written(3 * 2**30), written(700_000)
+    ('3.0 GiB', '0.7 MiB')
+    """
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
 def of_control_groups(base: pathlib.Path) -> int | None:

@@ -77,6 +77,7 @@ def convert(
     input_type: str = "float32",
     output_type: str = "float32",
     operators: bool = True,
+    loops: bool = False,
 ) -> list[bytes]:
     """Convert a model to LiteRT files, without the messages of TensorFlow.
 
@@ -99,6 +100,7 @@ def convert(
         input_type: The type that integer files take for floats.
         output_type: The type that they return for floats.
         operators: Whether an LSTM may become one operator if the batch size is fixed.
+        loops: Whether other recurrent layers may become loops if they compute in floats.
 
     Returns:
         The files. They compute in float32 whatever the policies of the model's layers, and have
@@ -113,7 +115,8 @@ def convert(
     integers = _Integers(batches, input_type, output_type)
     try:
         whole = operators and ports is not None and ports.batch is not None and has_lstm(model)
-        forms = [form_of(kind) if whole else "steps" for kind in quantizations]
+        loops = loops and bool(loops_of(model))
+        forms = [form_of(kind, operators=whole, loops=loops) for kind in quantizations]
         found: dict[tuple[str, str | None], bytes] = {}
         known = _shared.get()
         if known is not None:
@@ -129,8 +132,8 @@ def convert(
                 continue
             with contextlib.redirect_stdout(io.StringIO()), chatter_dropped():
                 made = None
-                if ports is not None and form == "steps":
-                    made = _by_function(model, kinds, ports, integers)
+                if ports is not None and form in ("steps", "loops"):
+                    made = _by_function(model, kinds, ports, integers, form)
                 if made is None:
                     made = _by_saved_model(model, kinds, ports, integers, form)
             new = [_Conversion(model, ports, form, *p) for p in zip(kinds, made, strict=True)]
@@ -209,11 +212,12 @@ def _by_function(
     quantizations: Sequence[str | None],
     ports: Ports,
     integers: _Integers,
+    form: str,
 ) -> list[bytes] | None:
     """Return files of the model's function; None if its variables cannot be constants."""
     specs = list(ports.inputs)
     try:
-        with unrolled(model, specs):
+        with written_as(model, specs, form):
             function = tf.function(ports.endpoint(model), autograph=False)
             function = function.get_concrete_function(*specs)
         names, constant = sorted(function.structured_outputs), host.with_constants(function)

@@ -302,7 +302,8 @@ def _store(
     # XNNPACK computes unrolled steps but not an LSTM operator, whose weights can be sparse but not
     # int8.
     whole = options.operators and not (weights_only and options.target == "size")
-    contents = convert(model, wanted, samples, ports=ports, operators=whole, **types)
+    loops = options.target == "size"
+    contents = convert(model, wanted, samples, ports=ports, operators=whole, loops=loops, **types)
     dense = fb.read(contents[0])
     if weights_only and options.target in ("size", "latency"):
         result = reencode(dense, target=options.target, int8=True, cpu=options.cpu)

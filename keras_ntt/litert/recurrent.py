@@ -1,16 +1,20 @@
-"""Recurrent layers in a file: an LSTM as one operator, others step by step.
+"""Recurrent layers in a file: an LSTM as one operator, others as a loop or step by step.
 
 TensorFlow's converter writes UNIDIRECTIONAL_SEQUENCE_LSTM for a function that is marked as Keras's
 LSTM. The operator keeps its states from one run to the next, unlike a Keras model. In float32, two
 steps before the sequence close its gates and so clear the states. In int8 such large numbers have
 no place, and the program that runs the file must clear the states.
+
+A loop is a WHILE whose body is one step, so that the file holds it once. The converter refuses
+Keras's own loops if the number of samples is unknown, because they fill lists. The loop here fills
+a tensor. The converter cannot convert loops that compute in integers.
 """
 
 from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -21,15 +25,30 @@ from keras_ntt.core.loops import loops_of, unrolled
 from keras_ntt.litert.format import flatbuffer as fb
 from keras_ntt.litert.format.weights import LSTM
 
-FORMS = ("steps", "cleared", "kept")
+FORMS = ("steps", "loops", "cleared", "cleared, loops", "kept")
 _FORM = {None: "cleared", "float16": "cleared", "int8": "kept", "int8_weights": "kept"}
 _CLEARING_STEPS = 2
+_FEWEST_STEPS = 4  # in a loop: fewer unrolled steps are as small
+_CELLS = {
+    keras.layers.LSTM: keras.layers.LSTMCell,
+    keras.layers.GRU: keras.layers.GRUCell,
+    keras.layers.SimpleRNN: keras.layers.SimpleRNNCell,
+}
 _SHUT = 100.0  # added to all else that goes into a gate, to shut it
 
 
-def form_of(quantization: str | None) -> str:
-    """Return what LSTM layers become: ``"steps"``, or an operator with states cleared or kept."""
-    return _FORM.get(quantization, "steps")
+def form_of(quantization: str | None, *, operators: bool = True, loops: bool = False) -> str:
+    """Return what recurrent layers become, see `written_as`.
+
+    Args:
+        quantization: What the file is computed in.
+        operators: Whether an LSTM may become one operator.
+        loops: Whether other layers may become a loop.
+    """
+    form = _FORM.get(quantization, "steps") if operators else "steps"
+    if loops and quantization in (None, "float16"):
+        return {"steps": "loops", "cleared": "cleared, loops"}[form]
+    return form
 
 
 @contextlib.contextmanager
@@ -39,15 +58,22 @@ def written_as(model: keras.Model, specs: Sequence[tf.TensorSpec], form: str) ->
     Args:
         model: The model.
         specs: Its inputs.
-        form: One of `FORMS`. Layers that cannot be one operator run step by step: layers with
-            masks, with initial or returned states, with other activations, and all layers if the
-            number of samples or steps is unknown.
+        form: One of `FORMS`. Layers that cannot be one operator become loops or run step by step:
+            layers with masks, with initial or returned states, with other activations, and all
+            layers if the number of samples or steps is unknown. Layers with masks or custom cells
+            cannot become loops.
     """
-    lstms = [] if form == "steps" else [layer for layer in loops_of(model) if _is_plain(layer)]
-    backwards = {id(layer): layer.go_backwards for layer in lstms}
+    layers = loops_of(model)
+    operator = {"cleared": _cleared, "cleared, loops": _cleared, "kept": _lstm}.get(form)
+    looped = [layer for layer in layers if form.endswith("loops") and _has_own_cell(layer)]
+    backwards = {id(layer): layer.go_backwards for layer in layers}
     with unrolled(model, specs), contextlib.ExitStack() as stack:
-        for layer in lstms:
-            stack.enter_context(_as_operator(layer, backwards[id(layer)], form))
+        for layer in looped:
+            stack.enter_context(_called_as(layer, backwards[id(layer)], _in_loop))
+        for layer in layers:
+            if operator is not None and _is_plain(layer):
+                run = _as_operator(operator, _weights_of(layer))
+                stack.enter_context(_called_as(layer, backwards[id(layer)], run))
         yield
 
 
@@ -66,20 +92,32 @@ def _is_plain(layer: keras.Layer) -> bool:
     )
 
 
+def _has_own_cell(layer: keras.Layer) -> bool:
+    return type(layer.cell) is _CELLS.get(type(layer))
+
+
+Run = Callable[[keras.Layer, Any, Sequence[Any]], tuple[Any, Any, list[Any]] | None]
+
+
 @contextlib.contextmanager
-def _as_operator(layer: keras.Layer, backwards: bool, form: str) -> Iterator[None]:
-    """Let a layer call a function that the converter replaces by one operator."""
+def _called_as(layer: keras.Layer, backwards: bool, run: Run) -> Iterator[None]:
+    """Let a layer call a function in place of its steps.
+
+    Args:
+        layer: The layer, which runs step by step.
+        backwards: Whether it begins at the end of its sequences.
+        run: Layer, sequences and states to the last outputs, all outputs and the last states; None
+            where it cannot, and then the layer takes its steps.
+    """
     own = vars(layer).get("inner_loop")
-    steps, weights = layer.inner_loop, _weights_of(layer)
-    operator = _cleared if form == "cleared" else _lstm
+    steps = layer.inner_loop
 
     def inner_loop(sequences: Any, initial_state: Any, mask: Any, training: bool = False) -> Any:
-        fits = mask is None and None not in sequences.shape and _are_zeros(initial_state)
-        if not fits:
-            return steps(sequences, initial_state, mask, training)
-        forwards = tf.reverse(sequences, [1]) if backwards else sequences
-        outputs = operator(forwards, weights)
-        return outputs[:, -1], outputs, list(initial_state)
+        found = None
+        if mask is None and sequences.shape[1] is not None:
+            forwards = tf.reverse(sequences, [1]) if backwards else sequences
+            found = run(layer, forwards, initial_state)
+        return steps(sequences, initial_state, mask, training) if found is None else found
 
     vars(layer)["inner_loop"] = inner_loop
     try:
@@ -89,6 +127,43 @@ def _as_operator(layer: keras.Layer, backwards: bool, form: str) -> Iterator[Non
             vars(layer).pop("inner_loop", None)
         else:
             vars(layer)["inner_loop"] = own
+
+
+def _as_operator(
+    operator: Callable[[Any, Sequence[np.ndarray]], Any], weights: Sequence[np.ndarray]
+) -> Run:
+    """Return what runs an LSTM as a function that the converter takes for one operator."""
+
+    def run(layer: keras.Layer, x: Any, states: Sequence[Any]) -> Any:
+        if None in x.shape or not _are_zeros(states):
+            return None
+        outputs = operator(x, weights)
+        return outputs[:, -1], outputs, list(states)
+
+    return run
+
+
+def _in_loop(layer: keras.Layer, x: Any, states: Sequence[Any]) -> Any:
+    """Run a recurrent layer as a loop of which the body is one step."""
+    count = x.shape[1]
+    if count < _FEWEST_STEPS:
+        return None
+    n = tf.shape(x)[0] if x.shape[0] is None else x.shape[0]
+    whole = layer.return_sequences
+    outputs = tf.zeros([n, count, layer.units] if whole else [n, layer.units])
+    states = [tf.convert_to_tensor(state) for state in states]
+    for state in states:
+        state.set_shape([x.shape[0], layer.units])
+
+    def step(number: Any, outputs: Any, *states: Any) -> Any:
+        found, states = layer.cell(tf.gather(x, number, axis=1), list(states), training=False)
+        if whole:
+            found = tf.where((tf.range(count) == number)[:, None], found[:, None], outputs)
+        return (number + 1, found, *states)
+
+    begin = (tf.constant(0), outputs, *states)
+    _, outputs, *states = tf.while_loop(lambda number, *_: number < count, step, begin)
+    return (outputs[:, -1] if whole else outputs), (outputs if whole else outputs[:, None]), states
 
 
 def _are_zeros(states: Sequence[Any]) -> bool:
@@ -160,7 +235,8 @@ def recurrent_notes(model: keras.Model, file: Any, size: int, batch: int | None)
             "TensorFlow Lite Micro; tflite_predict does"
         )
     layers = loops_of(model)
-    if len(operators) >= len(layers):
+    loops = sum(fb.operator_name(file, op) == "WHILE" for op in graph.operators)
+    if len(operators) + loops >= len(layers):
         return
     stored = sum(len(buffer.data) for buffer in file.buffers if buffer.data is not None)
     names = ", ".join(layer.name for layer in layers)

@@ -9,6 +9,7 @@ For a network f with weights w,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -22,6 +23,12 @@ from keras_ntt.ntk.factors import Factor, JacobianFactor, Masks, cast, full_prec
 from keras_ntt.ntk.layer_rules import Linearization
 from keras_ntt.ntk.layer_rules.dispatch import linearize
 from keras_ntt.ntk.layer_rules.stacking import Stacked
+from keras_ntt.ntk.least_memory import (
+    check_memory,
+    derivatives_memory,
+    kernel_memory,
+    samples_of,
+)
 from keras_ntt.ntk.products import product
 
 Values = Mapping[int, tuple[keras.Variable, tf.Tensor]]
@@ -185,8 +192,8 @@ def empirical_ntk(
 
     Raises:
         TypeError: If `model` is not a Keras 3 model.
-        ValueError: If the model is not built or has no trainable weights, or if an argument or
-            the inputs do not fit.
+        ValueError: If the model is not built or has no trainable weights, if an argument or the
+            inputs do not fit, or if there is less memory than the kernel needs at the least.
 
     Examples:
         >>> import keras, numpy as np
@@ -211,18 +218,47 @@ def empirical_ntk(
     directions = None
     if output_projections is not None:
         c = checks.check_projections(output_projections)
+    definition, trace = implementation == "jacobian", outputs == "trace"
+    _check_memory(network, x1, x2, c, trace=trace, definition=definition)
+    if output_projections is not None:
         directions = random_directions([1, c, network.output_size], [seed, 0], tf.float64)
-    differentiate = tangents if implementation == "auto" else _tangents_by_definition
+    differentiate = _tangents_by_definition if definition else tangents
     first = differentiate(network, x1, directions=_for_each(x1, directions))
     second = first
     if x2 is not None:
         second = differentiate(network, x2, directions=_for_each(x2, directions))
-    trace = outputs == "trace"
     matrix = kernel_matrix(first.factors, second.factors, masks=masks, trace=trace)
     if trace:
         return matrix / (c * (1 if directions is None else network.output_size))
     blocks = tf.reshape(matrix, [first.outputs.shape[0], c, second.outputs.shape[0], c])
     return tf.transpose(blocks, [0, 2, 1, 3])
+
+
+def _check_memory(
+    network: Network, x1: Any, x2: Any, c: int, *, trace: bool, definition: bool
+) -> None:
+    """Raise a ValueError if there is less memory than a kernel of c outputs needs at the least."""
+    n1 = samples_of(x1)
+    n2 = n1 if x2 is None else samples_of(x2)
+    if n1 is None or n2 is None:
+        return
+    size, model = network.output_size, network.model
+    weights = sum(math.prod(v.shape) for v in model.trainable_variables)
+    k = None if c == size else c
+    bytes_each = tf.as_dtype(model.compute_dtype).size
+    needed = max(
+        kernel_memory((n1, n2), c, trace=trace),
+        derivatives_memory(max(n1, n2), size, k, weights if definition else None, bytes_each),
+    )
+    fewer = "output_projections to a small number such as 8" + (
+        "" if trace else ", outputs='trace'"
+    )
+    check_memory(
+        needed,
+        f"Set {fewer}, or take the kernel of fewer samples at a time: that of parts of x1 and x2 "
+        "is a part of the whole.",
+        lambda: f"{n1} and {n2} samples for the model {model.name!r} with {size} outputs",
+    )
 
 
 def _for_each(x: Any, directions: tf.Tensor | None) -> tf.Tensor | None:

@@ -10,6 +10,7 @@ import tensorflow as tf
 from keras_ntt.core import checks
 from keras_ntt.core.network import Network, unroll
 from keras_ntt.ntk.empirical import kernel_matrix, tangents
+from keras_ntt.ntk.least_memory import check_memory, derivatives_memory
 from keras_ntt.saliency.base import NetworkSaliency, Subject, gradient
 from keras_ntt.saliency.data import sample_count
 
@@ -48,6 +49,7 @@ class NTKTrace(NetworkSaliency):
         total, count = [tf.zeros_like(m) for m in masks], 0
         for x, _ in subject.batches():
             n = sample_count(x)
+            self._check_memory(subject, network.bound_to(x), min(n, _AT_ONCE))
             for start in range(0, n, _AT_ONCE):
                 some = keras.tree.map_structure(lambda a, s=start: a[s : s + _AT_ONCE], x)
                 with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -56,6 +58,15 @@ class NTKTrace(NetworkSaliency):
                 total = [t + g for t, g in zip(total, gradient(tape, trace, masks), strict=True)]
             count += n
         return [tf.abs(t) / count for t in total]
+
+    def _check_memory(self, subject: Subject, network: Network, samples: int) -> None:
+        """Raise a ValueError if there is less memory than the derivatives need at the least."""
+        bytes_each = tf.as_dtype(subject.model.compute_dtype).size
+        check_memory(
+            derivatives_memory(samples, network.output_size, None, None, bytes_each),
+            "Take saliency='ntk_sap', which estimates the same without derivatives of outputs.",
+            lambda: f"{subject.model.name!r} with {network.output_size} outputs",
+        )
 
     def _trace(
         self, subject: Subject, network: Network, x: Any, masks: list[tf.Tensor]

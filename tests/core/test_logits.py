@@ -78,6 +78,7 @@ ACTIVATION = [
     lambda end: sequential((5,), Plain(3, activation=end and "softmax")),
     lambda end: sequential((5,), layers.Dense(3), layers.Softmax() if end else layers.Identity()),
     lambda end: sequential((5,), layers.Dense(3), layers.Activation(end and "sigmoid")),
+    lambda end: sequential((5,), layers.Dense(3, end and "softmax"), layers.Activation("linear")),
     lambda end: sequential((5,), layers.Dense(3), layers.Lambda(SOFTMAX if end else ops.copy)),
     lambda end: functional((5,), lambda x: (SOFTMAX if end else ops.copy)(layers.Dense(3)(x))),
     lambda end: functional((5,), lambda x: (ops.sigmoid if end else ops.copy)(layers.Dense(3)(x))),

@@ -1,4 +1,4 @@
-"""Recurrent layers in files: an LSTM as one operator, others step by step and told."""
+"""Recurrent layers in files: an LSTM as one operator, others a loop, or step by step and told."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from helpers.architectures import sequential
 from keras import layers
 
 from keras_ntt import apply_masks, export_tflite, inspect_tflite, tflite_predict
+from keras_ntt.litert.convert import convert
 from keras_ntt.litert.format import flatbuffer as fb
 
 LSTM = "UNIDIRECTIONAL_SEQUENCE_LSTM"
@@ -151,21 +152,124 @@ def gru():
     return sequential((5, 3), layers.GRU(4, return_sequences=True), layers.SimpleRNN(3))
 
 
-@pytest.mark.parametrize("make", [masked, with_states, from_states, of_relu, gru])
+def short():
+    return sequential((3, 3), layers.GRU(4, return_sequences=True), layers.SimpleRNN(3))
+
+
+class Cell(layers.GRUCell):
+    """A cell of one's own."""
+
+
+def own_cell():
+    return sequential((5, 3), layers.RNN(Cell(4)))
+
+
+@pytest.mark.parametrize("make", [masked, short, own_cell])
+@pytest.mark.parametrize("target", ["size", "dense"])
 @pytest.mark.few(1)
-def test_what_is_no_plain_lstm_is_unrolled_and_right(make, tmp_path):
+def test_what_is_neither_operator_nor_loop_is_unrolled_and_right(make, target, tmp_path):
     model, path = randomized(make()), tmp_path / "m.tflite"
-    x = [inputs(t.shape[1:], seed=i) for i, t in enumerate(model.inputs)]
-    x[0][:, 3:] = 0  # for the mask
-    report = export_tflite(model, path, batch_size=1)
-    assert LSTM not in inspect_tflite(path).operators
-    given = x if len(x) > 1 else x[0]
-    expected = model.predict(given, verbose=0)
-    np.testing.assert_allclose(tflite_predict(path, given), expected, atol=2e-6)
+    x = inputs(model.input_shape[1:])
+    x[:, 3:] = 0  # for the mask
+    report = export_tflite(model, path, batch_size=1, target=target)
+    assert not {LSTM, "WHILE"} & set(inspect_tflite(path).operators)
+    expected = model.predict(x, verbose=0)
+    np.testing.assert_allclose(tflite_predict(path, x), expected, atol=2e-6)
     (note,) = (note for note in report.warnings if "unrolled" in note)
     stored = sum(len(b.data) for b in fb.read(path.read_bytes()).buffers if b.data is not None)
     assert f"{report.size - stored:,} of {report.size:,} bytes" in note
     assert f"{sum(inspect_tflite(path).operators.values()):,} operators" in note
+
+
+def backwards():
+    return sequential(
+        (6, 3), layers.GRU(4, return_sequences=True, go_backwards=True), layers.SimpleRNN(3)
+    )
+
+
+def gru_both_ways():
+    return sequential((5, 3), layers.Bidirectional(layers.GRU(4, return_sequences=True)))
+
+
+def old_gru():
+    return sequential((4, 3), layers.GRU(4, reset_after=False, use_bias=False))
+
+
+LOOPS = {
+    gru: 2,
+    last: 1,
+    sequences: 2,
+    backwards: 2,
+    gru_both_ways: 2,
+    old_gru: 1,
+    of_relu: 1,
+    with_states: 1,
+    from_states: 1,
+}
+
+
+@pytest.mark.parametrize("quantization", [None, "float16", "int8_weights"])
+@pytest.mark.parametrize("make", LOOPS)
+@pytest.mark.few(2)
+def test_others_are_loops_of_any_number_of_samples(make, quantization, tmp_path):
+    model, path = randomized(make()), tmp_path / "m.tflite"
+    x = [inputs(t.shape[1:], 32, seed=i) for i, t in enumerate(model.inputs)]
+    given = x if len(x) > 1 else x[0]
+    options = {"quantization": quantization, "representative_data": given}
+    report = export_tflite(model, path, **options)
+    operators = inspect_tflite(path).operators
+    assert operators["WHILE"] == LOOPS[make]
+    assert LSTM not in operators
+    assert not any("unrolled" in note or "states" in note for note in report.warnings)
+    expected = model.predict(given, verbose=0)
+    limit = 2e-6 if quantization is None else 0.02
+    for n in (1, 3, 32):
+        some = [array[:n] for array in x]
+        found = tflite_predict(path, some if len(x) > 1 else some[0])
+        np.testing.assert_allclose(found, expected[:n], atol=limit)
+    if len(x) == 1 and quantization is None:  # nothing stays from one run to the next
+        np.testing.assert_allclose(runs_in_a_row(path, x[0][:3]), expected[:3], atol=limit)
+
+
+@pytest.mark.long
+def test_a_loop_beside_an_operator(tmp_path):
+    model = sequential((6, 4), layers.LSTM(8, return_sequences=True), layers.GRU(3))
+    path = tmp_path / "m.tflite"
+    report = export_tflite(randomized(model), path, batch_size=1)
+    operators = inspect_tflite(path).operators
+    assert (operators[LSTM], operators["WHILE"]) == (1, 1)
+    assert not any("unrolled" in note for note in report.warnings)
+    x = inputs((6, 4))
+    np.testing.assert_allclose(runs_in_a_row(path, x), model.predict(x, verbose=0), atol=2e-6)
+
+
+@pytest.mark.parametrize("layer", [layers.GRU, layers.LSTM, layers.SimpleRNN])
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.few(1)
+def test_the_shortest_loop_is_smaller_than_its_steps(layer, whole):
+    model = sequential((4, 6), layer(16, return_sequences=whole))
+    (loop,), (steps,) = (convert(model, [None], loops=loops) for loops in (True, False))
+    assert len(loop) < len(steps)
+    shorter = sequential((3, 6), layer(16, return_sequences=whole))
+    (loop,), (steps,) = (convert(shorter, [None], loops=loops) for loops in (True, False))
+    assert len(loop) == len(steps)
+
+
+@pytest.mark.long
+def test_a_loop_holds_its_sparse_weights_once(tmp_path):
+    model = randomized(sequential((30, 60), layers.GRU(64), layers.Dense(2)), scale=0.1)
+    rng = np.random.default_rng(1)
+    kernels = [w for w in model.trainable_variables if "kernel" in w.name]
+    sparse = apply_masks(model, {w.path: rng.random(w.shape) < 0.1 for w in kernels})
+    sizes, x = {}, inputs((30, 60))
+    for target in ("dense", "size"):
+        path = tmp_path / f"{target}.tflite"
+        sizes[target] = export_tflite(sparse, path, target=target).size
+        expected = sparse.predict(x, verbose=0)
+        np.testing.assert_allclose(tflite_predict(path, x), expected, atol=2e-6)
+    # 24,000 numbers, a tenth of them kept, beside thirty steps of some 2 kB.
+    assert sizes["size"] < 24_000 < 4 * 24_000 < sizes["dense"]
+    assert inspect_tflite(tmp_path / "size.tflite").operators["DENSIFY"] >= 2
 
 
 @pytest.mark.long
@@ -214,7 +318,7 @@ def test_rounded_weights_of_an_lstm(target, quantization, operators, tmp_path):
 def test_the_target_latency_stays_with_steps(tmp_path):
     path = tmp_path / "m.tflite"
     export_tflite(randomized(last()), path, target="latency", batch_size=1)
-    assert LSTM not in inspect_tflite(path).operators
+    assert not {LSTM, "WHILE"} & set(inspect_tflite(path).operators)
 
 
 @pytest.mark.long

@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_ntt.core import host, memory
+from keras_ntt.core.memory import written
 from keras_ntt.pruning.neural_tangent.gradient import loss_and_gradient
 from keras_ntt.pruning.neural_tangent.objective import Pair
 
@@ -164,15 +165,6 @@ def parts_within(limit: int, samples: int, estimate: Callable[[int], int]) -> in
             f"{written(whole)} and two samples {written(needed)}"
         )
     return parts
-
-
-def written(size: float) -> str:
-    """Write a number of bytes for a reader.
-
-    >>> written(3 * 2**30), written(700_000)
-    ('3.0 GiB', '0.7 MiB')
-    """
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
 def check_room(

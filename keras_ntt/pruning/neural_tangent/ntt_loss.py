@@ -11,10 +11,11 @@ import tensorflow as tf
 
 from keras_ntt.core import checks, host, input_checks
 from keras_ntt.core.logits import logits_of, warn_of_logits, warn_of_probabilities
-from keras_ntt.core.network import unroll
+from keras_ntt.core.network import Network, unroll
 from keras_ntt.masks.apply import kept_entries
 from keras_ntt.masks.names import masks_by_variable
 from keras_ntt.masks.policies import choose_weights
+from keras_ntt.ntk.least_memory import check_memory, derivatives_memory, samples_of
 from keras_ntt.pruning.neural_tangent.checks import check_heads, check_shapes
 from keras_ntt.pruning.neural_tangent.objective import NTTLoss, Pair, Weighting, objective
 
@@ -70,7 +71,8 @@ def ntt_loss(
 
     Raises:
         TypeError: If a model is not a Keras 3 model, or `sparsity` is missing.
-        ValueError: If models, inputs or settings do not fit.
+        ValueError: If models, inputs or settings do not fit, or if there is less memory than the
+            kernels need at the least.
 
     Examples:
         >>> import keras, numpy as np
@@ -101,6 +103,8 @@ def ntt_loss(
         warn_of_probabilities([student_logits, teacher_logits], x, "ntt_loss")
     weighting = Weighting(ntk_weight, l2, wrt, outputs, output_projections, normalize)
     density = _density_of(sparsity, density)
+    networks = unroll(student_logits.model), unroll(teacher_logits.model)
+    _check_memory(networks[0].bound_to(x), x, weighting)
     seed = checks.check_seed(seed)
     choice = {id(v): v for v in choose_weights(student).weights}
     if masks is None:
@@ -117,8 +121,7 @@ def ntt_loss(
     # The masks multiply the weights, so that gradients flow through them.
     masked = {key: (v, host.value_of(v) * tensors[key]) for key, v in pruned.items()}
     pair = Pair(
-        unroll(student_logits.model),
-        unroll(teacher_logits.model),
+        *networks,
         pruned=list(pruned.values()),
         masks=tensors,
         density=density,
@@ -127,6 +130,24 @@ def ntt_loss(
         student_values=masked,
     )
     return objective(pair, x)
+
+
+def _check_memory(network: Network, x: Any, weighting: Weighting) -> None:
+    """Raise a ValueError if there is less memory than the two kernels need at the least."""
+    n, size = samples_of(x), network.output_size
+    if n is None:
+        return
+    k, trace = weighting.output_projections, weighting.outputs == "trace"
+    halves = (n - n // 2, max(n // 2, 1))
+    bytes_each = tf.as_dtype(network.model.compute_dtype).size
+    # The distance is that of two kernels, which are there at the same time, in one order.
+    kernels = 8 * halves[0] * halves[1] * (1 if trace else (k or size) ** 2)
+    check_memory(
+        max(kernels, derivatives_memory(n, size, k, None, bytes_each)),
+        "Set output_projections to a small number such as 8, or outputs='trace', or take fewer "
+        "samples.",
+        lambda: f"{n} samples for the model {network.model.name!r} with {size} outputs",
+    )
 
 
 def _density_of(sparsity: Any, density: Any) -> float:

@@ -12,7 +12,8 @@ from keras import layers
 
 import keras_ntt
 from keras_ntt.core import memory
-from keras_ntt.pruning.neural_tangent.memory import rough_bound, written
+from keras_ntt.core.memory import written
+from keras_ntt.pruning.neural_tangent.memory import rough_bound
 
 
 def autoencoder(width=2048):
