@@ -4,9 +4,9 @@
 
 ``growth`` changes one number at a time of a chain of dense layers: width, inputs (samples), layers.
 ``layer`` times the solvers on one layer of 4,608 inputs and 512 outputs (the largest of ResNet50),
-beside the operations of the published algorithms at the speed of a matrix product of this size in
+and the operations of the published algorithms at the speed of a matrix product of this size in
 float64. ``models`` prunes ResNet50 and MobileNetV2 of `keras.applications` (random weights, images
-of 224, which do not matter to the time). Each figure is of a process of its own: seconds on the
+of 224, which do not matter to the time). Each figure is of a separate process: seconds on the
 clock and of the processor, and the most memory that it took, imports included. Rows that the output
 has already are not run again.
 """
@@ -165,7 +165,7 @@ PARTS = {"growth": growth, "layer": layer, "models": models}
 
 
 def run(job: dict[str, Any], limit: float) -> dict[str, Any]:
-    """Measure a row in a process of its own."""
+    """Measure a row in its own process."""
     command = [sys.executable, "-m", "benchmarks.speed.post_training", "--job", json.dumps(job)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)

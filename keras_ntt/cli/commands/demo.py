@@ -52,9 +52,9 @@ def command(
 ) -> int:
     """Make a network for scikit-learn's digits small, offline.
 
-    A trained network is made sparse without labels, beside magnitude in one shot and gradual
-    pruning with all labels, and written as a file. With --what before an MLP is pruned before it is
-    trained.
+    A trained network is made sparse without labels, and written as a file. Magnitude in one shot
+    and gradual pruning with all labels are run for comparison. With --what before an MLP is pruned
+    before it is trained.
 
     \b
     Examples:

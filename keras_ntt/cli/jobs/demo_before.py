@@ -177,7 +177,7 @@ def run(output: pathlib.Path, settings: Settings, say: Callable[[str], None]) ->
     say(
         f"{len(data.x_train)} images to train on, {len(data.x_test)} to test on; "
         f"MLP 64-300-100-10, {SPARSITY:.0%} of the weights pruned, in each "
-        "kernel alike but for NTT, ERK and balanced, which share them out by Erdős-Rényi densities."
+        "kernel alike. NTT, ERK and balanced allocate them by Erdős-Rényi densities instead."
     )
     curves: dict[str, list[list[float]]] = {method: [] for method in METHODS}
     models: dict[str, keras.Model] = {}
