@@ -56,7 +56,7 @@ def test_all_methods_reach_the_sparsity_and_one_sees_labels(method):
     few = data._replace(x_train=data.x_train[:64], y_train=data.y_train[:64])
     keras.utils.set_random_seed(0)
     dense = demo.make_model()
-    before = [np.array(v) for v in dense.weights]
+    before = [np.asarray(v).copy() for v in dense.weights]
     given = few if method == "labels" else few._replace(y_train=None)
     sparse = demo.sparse_version(method, dense, given, 0.9, 0, epochs=1)
     assert keras_ntt.sparsity_report(sparse).sparsity == pytest.approx(0.9, abs=0.01)
