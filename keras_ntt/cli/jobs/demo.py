@@ -89,7 +89,7 @@ def sparse_version(
 
     Args:
         method: One of `METHODS`.
-        dense: The trained network; it is left as it is.
+        dense: The trained network; it is not changed.
         data: The digits. Only ``"labels"`` sees labels, those of the training images.
         sparsity: The fraction of zeros of all kernels together.
         seed: Seed of the random choices.

@@ -80,7 +80,7 @@ def sparse_version(
 
     Args:
         method: One of `METHODS`.
-        model: The dense network; it is left as it is.
+        model: The dense network; it is not changed.
         x: Unlabelled images, used by NTT and balanced masks alone.
         seed: Seed of the random choices.
         settings: How long the transfer is.
