@@ -20,7 +20,7 @@ TUTORIALS ?= .venv-tutorials
 	tutorials clean help
 
 help:
-	@echo "make demo   prune, train and export a model on real data; writes $(OUT)/"
+	@echo "make demo   make a trained network small without labels; writes $(OUT)/"
 	@echo "make test   lint, type-check and test"
 	@echo "make test-long    notebooks, programs, several processes, all parameters of wide tests"
 	@echo "make test-large   transfers of MobileNet, EfficientNet and ResNet; every layer with XLA"

@@ -46,7 +46,7 @@ ONLY_IN = {
     "matplotlib": ("keras_ntt.plots",),
     "click": ("keras_ntt.cli",),
     "tensorflow_datasets": ("keras_ntt.cli.sources",),
-    "sklearn": ("keras_ntt.cli.jobs.demo",),
+    "sklearn": ("keras_ntt.cli.jobs.digits",),
     "h5py": ("keras_ntt.masks.models_and_backups", "keras_ntt.keras2.load"),
     "tf_keras": ("keras_ntt.tfmot.wrappers", "keras_ntt.keras2.load"),
     "tensorflow_model_optimization": ("keras_ntt.tfmot.wrappers",),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+from typing import Any
 
 import click
 
@@ -12,7 +13,14 @@ from keras_ntt.cli.command import Command
 
 
 @click.command(
-    "demo", cls=Command, short_help="Prune, train, compare and export a network on real data."
+    "demo", cls=Command, short_help="Make a trained network small without labels, on real data."
+)
+@click.option(
+    "--what",
+    type=click.Choice(("trained", "before")),
+    default="trained",
+    show_default=True,
+    help="A network that is trained, or one before training.",
 )
 @click.option(
     "--output",
@@ -22,42 +30,54 @@ from keras_ntt.cli.command import Command
     show_default=True,
     help="Folder to write.",
 )
-@click.option(
-    "--seeds", type=options.POSITIVE, default=5, show_default=True, help="Number of runs."
-)
+@click.option("--seeds", type=options.POSITIVE, help="Number of networks.  [default: 3, before: 5]")
 @click.option(
     "--transfer-epochs",
     type=options.POSITIVE,
-    default=20,
-    show_default=True,
-    help="Passes over the unlabelled images.",
+    help="Passes over the unlabelled images, before training.  [default: 20]",
 )
 @click.option(
     "--epochs",
     type=options.POSITIVE,
-    default=30,
-    show_default=True,
-    help="Passes over the labelled images.",
+    help="Passes over the images of what trains.  [default: 10, before: 30]",
 )
 @options.as_json
 def command(
-    output: pathlib.Path, seeds: int, transfer_epochs: int, epochs: int, as_json: bool
+    what: str,
+    output: pathlib.Path,
+    seeds: int | None,
+    transfer_epochs: int | None,
+    epochs: int | None,
+    as_json: bool,
 ) -> int:
-    """Prune an MLP on scikit-learn's digits, offline.
+    """Make a network for scikit-learn's digits small, offline.
 
-    It is pruned without labels, trained and exported. Dense, magnitude-pruned and randomly pruned
-    networks are trained for comparison.
+    A trained network is made sparse without labels, and written as a file. Magnitude in one shot
+    and gradual pruning with all labels are run for comparison. With --what before an MLP is pruned
+    before it is trained.
 
     \b
     Examples:
       keras-ntt demo
       keras-ntt demo --seeds 1 --output demo-output
+      keras-ntt demo --what before
     """
-    from keras_ntt.cli.jobs import demo
-
-    settings = demo.Settings(seeds, transfer_epochs, epochs)
+    given = {"seeds": seeds, "epochs": epochs}
+    if what == "before":
+        given["transfer_epochs"] = transfer_epochs
+    elif transfer_epochs is not None:
+        raise click.BadParameter("is of --what before", param_hint="--transfer-epochs")
+    chosen: dict[str, int] = {name: value for name, value in given.items() if value is not None}
     with printing.only_json(as_json):
-        results = demo.run(output, settings, say=printing.say)
+        results: dict[str, Any]
+        if what == "before":
+            from keras_ntt.cli.jobs import demo_before
+
+            results = demo_before.run(output, demo_before.Settings(**chosen), say=printing.say)
+        else:
+            from keras_ntt.cli.jobs import demo
+
+            results = demo.run(output, demo.Settings(**chosen), say=printing.say)
     if as_json:
         click.echo(json.dumps(results, indent=2))
     return 0

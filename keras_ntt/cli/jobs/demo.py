@@ -1,19 +1,13 @@
-"""The main job on real data: prune without labels, train, compare, export.
-
-The data are the 1,797 handwritten digits of 8 x 8 pixels that ship with scikit-learn.
-"""
+"""The main job on real data: a trained network made small without labels, beside other ways."""
 
 from __future__ import annotations
 
-import gzip
 import json
-import math
 import pathlib
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import keras
 import numpy as np
@@ -21,35 +15,21 @@ import tensorflow as tf
 
 import keras_ntt
 from keras_ntt import plots
-from keras_ntt.core.copies import copy_of
+from keras_ntt.cli.jobs.digits import Digits, load_digits
+from keras_ntt.core.tables import table as as_table
 
-SPARSITY = 0.97
-# Score and allocation of the methods that need no training.
-AT_ONCE = {
-    "magnitude": ("magnitude", "layerwise"),
-    "random": ("random", "layerwise"),
-    "ERK": ("random", "erk"),
-    "balanced": ("balanced", "erk"),
+SPARSITIES = (0.8, 0.9, 0.95)
+METHODS = {
+    "magnitude": "magnitude in one shot",
+    "one shot": "no labels, one shot",
+    "recovered": "no labels, recovered",
+    "labels": "gradual magnitude, all labels",
 }
-EARLY = 5
-METHODS = ("dense", "NTT", "magnitude", "random", "ERK", "balanced")
-ABOUT = {
-    "dense": "dense",
-    "NTT": "Neural Tangent Transfer, no labels",
-    "magnitude": "magnitude at initialization",
-    "random": "uniform random",
-    "ERK": "random, Erdős-Rényi densities",
-    "balanced": "balanced random, the same densities",
-}
+RATES = {"recovered": 3e-3, "labels": 1e-2}
+"""First step sizes, by a fifth of the training images: 1e-2 is the best of four with labels; to
+recover, 3e-3 and 1e-2 are level."""
 
-
-class Digits(NamedTuple):
-    """Images ``[n, 64]`` in [0, 1] and labels ``[n]``, in two parts."""
-
-    x_train: np.ndarray
-    y_train: np.ndarray
-    x_test: np.ndarray
-    y_test: np.ndarray
+_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -57,273 +37,205 @@ class Settings:
     """How long the demo trains.
 
     Attributes:
-        seeds: Number of runs with other weights and batches.
-        transfer_epochs: Passes over the unlabelled training images.
-        epochs: Passes over the labelled training images.
-        batch_size: Samples a batch, for both.
+        seeds: Number of networks, with other weights and batches.
+        training_epochs: Passes over the labelled images, to train the dense network.
+        epochs: Passes over the images to recover in, and of gradual pruning with labels.
     """
 
-    seeds: int = 5
-    transfer_epochs: int = 20
-    epochs: int = 30
-    batch_size: int = 64
-
-
-def load_digits() -> Digits:
-    """Return scikit-learn's digits, 1,347 to train on and 450 to test on.
-
-    Raises:
-        ImportError: If scikit-learn is not installed.
-    """
-    try:
-        from sklearn.datasets import load_digits as load
-        from sklearn.model_selection import train_test_split
-    except ImportError as error:
-        raise ImportError(
-            "The demo's data ship with scikit-learn: pip install 'keras-ntt[demo]'."
-        ) from error
-    data = load()
-    x = (data.data / 16).astype("float32")
-    parts = train_test_split(x, data.target, test_size=450, random_state=0, stratify=data.target)
-    return Digits(parts[0], parts[2], parts[1], parts[3])
+    seeds: int = 3
+    training_epochs: int = 15
+    epochs: int = 10
 
 
 def make_model() -> keras.Model:
-    """Return a dense MLP 64-300-100-10 with Glorot-normal weights."""
-
-    def dense(units: int, activation: str | None) -> keras.layers.Layer:
-        return keras.layers.Dense(
-            units,
-            activation,
-            kernel_initializer="glorot_normal",
-            bias_initializer=keras.initializers.RandomNormal(stddev=0.01),
-        )
-
-    parts = [keras.Input((64,)), dense(300, "relu"), dense(100, "relu"), dense(10, None)]
+    """Return a small convolutional network for images of 8 x 8 pixels."""
+    layers = keras.layers
+    parts: list[Any] = [keras.Input((8, 8, 1))]
+    for filters in (16, 32, 64):
+        parts += [layers.Conv2D(filters, 3, padding="same", use_bias=False)]
+        parts += [layers.BatchNormalization(), layers.ReLU()]
+        parts += [layers.MaxPooling2D()] if filters == 32 else []
+    parts += [layers.GlobalAveragePooling2D(), layers.Dense(10, "softmax")]
     return keras.Sequential(parts)
 
 
+def as_images(data: Digits) -> Digits:
+    """Return the digits as images ``[n, 8, 8, 1]``."""
+    x_train, x_test = (x.reshape(-1, 8, 8, 1) for x in (data.x_train, data.x_test))
+    return data._replace(x_train=x_train, x_test=x_test)
+
+
+def train(model: keras.Model, data: Digits, epochs: int, rate: float, seed: int) -> None:
+    """Train on labels, with a step size that falls along a cosine."""
+    keras.utils.set_random_seed(seed)
+    count = len(data.x_train)
+    steps = -(-count // _BATCH)
+    falling = keras.optimizers.schedules.CosineDecay(rate, epochs * steps)
+    model.compile(keras.optimizers.Adam(falling), "sparse_categorical_crossentropy")
+    samples = tf.data.Dataset.from_tensor_slices((data.x_train, data.y_train)).shuffle(count, seed)
+    model.fit(
+        samples.batch(_BATCH).repeat(),
+        epochs=epochs,
+        steps_per_epoch=steps,
+        shuffle=False,
+        verbose=0,
+    )
+
+
 def sparse_version(
-    method: str, model: keras.Model, x: np.ndarray, seed: int, settings: Settings
+    method: str, dense: keras.Model, data: Digits, sparsity: float, seed: int, epochs: int
 ) -> keras.Model:
-    """Return the network that a method finds in a dense one.
+    """Return what a method makes of a trained network.
 
     Args:
         method: One of `METHODS`.
-        model: The dense network; it is left as it is.
-        x: Unlabelled images, used by NTT and balanced masks alone.
+        dense: The trained network; it is not changed.
+        data: The digits. Only ``"labels"`` sees labels, those of the training images.
+        sparsity: The fraction of zeros of all kernels together.
         seed: Seed of the random choices.
-        settings: How long the transfer is.
+        epochs: Passes over the training images, of the methods that train.
 
     Returns:
-        A copy of the model that holds its masks.
+        A sparse network.
     """
-    if method == "NTT":
-        return keras_ntt.prune_neural_tangent(
-            model,
-            _epochs_in_one(x, seed, settings),
-            sparsity=keras_ntt.NTTSchedule(SPARSITY, frequency=None),  # holds the first masks
-            saliency="balanced",
-            saliency_data=x,
-            allocation="erk",
-            epochs=1,
-            optimizer=keras.optimizers.Adam(1e-3),
-            ntk_weight=1.0,
-            l2=0.0,
-            seed=seed,
-            verbose=1 if sys.stdout.isatty() else 2,
+    x = data.x_train
+    if method == "magnitude":  # and the statistics of BatchNormalization, without which it is lost
+        return keras_ntt.prune_post_training(
+            dense,
+            x,
+            sparsity=sparsity,
+            method="magnitude",
+            allocation="global",
+            refit=False,
+            verbose=0,
         )
-    if method in AT_ONCE:
-        saliency, allocation = AT_ONCE[method]
-        return keras_ntt.prune_at_init(
-            model, sparsity=SPARSITY, saliency=saliency, allocation=allocation, data=x, seed=seed
-        )
-    return copy_of(model)
-
-
-def _epochs_in_one(x: np.ndarray, seed: int, settings: Settings) -> tf.data.Dataset:
-    """Return all epochs of the transfer as one, for a single progress bar."""
-    samples = tf.data.Dataset.from_tensor_slices(x).shuffle(len(x), seed)
-    return samples.repeat(settings.transfer_epochs).batch(settings.batch_size)
-
-
-class _TestAccuracy(keras.callbacks.Callback):
-    """Takes the test accuracy after each epoch, at once, without an input pipeline."""
-
-    def __init__(self, data: Digits):
-        super().__init__()
-        self.data = data
-        self.accuracies: list[float] = []
-
-    def on_train_begin(self, logs: Any = None) -> None:
-        self._call = tf.function(self.model)
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        answers = self._call(self.data.x_test).numpy().argmax(axis=1)
-        self.accuracies.append(float((answers == self.data.y_test).mean()))
-
-
-def train(model: keras.Model, data: Digits, seed: int, settings: Settings) -> list[float]:
-    """Train on labels and return the test accuracy after each epoch.
-
-    The batches come from one iterator for all epochs: with arrays and validation data `fit` makes
-    four an epoch, which takes longer than to train on this few images.
-    """
-    keras.utils.set_random_seed(seed)
-    n, test = len(data.x_train), _TestAccuracy(data)
-    steps = math.ceil(n / settings.batch_size)
-    model.compile(
-        keras.optimizers.Adam(1e-3),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-        steps_per_execution=steps,
-    )
-    samples = tf.data.Dataset.from_tensor_slices((data.x_train, data.y_train)).shuffle(n, seed)
-    model.fit(
-        samples.batch(settings.batch_size).repeat(),
-        steps_per_epoch=steps,
-        epochs=settings.epochs,
-        shuffle=False,  # by `fit`: the samples come shuffled
-        callbacks=[test],
+    if method == "labels":
+        model = keras.models.clone_model(dense)
+        model.set_weights(dense.get_weights())
+        steps = epochs * -(-len(x) // _BATCH)
+        schedule = keras_ntt.PolynomialDecay(0.5, sparsity, 0, int(0.75 * steps), frequency=20)
+        model = keras_ntt.prune_low_magnitude(model, pruning_schedule=schedule)
+        train(model, data, epochs, RATES["labels"], seed)
+        model = keras_ntt.strip_pruning(model)
+        keras_ntt.reestimate_batch_norm(model, x)
+        return model
+    return keras_ntt.prune_post_training(
+        dense,
+        x,
+        sparsity=sparsity,
+        samples=None,
+        epochs=epochs if method == "recovered" else 0,
+        learning_rate=RATES["recovered"],
+        seed=seed,
         verbose=0,
     )
-    return test.accuracies
+
+
+def accuracy(model: keras.Model, x: np.ndarray, y: np.ndarray) -> float:
+    """Return the fraction of images whose class is found."""
+    answers = keras.ops.convert_to_numpy(model(x, training=False)).argmax(axis=1)
+    return float((answers == y).mean())
 
 
 def run(output: pathlib.Path, settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
     """Run the demo.
 
     Args:
-        output: The folder to write `sparse.keras`, `sparse.tflite`, `curves.png` and
+        output: The folder to write `small.tflite`, `small.keras`, `accuracy.png`, `files.png` and
             `results.json` to.
         settings: How long it trains.
-        say: Where the progress and the table go, line by line.
+        say: Where the progress and the tables go, line by line.
 
     Returns:
         What was measured.
     """
     output.mkdir(parents=True, exist_ok=True)
-    data, begun = load_digits(), time.perf_counter()
+    data, begun = as_images(load_digits()), time.perf_counter()
     say(
-        f"{len(data.x_train)} images to train on, {len(data.x_test)} to test on; "
-        f"MLP 64-300-100-10, {SPARSITY:.0%} of the weights pruned, in each "
-        "kernel alike but for NTT, ERK and balanced, which share them out by Erdős-Rényi densities."
+        f"{len(data.x_train)} images, {len(data.x_test)} more to test on. A network of three "
+        "convolutions is trained with labels, then made sparse: without labels, and in other ways."
     )
-    curves: dict[str, list[list[float]]] = {method: [] for method in METHODS}
-    models: dict[str, keras.Model] = {}
+    dense_accuracies: list[float] = []
+    found: dict[str, dict[float, list[float]]] = {
+        method: {sparsity: [] for sparsity in SPARSITIES} for method in METHODS
+    }
+    first = None
     for seed in range(settings.seeds):
         keras.utils.set_random_seed(seed)
         dense = make_model()
-        for method in METHODS:
-            start = time.perf_counter()
-            model = sparse_version(method, dense, data.x_train, seed, settings)
-            found = time.perf_counter() - start
-            curves[method].append(train(model, data, seed, settings))
-            models.setdefault(method, model)
-            say(
-                f"seed {seed + 1}/{settings.seeds}  {method:<9}  "
-                f"accuracy {curves[method][-1][-1]:.1%}"
-                + (f"  (pruned in {found:.0f} s)" if method == "NTT" else "")
-            )
-    results = _export(models, curves, data, output, settings, say)
-    results["seconds"] = time.perf_counter() - begun
+        train(dense, data, settings.training_epochs, 3e-3, seed)
+        first = first or dense
+        dense_accuracies.append(accuracy(dense, data.x_test, data.y_test))
+        say(f"network {seed + 1}/{settings.seeds}: dense {dense_accuracies[-1]:.1%}")
+        for sparsity in SPARSITIES:
+            cells = []
+            for method in METHODS:
+                sparse = sparse_version(method, dense, data, sparsity, seed, settings.epochs)
+                found[method][sparsity].append(accuracy(sparse, data.x_test, data.y_test))
+                cells.append(f"{method} {found[method][sparsity][-1]:.1%}")
+            say(f"  {sparsity:.0%} zeros: {', '.join(cells)}")
+    assert first is not None
+    results: dict[str, Any] = {
+        **asdict(settings),
+        "steps": settings.epochs * -(-len(data.x_train) // _BATCH),
+        "dense": dense_accuracies,
+        "accuracy": found,
+    }
     say("\n" + table(results))
-    say(_verdict(results))
-    with_plots = _draw(results, output)
+    say("\nThe first network as a file, without labels; accuracy on the test images:")
+    report = keras_ntt.compress(
+        first,
+        data.x_train,
+        sparsity=SPARSITIES,
+        data=(data.x_test, data.y_test),
+        epochs=settings.epochs,
+        samples=None,
+        learning_rate=RATES["recovered"],
+        path=output / "small.tflite",
+        verbose=0,
+    )
+    say(str(report))
+    keras_ntt.save_model(report.model, output / "small.keras")
+    results |= {"files": report.to_dict(), "seconds": time.perf_counter() - begun}
+    drawn = _draw(results, report, output)
     (output / "results.json").write_text(json.dumps(results, indent=1))
-    names = ["sparse.keras", "sparse.tflite", *with_plots, "results.json"]
+    names = ["small.tflite", "small.keras", *drawn, "results.json"]
     say(f"\nWritten to {output}: {', '.join(names)} ({results['seconds']:.0f} s in all)")
     return results
 
 
-def _export(
-    models: dict[str, keras.Model],
-    curves: dict[str, list[list[float]]],
-    data: Digits,
-    output: pathlib.Path,
-    settings: Settings,
-    say: Callable[[str], None],
-) -> dict[str, Any]:
-    """Write the files of the first seed's networks and return all that was measured."""
-    results: dict[str, Any] = {
-        "sparsity": SPARSITY,
-        "early_epoch": min(EARLY, settings.epochs),
-        "epochs": settings.epochs,
-        "seeds": settings.seeds,
-        "methods": {},
-    }
-    for method, model in models.items():
-        keras_ntt.strip_pruning(model)
-        path = output / ("sparse.tflite" if method == "NTT" else f".{method}.tflite")
-        report = keras_ntt.export_tflite(model, path, representative_data=data.x_test)
-        packed = len(gzip.compress(path.read_bytes(), 9))
-        if method == "NTT":
-            keras_ntt.save_model(model, output / "sparse.keras")
-            answers = keras_ntt.tflite_predict(path, data.x_test).argmax(axis=1)
-            accuracy = float((answers == data.y_test).mean())
-            in_keras = float(
-                (
-                    keras.ops.convert_to_numpy(model(data.x_test)).argmax(axis=1) == data.y_test
-                ).mean()
-            )
-            results["tflite_accuracy"], results["keras_accuracy"] = accuracy, in_keras
-            say(f"\n{report}")
-            say(f"Accuracy of the file {accuracy:.2%}, of the Keras model {in_keras:.2%}.")
-        else:
-            path.unlink()
-        results["methods"][method] = {
-            "accuracy": curves[method],
-            "nonzeros": report.nonzeros,
-            "tflite_bytes": report.size,
-            "tflite_gzip_bytes": packed,
-        }
-    return results
-
-
 def table(results: dict[str, Any]) -> str:
-    """Return the results as a table: accuracy in per cent as mean +- standard deviation."""
-    early = results["early_epoch"]
-    epochs = [f"epoch {epoch}" for epoch in (early, results["epochs"])]
-    head = (
-        f"{'method':<36}{epochs[0]:>14}{epochs[1]:>14}"
-        f"{'non-zeros':>12}{'.tflite':>10}{'gzipped':>10}"
+    """Return accuracies in per cent as mean +- standard deviation over networks."""
+
+    def cell(values: list[float]) -> str:
+        percents = 100 * np.array(values)
+        spread = percents.std(ddof=1) if len(percents) > 1 else 0.0
+        return f"{percents.mean():.1f} ± {spread:.1f}"
+
+    head = ["", *(f"{sparsity:.0%} zeros" for sparsity in SPARSITIES)]
+    body = [[ABOUT_DENSE, *[cell(results["dense"])] * len(SPARSITIES)]]
+    for method, row in results["accuracy"].items():
+        body.append([METHODS[method], *(cell(row[sparsity]) for sparsity in SPARSITIES)])
+    title = (
+        f"Test accuracy in per cent, {results['seeds']} networks; {results['steps']} steps where "
+        "they train"
     )
-    lines = [f"Test accuracy in per cent, {results['seeds']} seeds", head, "-" * len(head)]
-    for method, row in results["methods"].items():
-        accuracy = 100 * np.array(row["accuracy"])
-        cells = [
-            f"{values.mean():.1f} ± {values.std(ddof=1) if len(values) > 1 else 0.0:.1f}"
-            for values in (accuracy[:, early - 1], accuracy[:, -1])
-        ]
-        lines.append(
-            f"{ABOUT[method]:<36}{cells[0]:>14}{cells[1]:>14}{row['nonzeros']:>12,}"
-            f"{row['tflite_bytes'] / 1000:>7.0f} kB{row['tflite_gzip_bytes'] / 1000:>7.0f} kB"
-        )
-    return "\n".join(lines)
+    return f"{title}\n{as_table(head, body, right=range(1, len(head)))}"
 
 
-def _verdict(results: dict[str, Any]) -> str:
-    """Say in words which sparse network came out best, whichever it is."""
-    final = {m: np.mean(r["accuracy"], axis=0) for m, r in results["methods"].items()}
-    sparse = {m: final[m] for m in METHODS if m != "dense" and m in final}
-    sentences = []
-    for epoch in (results["early_epoch"], results["epochs"]):
-        scores = {method: accuracy[epoch - 1] for method, accuracy in sparse.items()}
-        best = sorted(scores, key=scores.__getitem__, reverse=True)
-        gap = 100 * (scores[best[0]] - scores[best[1]])
-        sentences.append(
-            f"After {epoch} epochs {best[0]} is the best sparse network, {gap:.1f} points ahead of "
-            f"{best[1]}."
-        )
-    return "\n".join(sentences)
+ABOUT_DENSE = "dense"
 
 
-def _draw(results: dict[str, Any], output: pathlib.Path) -> list[str]:
-    """Draw the training curves; without matplotlib there is no picture."""
-    curves = {method: row["accuracy"] for method, row in results["methods"].items()}
+def _draw(results: dict[str, Any], report: Any, output: pathlib.Path) -> list[str]:
+    """Draw accuracies and files; without matplotlib there are no pictures."""
+    named = {METHODS[method]: row for method, row in results["accuracy"].items()}
     try:
-        figure = plots.training_curves(curves, names=ABOUT, label="test accuracy (%)")
+        figures = {
+            "accuracy.png": plots.accuracy_by_sparsity(named, dense=results["dense"]),
+            "files.png": plots.size_by_agreement(report),
+        }
     except ImportError:
         return []
-    figure.savefig(output / "curves.png", dpi=120)
-    return ["curves.png"]
+    for name, figure in figures.items():
+        figure.savefig(output / name, dpi=120)
+    return list(figures)
