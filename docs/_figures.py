@@ -357,8 +357,9 @@ def help_texts(results: Path) -> str:
     from keras_ntt.cli.program import program
 
     parts = []
+    whole = click.Context(program, info_name="keras-ntt", **program.context_settings)
     for name, command in program.commands.items():
-        context = click.Context(command, info_name=f"keras-ntt {name}", max_content_width=88)
+        context = click.Context(command, whole, info_name=name, max_content_width=88)
         context.terminal_width = 88
         parts.append(f"### {name}\n\n```text\n{command.get_help(context)}\n```")
     return "\n\n".join(parts)

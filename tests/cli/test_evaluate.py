@@ -99,6 +99,7 @@ def test_a_file_is_measured_as_its_model_is(options, folder, capsys):
     assert of_file["size"] == pathlib.Path("model.tflite").stat().st_size
 
 
+@pytest.mark.long
 def test_files_of_integers_take_real_numbers(folder, capsys):
     for kind in ("int8", "float32"):
         command = "export model.keras model.tflite --target int8 --calibration images "

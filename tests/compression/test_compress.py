@@ -128,6 +128,7 @@ def stopping(at):
     return wanted
 
 
+@pytest.mark.long
 def test_a_search_that_was_stopped_goes_on(trained, tmp_path):
     model, x, y = trained
     options = {"sparsity": [0.3, 0.6], "max_drop": 0.9, "quantization": "float32", "verbose": 0}

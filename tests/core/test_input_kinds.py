@@ -130,6 +130,7 @@ def masks_after_a_transfer(make, dtype, form):
     return [np.asarray(mask) for mask in transfer.masks.values()]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("form", ["array", "dataset", "generator"])
 @pytest.mark.parametrize("make", [positions, images])
 @pytest.mark.few(1)

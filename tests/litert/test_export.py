@@ -267,6 +267,7 @@ def convolutional_recurrent():
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("make", [recurrent, convolutional_recurrent])
 @pytest.mark.few(1)
 def test_recurrent_layers_are_written_step_by_step(tmp_path, make):

@@ -217,7 +217,7 @@ def test_advice_says_what_to_change():
     text = str(explain_edge_latency(model))
     assert "change: begin with ZeroPadding2D(1)" in text
     text = str(explain_edge_latency(network(middle=(lambda x: layers.MaxPooling2D()(x),))))
-    assert "change: let depthwise convolutions" in text
+    assert "change: replace pooling by depthwise convolutions" in text
 
 
 def test_advice_for_a_model_with_a_call_of_its_own():

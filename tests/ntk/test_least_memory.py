@@ -79,6 +79,7 @@ def test_the_bytes_of_a_kernel(samples, outputs, trace, wanted):
     assert kernel_memory(samples, outputs, trace=trace) == wanted
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("k", [None, 2])
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16", "float64"])
 def test_derivatives_begin_with_no_fewer_bytes(k, policy, monkeypatch):

@@ -137,7 +137,7 @@ def faults(message, known):
             yield f"{name} does not exist"
     for name, given in advice.calls(message.advice):
         if name in ELSEWHERE_DEFINED or name.startswith(
-            ("keras_ntt.tfmot.", "tfmot.", "strategy.")
+            ("keras_ntt.tfmot.", "tfmot.", "tfds.", "strategy.")
         ):
             continue
         found = resolved(name)

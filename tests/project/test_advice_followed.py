@@ -26,6 +26,7 @@ TAKE_TWO = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("take", TAKE_TWO)
 @pytest.mark.few(1)
 def test_two_inputs_in_a_tuple(take, rng):

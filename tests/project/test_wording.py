@@ -18,6 +18,7 @@ def findings(tmp_path, name, text):
     return [(found.place, found.phrase) for found in _wording.findings(tmp_path, LIST)]
 
 
+@pytest.mark.long
 def test_the_tree_has_none_of_the_phrases(capsys):
     assert _wording.main() == 0, capsys.readouterr().out
 

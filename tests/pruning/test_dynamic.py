@@ -121,6 +121,7 @@ def test_set_drops_a_part_of_each_sign_and_grows_as_many_elsewhere():
     np.testing.assert_allclose(found, np.where(kept & mask, value, 0), rtol=1e-6)
 
 
+@pytest.mark.long
 def test_set_grows_every_free_entry_alike():
     value = np.zeros((1, 40))
     value[0, :10] = np.linspace(1, 2, 10)
@@ -306,6 +307,7 @@ def test_grown_entries_begin_with_clean_slots_and_others_keep_theirs(rng):
     assert moved > 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("compile_", "scope"),
     [
@@ -335,6 +337,7 @@ def test_every_way_to_compile_a_step_gives_the_same_run(compile_, scope, rng):
         np.testing.assert_allclose(value, same, atol=1e-5)
 
 
+@pytest.mark.long
 def test_updates_are_counted_where_gradients_are_accumulated(rng):
     x, y = data(rng, 64)
 
@@ -352,6 +355,7 @@ def test_updates_are_counted_where_gradients_are_accumulated(rng):
         np.testing.assert_allclose(value, same, atol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scope", ["layerwise", "global"])
 @pytest.mark.few(1)
 def test_mixed_precision_with_a_scaled_loss(rng, scope):

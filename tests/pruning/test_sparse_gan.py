@@ -103,6 +103,7 @@ def test_the_ratio_is_that_of_the_networks_before_and_after_the_step():
     assert counts(watch.masks[0][1]) / (SIZE * 20 + 20) == pytest.approx(0.4, abs=0.01)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "compile_",
     [{"jit_compile": False}, pytest.param({"jit_compile": True}, marks=pytest.mark.long)],

@@ -117,6 +117,7 @@ def test_several_outputs_are_compared_together(float64):
     assert float(loss.ntk_distance) == pytest.approx(((kernels[0] - kernels[1]) ** 2).mean())
 
 
+@pytest.mark.long
 def test_several_inputs_and_outputs_of_a_subclassed_model(float64):
     class Own(keras.Model):
         def __init__(self):
@@ -235,6 +236,7 @@ def test_memory_of_lists_that_loops_fill():
     assert 2 * 10 * 4000 <= found < 2 * 11 * 4000
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 @pytest.mark.few(1)
 def test_mixed_precision(policy):

@@ -131,6 +131,7 @@ def on_a_dataset():
     return Outcome(transfer)
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:Your input ran out of data")
 @pytest.mark.parametrize("kind", [kind for kind in kinds_of_data() if kind != "dataset"])
 @pytest.mark.few(1)
@@ -194,6 +195,7 @@ def test_masks_are_refreshed_on_schedule_and_not_in_the_last_interval():
     assert len(changes) >= 3
 
 
+@pytest.mark.long
 def test_masks_are_those_of_the_latent_magnitudes():
     for allocation in ("layerwise", "global"):
         transfer = transfer_of(
