@@ -31,7 +31,8 @@ import numpy as np
 
 import keras_ntt
 from benchmarks.accuracy.channels import NETWORKS, PARAMETERS, Images
-from benchmarks.accuracy.trained import IMAGES, accuracy
+from benchmarks.accuracy.trained import accuracy
+from benchmarks.accuracy.trained_networks import CIFAR
 from benchmarks.common.paths import BENCHMARKS, ENVIRONMENTS, RESULTS
 from benchmarks.common.processes import clean_environment
 from benchmarks.common.table import machine
@@ -64,13 +65,13 @@ def main() -> None:
     """Run what is missing, and print the table."""
     asked = options()
     folder = asked.data_dir
-    if folder is None or not all((folder / f).exists() for f in (IMAGES, *NETWORKS.values())):
-        print(f"not run: --data-dir with {', '.join((IMAGES, *NETWORKS.values()))} is needed")
+    if folder is None or not all((folder / f).exists() for f in (CIFAR, *NETWORKS.values())):
+        print(f"not run: --data-dir with {', '.join((CIFAR, *NETWORKS.values()))} is needed")
         return
     found: dict[str, Any] = {"rows": []}
     if asked.output.exists():
         found = json.loads(asked.output.read_text())
-    images = Images(folder / IMAGES, asked.part)
+    images = Images(folder / CIFAR, asked.part)
     points: list[tuple[str, float | None]] = [("original", None)]
     points += [("resnet8", flops) for flops in asked.flops]
     for network, flops in points:

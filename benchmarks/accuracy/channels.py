@@ -38,7 +38,8 @@ import numpy as np
 import tensorflow as tf
 
 import keras_ntt
-from benchmarks.accuracy.trained import BATCH, IMAGES, VALIDATION, accuracy, decoded
+from benchmarks.accuracy.trained import BATCH, accuracy
+from benchmarks.accuracy.trained_networks import CIFAR, VALIDATION, decoded
 from benchmarks.common.paths import RESULTS
 from benchmarks.common.table import machine
 from keras_ntt.core.channels.graph import channel_graph
@@ -114,7 +115,7 @@ def main() -> None:
     """Run what is missing, and print the table."""
     asked = options()
     folder = asked.data_dir
-    wanted = [IMAGES, *(NETWORKS[name] for name in asked.networks)]
+    wanted = [CIFAR, *(NETWORKS[name] for name in asked.networks)]
     if folder is None or not all((folder / file).exists() for file in wanted):
         print(f"not run: --data-dir with {', '.join(wanted)} is needed")
         return
@@ -122,7 +123,7 @@ def main() -> None:
     if asked.output.exists():
         found = json.loads(asked.output.read_text())
     start = time.perf_counter()
-    images, models = Images(folder / IMAGES, asked.part), {}
+    images, models = Images(folder / CIFAR, asked.part), {}
     for row in rows(asked):
         if any(row.items() <= other.items() for other in found["rows"]):
             continue

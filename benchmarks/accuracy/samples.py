@@ -24,7 +24,8 @@ import keras
 import numpy as np
 
 import keras_ntt
-from benchmarks.accuracy.trained import IMAGES, NETWORK, VALIDATION, accuracy, decoded
+from benchmarks.accuracy.trained import accuracy
+from benchmarks.accuracy.trained_networks import CIFAR, RESNET, VALIDATION, decoded
 from benchmarks.common.table import machine
 from keras_ntt.core.tables import table
 
@@ -56,15 +57,15 @@ def main() -> None:
     """Run what is missing, and print the table."""
     asked, start = options(), time.monotonic()
     folder = asked.data_dir
-    if folder is None or not (folder / IMAGES).exists() or not (folder / NETWORK).exists():
-        print(f"not run: --data-dir with {IMAGES} and {NETWORK} is needed")
+    if folder is None or not (folder / CIFAR).exists() or not (folder / RESNET).exists():
+        print(f"not run: --data-dir with {CIFAR} and {RESNET} is needed")
         return
     found: dict[str, Any] = {"rows": []}
     if asked.output.exists():
         found = json.loads(asked.output.read_text())
     found["machine"] = machine()
-    dense = keras.models.load_model(folder / NETWORK, compile=False)
-    with np.load(folder / IMAGES) as archive:
+    dense = keras.models.load_model(folder / RESNET, compile=False)
+    with np.load(folder / CIFAR) as archive:
         file = {name: archive[name] for name in archive.files}
     order = np.random.default_rng(0).permutation(len(file["train_offsets"]) - 1)
     held, others = order[:VALIDATION], order[VALIDATION:]

@@ -17,6 +17,7 @@ import tensorflow as tf
 from benchmarks.accuracy.datasets import has_idx, load_idx
 
 CIFAR, RESNET, DIGITS = "cifar10_jpeg.npz", "ic_resnet8_jpeg.keras", "spoken_digits_8khz.npz"
+VALIDATION = 5_000  # images of CIFAR-10 to choose settings on
 RATE = 8_000  # of samples a second
 _FRAME, _HOP, _BANDS, _FRAMES = 320, 160, 40, 49
 
@@ -173,8 +174,8 @@ def lenet(data: Path | None, idx: Path | None) -> Task | None:
 
 
 NETWORKS = {
-    "resnet8": Network(resnet8, f"--data-dir with {CIFAR} and {RESNET}", 0, 5_000),
-    "mobilenet": Network(mobilenet, f"--data-dir with {CIFAR}", 20, 5_000),
+    "resnet8": Network(resnet8, f"--data-dir with {CIFAR} and {RESNET}", 0, VALIDATION),
+    "mobilenet": Network(mobilenet, f"--data-dir with {CIFAR}", 20, VALIDATION),
     "ds_cnn": Network(ds_cnn, f"--data-dir with {DIGITS}", 30, 300),
     "lenet": Network(lenet, "--idx-dir with the files of Fashion-MNIST", 20, 5_000),
 }
