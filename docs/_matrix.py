@@ -28,6 +28,12 @@ FIRST = (
     "granet",
     "gradual",
 )
+NAMES = {
+    "resnet8": "ResNet-8, CIFAR-10",
+    "mobilenet": "MobileNetV1 0.25, CIFAR-10",
+    "ds_cnn": "DS-CNN, spoken digits",
+    "lenet": "LeNet-300-100, Fashion-MNIST",
+}
 Cells = dict[tuple[str, ...], dict[str, list[float]]]
 
 
@@ -62,13 +68,18 @@ def trained(results: Path) -> str:
     for row in found["rows"]:
         if row["part"] != "test":
             continue
-        network = row.get("network", "ResNet-8, CIFAR-10")
-        where = (network, f"{row['sparsity']:.0%}", f"{row['steps']:,}", f"{row['images']:,}")
-        name = "with labels" if row["method"] == "labels" else row["method"]
-        name += f", {row['recovery']}" if row["recovery"] not in ("", "labels") else ""
-        cells.setdefault(where, {}).setdefault(name, []).append(100 * row["accuracy"])
-    order = sorted(cells, key=lambda row: (row[0], row[1], int(row[2].replace(",", "")), row[3]))
-    return _matrix({row: cells[row] for row in order}, ("network", "zeros", "steps", "images"))
+        network = NAMES[row.get("network", "resnet8")]
+        zeros = row.get("pattern") or f"{row['sparsity']:.0%}"
+        name = "labels" if row["method"] == "labels" else f"no labels, {row['method']}"
+        name += f" {row['recovery']}" if row["recovery"] not in ("", "labels") else ""
+        cell = cells.setdefault((network, zeros, f"{row['steps']:,}"), {})
+        cell.setdefault(f"{name}, {row['images']:,}", []).append(100 * row["accuracy"])
+        if "dense_test" in found and network == NAMES["resnet8"]:
+            cell["dense"] = [100 * found["dense_test"]]
+    order = sorted(cells, key=lambda row: (row[0], row[1], int(row[2].replace(",", ""))))
+    seeds = max(len(x) for row in cells.values() for x in row.values())
+    shown = _matrix({row: cells[row] for row in order}, ("network", "zeros", "steps"))
+    return f"{shown}\n\nSeeds: {seeds}. The last number of a title is that of the images."
 
 
 def channels(results: Path) -> str:
