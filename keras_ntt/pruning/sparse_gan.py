@@ -153,7 +153,9 @@ class SparseGAN(keras.callbacks.Callback):
         # What the next update of the discriminator does: entries to grow (or, negative, to drop).
         self._growth = tf.Variable(0, dtype=tf.int32, trainable=False)
         self._exchanges = tf.Variable(False, trainable=False)
-        self._in_batch = tf.Variable(False, trainable=False)
+        # The first update of each network that this callback does not look after: it is not told
+        # that a run was interrupted, and the compiled step stays in the model.
+        self._ends = [tf.Variable(0, dtype=tf.int64, trainable=False) for _ in range(2)]
 
     # --- in training -----------------------------------------------------------------------
 
@@ -194,14 +196,14 @@ class SparseGAN(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         """Allow masks to move, and keep what the generator makes before its step."""
-        self._in_batch.assign(True)
+        for i, end in enumerate(self._ends):
+            end.assign(self._step(i) + 1)
         if self._step() % self.ratio_frequency == 0:
             noise = self._noise(self.batch_size)
             self._before = (noise, self._generated(noise), self._step())
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Measure the ratio, if it is time, and decide about the density."""
-        self._in_batch.assign(False)
         step = self._step()
         if self._before is not None:
             noise, fakes, begun = self._before
@@ -256,15 +258,15 @@ class SparseGAN(keras.callbacks.Callback):
         if not self.control.startswith("adapt"):
             return tf.constant(False)
         times = tf.logical_and(step > 0, tf.equal(step % self.exchange_frequency, 0))
-        return self._in_batch & times & (step < self.end_step)
+        return times & (step < self.end_step) & (step < self._ends[0])
 
     def _exchanged(self, value: Any, gradient: Any, mask: Any, step: Any, _: int) -> tf.Tensor:
         count = drop_count(mask, self.fraction_at(step))
         return grow(drop_smallest(value, mask, count), tf.abs(gradient), count)
 
-    def _discriminator_is_due(self, _: tf.Tensor) -> tf.Tensor:
+    def _discriminator_is_due(self, step: tf.Tensor) -> tf.Tensor:
         growth = tf.convert_to_tensor(self._growth)
-        return self._in_batch & (tf.not_equal(growth, 0) | self._exchanges)
+        return (tf.not_equal(growth, 0) | self._exchanges) & (step < self._ends[1])
 
     def _rebalanced(self, value: Any, gradient: Any, mask: Any, step: Any, index: int) -> tf.Tensor:
         growth, zero = tf.convert_to_tensor(self._growth), tf.constant(0)
@@ -300,9 +302,10 @@ class SparseGAN(keras.callbacks.Callback):
         first = tf.convert_to_tensor(keras.tree.flatten(outputs)[0])
         return float(tf.reduce_mean(tf.cast(first, tf.float32)))
 
-    def _step(self) -> int:
-        """Return the number of the generator's updates."""
-        optimizer = next((h.optimizer for h in self._held[0] if h.optimizer is not None), None)
+    def _step(self, network: int = 0) -> int:
+        """Return the number of updates of a network, of the generator by default."""
+        known = (held.optimizer for held in self._held[network])
+        optimizer = next((one for one in known if one is not None), None)
         return 0 if optimizer is None else int(optimizer.iterations)
 
     def _size(self) -> int:

@@ -203,3 +203,39 @@ def test_models_that_do_not_fit_are_refused():
 def test_settings_out_of_range_are_refused(setting, error):
     with pytest.raises(error, match="Received"):
         SparseGAN(**{"real": REAL, "noise": NOISE, "end_step": 9, **setting})
+
+
+class Stop(keras.callbacks.Callback):
+    """Ends a run by an error, at some batch, in its middle or after it."""
+
+    def __init__(self, batch, when):
+        super().__init__()
+        self.batch, self.when = batch, when
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if (batch, "middle") == (self.batch, self.when):
+            raise RuntimeError("stopped")
+
+    def on_train_batch_end(self, batch, logs=None):
+        if (batch, "after") == (self.batch, self.when):
+            raise RuntimeError("stopped")
+
+
+@pytest.mark.parametrize("when", ["middle", "after"])
+def test_masks_are_held_after_a_run_that_was_interrupted(when):
+    keras.utils.set_random_seed(0)
+    model = GAN()
+    model.compile(run_eagerly=True)
+    settings = {"control": "adapt", "frequency": 4, "exchange_frequency": 2, "ratio_frequency": 1}
+    # A ratio is over -10 always, so that each decision is for more connections.
+    settings |= {"lower": -20.0, "upper": -10.0, "end_step": 10_000, "sparsity": 0.6}
+    callback = SparseGAN(lambda n: REAL, lambda n: Z, **settings)
+    x = np.random.default_rng(0).normal(1.0, 0.3, size=(64, SIZE)).astype("float32")
+    with pytest.raises(RuntimeError, match="stopped"):
+        model.fit(x, batch_size=8, verbose=0, callbacks=[callback, Stop(3, when)])
+    networks = (model.generator, model.discriminator)
+    before = [mask for network in networks for mask in get_masks(network).values()]
+    model.fit(x, batch_size=8, verbose=0)
+    after = [mask for network in networks for mask in get_masks(network).values()]
+    for old, new in zip(before, after, strict=True):
+        np.testing.assert_array_equal(new, old)
