@@ -16,10 +16,11 @@ import numpy as np
 
 from keras_ntt.compression.candidates import Candidate, ladders
 from keras_ntt.compression.files import QUANTIZATIONS, TARGETS, quantizations, written
-from keras_ntt.compression.finished import Finished, fingerprint, in_words
+from keras_ntt.compression.finished import Finished
 from keras_ntt.compression.report import CompressionReport, CompressionRow
 from keras_ntt.compression.yardstick import parted, yardstick_of
 from keras_ntt.core import atomic_files, checks, host
+from keras_ntt.core.fingerprints import fingerprint, in_words
 from keras_ntt.litert.runtime.benchmark import seconds_in_turns
 from keras_ntt.pruning.post_training.costs import costs_shared
 
@@ -124,12 +125,13 @@ def compress(
     place = None if path is None else atomic_files.writable(path)
     seen, held, count = parted(model, inputs, checks.check_seed(seed))
     yardstick = yardstick_of(model, held, data, is_micro=target == "micro")
+    settings = {"epochs": epochs, "filters": filters, "seed": seed, **options}
     about = {
         "model": fingerprint([host.array_of(v) for v in model.weights]),
-        "inputs": fingerprint([seen, held]),
-        "data": fingerprint(yardstick.labelled) if yardstick.labelled else None,
+        "inputs": fingerprint(keras.tree.flatten([seen, held])),
+        "data": fingerprint(keras.tree.flatten(yardstick.labelled)) if yardstick.labelled else None,
         "target": target,
-        **in_words({"epochs": epochs, "filters": filters, "seed": seed, **options}),
+        **{name: in_words(value) for name, value in settings.items()},
     }
     with contextlib.ExitStack() as stack:
         where = stack.enter_context(tempfile.TemporaryDirectory()) if folder is None else folder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,6 @@ from dataclasses import asdict
 from typing import Any
 
 import keras
-import numpy as np
 
 from keras_ntt.compression.candidates import Candidate
 from keras_ntt.compression.report import CompressionRow
@@ -96,25 +94,6 @@ class Finished:
 
     def _model(self, candidate: Candidate, suffix: str) -> pathlib.Path:
         return self._folder / f"{candidate.name}{suffix}"
-
-
-def fingerprint(arrays: Any) -> str:
-    """Return a short text that differs where arrays, nested or not, differ.
-
-    >>> fingerprint([np.zeros(2)]) == fingerprint([np.zeros(2)]) != fingerprint([np.ones(2)])
-    True
-    """
-    found = hashlib.sha256()
-    for leaf in keras.tree.flatten(arrays):
-        array = np.ascontiguousarray(leaf)
-        found.update(f"{array.shape}{array.dtype}".encode())
-        found.update(array.tobytes())
-    return found.hexdigest()[:16]
-
-
-def in_words(options: Mapping[str, Any]) -> dict[str, str]:
-    """Return options as texts; functions by their names, which do not change from run to run."""
-    return {name: getattr(v, "__qualname__", None) or repr(v) for name, v in options.items()}
 
 
 def _check(mine: Mapping[str, Any], file: pathlib.Path) -> None:

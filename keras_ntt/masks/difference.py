@@ -7,7 +7,6 @@ any machine (Wimmer et al., "FreezeNet", 2020). The values are restored bit by b
 
 from __future__ import annotations
 
-import hashlib
 import os
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 from keras_ntt.core import checks, host, philox
 from keras_ntt.core.atomic_files import Path, as_path, replacing
 from keras_ntt.core.copies import copy_of
+from keras_ntt.core.fingerprints import fingerprint
 from keras_ntt.masks import difference_format
 from keras_ntt.masks.difference_format import Content, Part, shape_of
 
@@ -130,15 +130,6 @@ def load_difference(base: keras.Model, path: Path) -> keras.Model:
     copy = copy_of(base)
     copy.set_weights(values)
     return copy
-
-
-def fingerprint(values: list[np.ndarray]) -> str:
-    """Return a fingerprint of the weights of a model: SHA-256 of shapes, types and bytes."""
-    found = hashlib.sha256()
-    for value in values:
-        found.update(f"{value.dtype.name} {value.shape};".encode())
-        found.update(np.ascontiguousarray(value).tobytes())
-    return found.hexdigest()
 
 
 def limits_of(model: keras.Model) -> list[float | None]:

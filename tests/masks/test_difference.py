@@ -14,8 +14,8 @@ from hypothesis.extra import numpy as hnp
 
 from keras_ntt import load_difference, save_difference
 from keras_ntt.core import philox
+from keras_ntt.core.fingerprints import fingerprint
 from keras_ntt.masks import difference_format as form
-from keras_ntt.masks.difference import fingerprint
 
 REFUSED = "not a whole file as keras_ntt.save_difference"
 
